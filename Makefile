@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo serve test lint format types openapi openapi-check lock compose-check clean
+.DEFAULT_GOAL := help
+
+help: ## List every target
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+demo: $(VENV)/.installed ## Train, ingest, upgrade and query real images over HTTP; IMAGES=<folder or Parquet> for your own
+	$(BIN)/python -m demo $(if $(IMAGES),--images "$(IMAGES)") $(DEMO_OPTIONS)
+
+serve: $(VENV)/.installed ## Start everything embedded, data in ./data
+	$(BIN)/gallery-upgrade serve
+
+test: $(VENV)/.installed ## Run every test against embedded servers
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.installed ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed ## Rewrite files in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed ## Check types
+	$(BIN)/mypy
+
+openapi: $(VENV)/.installed ## Write docs/openapi.json from the code
+	$(BIN)/gallery-upgrade openapi > docs/openapi.json
+
+openapi-check: $(VENV)/.installed ## Fail if docs/openapi.json is not what the code says
+	$(BIN)/gallery-upgrade openapi | diff docs/openapi.json -
+
+compose-check: $(VENV)/.installed ## Lint the Dockerfile
+	$(BIN)/hadolint Dockerfile
+
+lock: $(VENV)/.installed ## Resolve requirements.lock again from pyproject.toml
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --strip-extras --extra cpu --extra dev --extra training --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+	sed -i 's/^torch==\([0-9.]*\).*/torch==\1/; /^#/d; /^$$/d' requirements.lock
+
+clean: ## Remove what make built
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache

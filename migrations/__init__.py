@@ -1,0 +1,26 @@
+"""Alembic: `upgrade_database(engine)` brings a database to the newest schema; each revision is one transaction."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, text
+
+# One arbitrary number: two processes that start at once migrate one after the other.
+_ADVISORY_LOCK = 7_240_611
+
+
+def upgrade_database(engine: Engine) -> None:
+    """Apply every missing migration; safe to call from several processes at once."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+        connection.commit()
+        try:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.commit()

@@ -1,0 +1,47 @@
+"""What endpoints are given: the process's parts, a session that commits before the answer, and checked names."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Path, Request
+from pydantic import StringConstraints
+from sqlalchemy.orm import Session
+
+from service.blobs import BlobStore
+from service.db import Database
+from service.encoder import Encoders
+from service.index.replica import Replicas
+from service.settings import Settings
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+NamePath = Annotated[str, Path(pattern=NAME_PATTERN)]
+IdPath = Annotated[int, Path(ge=1, lt=2**63)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything one API process holds, made once at start."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    encoders: Encoders
+    replicas: Replicas
+
+
+def parts_of(request: Request) -> Parts:
+    return cast(Parts, request.app.state.parts)
+
+
+PartsDependency = Annotated[Parts, Depends(parts_of)]
+
+
+def _session(parts: PartsDependency) -> Iterator[Session]:
+    with parts.database.session_scope() as session:
+        yield session
+
+
+# With the default scope the commit would come after the answer, and one that fails would still have said 200.
+SessionDependency = Annotated[Session, Depends(_session, scope="function")]

@@ -1,0 +1,86 @@
+"""`/v1/galleries`."""
+
+from datetime import datetime
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict
+
+from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
+from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.domain import galleries
+
+router = APIRouter(prefix="/galleries", tags=["galleries"])
+
+
+class NewGallery(BaseModel):
+    """Smaller distance is closer for every metric: Euclidean, 1 - cosine, or the negative inner product."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    model_version: Name
+    metric: Literal["l2", "cosine", "ip"] = "l2"
+    dtype: Literal["float16", "float32"] = "float16"
+    thumbnails: bool = True
+
+
+class GalleryView(BaseModel):
+    name: str
+    model_version: str
+    generation: int
+    metric: str
+    dtype: str
+    thumbnails: bool
+    has_side_information: bool
+    revision: int
+    items: int
+    created_at: datetime
+
+
+def _view(details: galleries.GalleryDetails) -> GalleryView:
+    gallery = details.gallery
+    return GalleryView(
+        name=gallery.name,
+        model_version=details.version.name,
+        generation=details.generation.id,
+        metric=gallery.metric,
+        dtype=gallery.dtype,
+        thumbnails=gallery.thumbnails,
+        has_side_information=details.generation.has_side_information,
+        revision=gallery.revision,
+        items=details.items,
+        created_at=gallery.created_at,
+    )
+
+
+@router.post("", status_code=201)
+def create_gallery(new: NewGallery, session: SessionDependency, response: Response) -> GalleryView:
+    """Create an empty gallery under a model version."""
+    gallery = galleries.create_gallery(
+        session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails
+    )
+    response.headers["Location"] = f"/v1/galleries/{gallery.name}"
+    return _view(galleries.describe_gallery(session, gallery))
+
+
+@router.get("")
+def list_galleries(session: SessionDependency, limit: Limit = 100, cursor: Cursor = None) -> Page[GalleryView]:
+    """Return galleries in the order they were created."""
+    found = galleries.list_galleries(session, decode_cursor(cursor), limit + 1)
+    views = [_view(galleries.describe_gallery(session, gallery)) for gallery in found]
+    return page_of(views, [gallery.id for gallery in found], limit)
+
+
+@router.get("/{name}")
+def get_gallery(name: NamePath, session: SessionDependency) -> GalleryView:
+    """Return one gallery."""
+    return _view(galleries.describe_gallery(session, galleries.get_gallery(session, name)))
+
+
+@router.delete("/{name}", status_code=204)
+def delete_gallery(name: NamePath, parts: PartsDependency) -> None:
+    """Delete a gallery with everything in it; 409 while an upgrade of it is open."""
+    with parts.database.session_scope() as session:
+        gallery_id = galleries.delete_gallery(session, name)
+    parts.replicas.forget(gallery_id)

@@ -1,0 +1,44 @@
+"""`/livez`, `/readyz` and `/metrics`."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from pydantic import BaseModel
+from sqlalchemy import text
+
+from service.api.dependencies import PartsDependency, SessionDependency
+
+router = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    status: str
+
+
+@router.get("/livez")
+def livez() -> Health:
+    """Answer while the process runs."""
+    return Health(status="ok")
+
+
+@router.get("/readyz")
+def readyz(session: SessionDependency) -> Health:
+    """Answer once the replicas are loaded and the database answers; 503 otherwise."""
+    session.execute(text("SELECT 1"))
+    return Health(status="ok")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
+    """Return gauges in the Prometheus text format, counted from rows and replicas."""
+    registry = CollectorRegistry()
+    upgrades = Gauge("gallery_upgrades", "Upgrades by state", ["state"], registry=registry)
+    for state, count in session.execute(text("SELECT state, count(*) FROM upgrades GROUP BY state")):
+        upgrades.labels(state).set(count)
+    batches = Gauge("gallery_upgrade_batches", "Batches of unfinished upgrades by state", ["state"], registry=registry)
+    for state, count in session.execute(text("SELECT state, count(*) FROM upgrade_batches GROUP BY state")):
+        batches.labels(state).set(count)
+    vectors = Gauge("gallery_index_vectors", "Vectors in the active index of this process", ["gallery"], registry=registry)
+    names = {row[0]: row[1] for row in session.execute(text("SELECT id, name FROM galleries"))}
+    for gallery_id, size in parts.replicas.sizes().items():
+        vectors.labels(names.get(gallery_id, str(gallery_id))).set(size)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,116 @@
+"""`POST /v1/galleries/{g}/images`: ingest of image files."""
+
+import json
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.datastructures import FormData, UploadFile
+
+from service.api.dependencies import NamePath, PartsDependency
+from service.api.uploads import UploadForm
+from service.domain.images import ImageUpload, ingest_images
+from service.domain.ingest import NewItem
+from service.errors import Unprocessable
+
+router = APIRouter(prefix="/galleries", tags=["images"])
+
+
+class InvalidUpload(Unprocessable):
+    """The form's parts do not fit together."""
+
+
+class ItemDescription(BaseModel):
+    """What is said about one file; `id` defaults to the file's name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    label: str | None = None
+
+
+class ImageResultView(BaseModel):
+    id: str
+    status: Literal["created", "replaced", "rejected"]
+    error: str | None = None
+
+
+class ImagesAnswer(BaseModel):
+    results: list[ImageResultView]
+
+
+_DESCRIPTIONS = TypeAdapter(list[ItemDescription])
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "items": {
+                            "type": "string",
+                            "description": "JSON list of {id?, metadata?, label?}, one per file in file order",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/{name}/images", openapi_extra=_FORM)
+def post_images(name: NamePath, form: UploadForm, parts: PartsDependency) -> ImagesAnswer:
+    """Encode and store images. One bad file is rejected alone; 422 only if every file is."""
+    uploads = _uploads(form, parts.settings.max_image_bytes)
+    results = ingest_images(parts.database, parts.encoders, parts.replicas, parts.settings, name, uploads)
+    return ImagesAnswer(results=[ImageResultView(id=r.id, status=r.status, error=r.error) for r in results])
+
+
+def _uploads(form: FormData, max_image_bytes: int) -> list[ImageUpload]:
+    files = [value for key, value in form.multi_items() if key == "files" and isinstance(value, UploadFile)]
+    others = {key for key in form if key not in ("files", "items")}
+    if not files or others:
+        raise InvalidUpload("The form has one or more parts named 'files', each a file, and optionally 'items'.")
+    texts = form.getlist("items")
+    if len(texts) > 1:
+        raise InvalidUpload("The part 'items' occurs once.")
+    descriptions = _descriptions(texts[0], len(files)) if texts else [ItemDescription() for _ in files]
+    return [
+        ImageUpload(
+            NewItem(_id_of(description, file), description.metadata, description.label),
+            lambda file=file: _read(file, max_image_bytes),
+        )
+        for description, file in zip(descriptions, files, strict=True)
+    ]
+
+
+def _descriptions(part: Any, count: int) -> list[ItemDescription]:
+    try:
+        raw = part.file.read() if isinstance(part, UploadFile) else part
+        descriptions = _DESCRIPTIONS.validate_python(json.loads(raw))
+    except ValidationError as error:
+        errors = [{"location": ["items", *e["loc"]], "detail": e["msg"]} for e in error.errors()[:100]]
+        raise InvalidUpload("The part 'items' is not a list of {id?, metadata?, label?}.", errors) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidUpload(f"The part 'items' is not JSON: {error}") from error
+    if len(descriptions) != count:
+        raise InvalidUpload(f"'items' describes {len(descriptions)} files, but there are {count}.")
+    return descriptions
+
+
+def _id_of(description: ItemDescription, file: UploadFile) -> str:
+    name = description.id if description.id is not None else file.filename
+    if not name:
+        raise InvalidUpload("A file without a name needs an 'id' in 'items'.")
+    return name
+
+
+def _read(file: UploadFile, max_image_bytes: int) -> bytes:
+    """Return the file's bytes from the start; one byte too many is enough to refuse it as too large."""
+    file.file.seek(0)
+    return file.file.read(max_image_bytes + 1)

@@ -1,0 +1,73 @@
+"""`/v1/galleries/{g}/items`. An id may hold any printable character, slashes included."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from service.api.dependencies import NamePath, PartsDependency, SessionDependency
+from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.domain import items
+from service.tables import Item
+
+router = APIRouter(prefix="/galleries", tags=["items"])
+ItemId = Annotated[str, Path(min_length=1)]
+
+
+class ItemView(BaseModel):
+    """`origin` is that of its row in the active generation."""
+
+    id: str
+    label: str | None
+    metadata: dict[str, Any]
+    origin: str | None
+    revision: int
+    created_at: datetime
+
+
+def _views(session: Session, gallery: str, found: list[Item]) -> list[ItemView]:
+    origins = items.origins_of(session, gallery, [item.id for item in found])
+    return [
+        ItemView(
+            id=item.external_id,
+            label=item.label,
+            metadata=item.metadata_,
+            origin=origins.get(item.id),
+            revision=item.revision,
+            created_at=item.created_at,
+        )
+        for item in found
+    ]
+
+
+@router.get("/{name}/items")
+def list_items(
+    name: NamePath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
+) -> Page[ItemView]:
+    """Return live items in the order they were first created."""
+    found = items.list_items(session, name, decode_cursor(cursor), limit + 1)
+    return page_of(_views(session, name, found), [item.id for item in found], limit)
+
+
+@router.get(
+    "/{name}/items/{item_id:path}/thumbnail",
+    response_class=Response,
+    responses={200: {"content": {"image/jpeg": {}}}},
+)
+def get_thumbnail(name: NamePath, item_id: ItemId, session: SessionDependency) -> Response:
+    """Return an item's thumbnail as JPEG."""
+    return Response(items.get_thumbnail(session, name, item_id), media_type="image/jpeg")
+
+
+@router.get("/{name}/items/{item_id:path}")
+def get_item(name: NamePath, item_id: ItemId, session: SessionDependency) -> ItemView:
+    """Return one live item."""
+    return _views(session, name, [items.get_item(session, name, item_id)])[0]
+
+
+@router.delete("/{name}/items/{item_id:path}", status_code=204)
+def delete_item(name: NamePath, item_id: ItemId, parts: PartsDependency) -> None:
+    """Delete an item from every generation."""
+    items.delete_item(parts.database, parts.replicas, name, item_id)

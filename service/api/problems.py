@@ -1,0 +1,82 @@
+"""Errors as `application/problem+json` (RFC 9457): the one place where an exception becomes an answer."""
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from service import logs
+from service.errors import GalleryError
+
+events = logs.Events(__name__)
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(
+    status: int,
+    detail: str,
+    *,
+    kind: str = "about:blank",
+    errors: list[dict[str, object]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Return a problem document; `kind` becomes its `type`."""
+    body: dict[str, object] = {
+        "type": kind,
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if errors:
+        body["errors"] = errors
+    return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _kind(error: Exception) -> str:
+    name = type(error).__name__
+    words = "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+    return f"urn:gallery-upgrade:{words}"
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GalleryError)
+    headers = {"Retry-After": "1"} if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return problem(error.status_code, error.message, kind=_kind(error), errors=error.errors, headers=headers)
+
+
+def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [
+        {"location": list(e["loc"]), "detail": e["msg"]}
+        for e in jsonable_encoder(error.errors(), custom_encoder={bytes: lambda value: f"{len(value)} bytes"})
+    ]
+    where = "; ".join(f"{'.'.join(map(str, e['location']))}: {e['detail']}" for e in errors[:3])
+    return problem(422, f"The request is not valid: {where}", errors=errors)
+
+
+def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+def _database_away(request: Request, error: Exception) -> JSONResponse:
+    events.exception("request.database_away", path=request.url.path)
+    return problem(503, "The database does not answer; try again shortly.", headers={"Retry-After": "1"})
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    events.exception("request.failed", path=request.url.path)
+    return problem(500, "The service failed on this request; its log has the reason.")
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Make every error of `app` a problem document."""
+    app.add_exception_handler(GalleryError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OperationalError, _database_away)
+    app.add_exception_handler(Exception, _unexpected)

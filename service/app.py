@@ -1,0 +1,71 @@
+"""The FastAPI application: `create_app(settings)` makes the parts, starts the replicas and mounts the routers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from service.api import (
+    console,
+    embeddings,
+    galleries,
+    health,
+    images,
+    items,
+    jobs,
+    model_versions,
+    search,
+    transformations,
+    upgrades,
+)
+from service.api.dependencies import Parts
+from service.api.idempotency import IdempotencyMiddleware
+from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
+from service.api.problems import install_problem_handlers
+from service.blobs import BlobStore
+from service.db import Database, create_database_engine
+from service.domain.following import GenerationRows
+from service.encoder import Encoders
+from service.index.replica import Replicas
+from service.queue import TaskQueue, celery_application
+from service.settings import Settings
+
+DESCRIPTION = """Holds image galleries as embeddings and side-information, and moves a whole gallery into a new
+embedding model's space without touching an image."""
+
+
+def make_parts(settings: Settings) -> Parts:
+    """Connect to the database, the broker and the blob store that `settings` names."""
+    if settings.database_url is None:
+        raise ValueError("Settings.database_url is not set")
+    queue = TaskQueue(celery_application(settings))
+    database = Database(create_database_engine(settings.database_url), queue)
+    blobs = BlobStore(settings.blob_location)
+    encoders = Encoders(blobs, settings)
+    replicas = Replicas(GenerationRows(database, blobs, encoders, settings), settings.follow_every_seconds)
+    return Parts(settings, database, blobs, encoders, replicas)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; connections are made when it starts, not here."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parts = app.state.parts = make_parts(settings)
+        await run_in_threadpool(parts.replicas.start)
+        yield
+        await run_in_threadpool(parts.replicas.stop)
+        parts.database.engine.dispose()
+
+    app = FastAPI(title="gallery-upgrade", version="1", description=DESCRIPTION, lifespan=lifespan)
+    install_problem_handlers(app)
+    for module in (model_versions, transformations, galleries, images, embeddings, search, items, upgrades, jobs):
+        app.include_router(module.router, prefix="/v1")
+    app.include_router(health.router)
+    app.include_router(console.router)
+    # The last one added runs first: a request gets its id, then its limit, then its idempotency.
+    app.add_middleware(IdempotencyMiddleware)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_request_bytes)
+    app.add_middleware(RequestIdMiddleware)
+    return app

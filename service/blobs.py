@@ -1,0 +1,101 @@
+"""The blob store: bytes kept under their SHA-256, in a folder or anything fsspec reaches (S3 and others)."""
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import fsspec
+
+from service.errors import GalleryError
+
+
+class BlobDamaged(GalleryError):
+    """Stored bytes no longer have the digest that they were stored under."""
+
+    status_code = 500
+
+
+class BlobMissing(GalleryError):
+    status_code = 500
+
+
+class BlobStore:
+    """`put` gives a digest; `get` gives back exactly the bytes with that digest or raises."""
+
+    def __init__(self, url: str) -> None:
+        self._filesystem, root = fsspec.core.url_to_fs(url)
+        self._root = root.rstrip("/")
+        self._is_local = urlsplit(url).scheme in ("", "file")
+        self._filesystem.makedirs(self._root, exist_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Store `data` (once) and return its SHA-256 in hex."""
+        digest = hashlib.sha256(data).hexdigest()
+        path = self._path(digest)
+        if not self._filesystem.exists(path):
+            # Written under another name first: a half-written file never carries a digest's name.
+            temporary = f"{self._root}/{uuid.uuid4().hex}.part"
+            self._filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            with self._filesystem.open(temporary, "wb") as stream:
+                stream.write(data)
+                if self._is_local:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            self._filesystem.mv(temporary, path)
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        """Return the bytes stored under `digest`, checked; raise `BlobMissing` or `BlobDamaged`."""
+        try:
+            data: bytes = self._filesystem.cat_file(self._path(digest))
+        except FileNotFoundError as error:
+            raise BlobMissing(f"Artifact {digest} is not in the blob store.") from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise BlobDamaged(f"Artifact {digest} in the blob store is damaged: its digest differs.")
+        return data
+
+    def delete(self, digest: str) -> None:
+        """Remove a blob; one that is not there is not an error."""
+        if self._filesystem.exists(self._path(digest)):
+            self._filesystem.rm_file(self._path(digest))
+
+    def publish(self, name: str, write: Callable[[Path], None]) -> None:
+        """Store the file that `write(path)` makes under `name`, all of it or nothing.
+
+        `write` itself must make the file durable and whole (`service.index.files.save_index` does).
+        """
+        if self._is_local:
+            path = Path(self._root) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "file"
+            write(source)
+            temporary = f"{self._root}/{uuid.uuid4().hex}.part"
+            self._filesystem.put_file(str(source), temporary)
+            self._filesystem.mv(temporary, f"{self._root}/{name}")
+
+    def fetch_file(self, name: str, cache: Path) -> Path:
+        """Return a local path that holds blob `name`: the stored file itself, or a copy below `cache`."""
+        if self._is_local:
+            return Path(self._root) / name
+        target = cache / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{uuid.uuid4().hex}.part")
+            self._filesystem.get_file(f"{self._root}/{name}", str(part))
+            part.rename(target)
+        return target
+
+    def delete_file(self, name: str) -> None:
+        """Remove a named file; one that is not there is not an error."""
+        if self._filesystem.exists(f"{self._root}/{name}"):
+            self._filesystem.rm_file(f"{self._root}/{name}")
+
+    def _path(self, digest: str) -> str:
+        return f"{self._root}/artifacts/{digest[:2]}/{digest}"

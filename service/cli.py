@@ -1,0 +1,102 @@
+"""The command `gallery-upgrade`: `serve` runs everything; `api`, `worker` and `migrate` one part alone."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.settings import Settings
+
+main = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
+
+
+@main.command()
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    data: Annotated[Path | None, typer.Option(help="Folder for everything that is kept [default: ./data].")] = None,
+) -> None:
+    """Start PostgreSQL, Valkey, a worker and the API; stop them all on Ctrl-C or SIGTERM.
+
+    With GALLERY_DATABASE_URL and GALLERY_BROKER_URL set, those servers are used instead of embedded ones.
+    """
+    from service.serving import ServeError, serve_everything
+
+    settings = Settings() if data is None else Settings(data=data)
+    try:
+        serve_everything(settings, host, port)
+    except ServeError as error:
+        typer.echo(f"gallery-upgrade: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@main.command()
+def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the HTTP API alone, against GALLERY_DATABASE_URL, GALLERY_BROKER_URL and GALLERY_BLOB_URL."""
+    import uvicorn
+
+    from service.app import create_app
+    from service.logs import configure_logging
+
+    settings = _external_settings()
+    configure_logging()
+    _migrate(settings)
+    uvicorn.run(create_app(settings), host=host, port=port, log_config=None, access_log=False)
+
+
+@main.command()
+def worker() -> None:
+    """Run one worker alone, one per device, against the same variables as `api`."""
+    _external_settings()
+    os.execv(sys.executable, worker_command())
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database that GALLERY_DATABASE_URL names to the newest schema."""
+    _migrate(_external_settings())
+
+
+@main.command()
+def openapi() -> None:
+    """Print the API's OpenAPI document."""
+    from service.app import create_app
+
+    typer.echo(json.dumps(create_app(Settings()).openapi(), indent=2, sort_keys=True))
+
+
+def worker_command() -> list[str]:
+    """Return the command line of a worker process."""
+    options = ["--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+    return [sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options]
+
+
+def _external_settings() -> Settings:
+    settings = Settings()
+    missing = [
+        f"GALLERY_{name.upper()}" for name in ("database_url", "broker_url") if getattr(settings, name) is None
+    ]
+    if missing:
+        typer.echo(f"gallery-upgrade: set {' and '.join(missing)}, or use `gallery-upgrade serve`.", err=True)
+        raise typer.Exit(2)
+    return settings
+
+
+def _migrate(settings: Settings) -> None:
+    from migrations import upgrade_database
+    from service.db import create_database_engine
+
+    assert settings.database_url is not None
+    engine = create_database_engine(settings.database_url)
+    upgrade_database(engine)
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The database: one engine per process and `session_scope()`, the one place that commits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session
+
+from service.queue import Sender
+
+
+def create_database_engine(url: str, pool_size: int = 20) -> Engine:
+    """Return an engine on psycopg 3; a connection that died while idle is replaced, not raised."""
+    if url.startswith(("postgresql://", "postgres://")):
+        url = "postgresql+psycopg://" + url.split("://", 1)[1]
+    return create_engine(url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True)
+
+
+class Database:
+    """Sessions on one engine, and the queue that their messages go to after the commit."""
+
+    def __init__(self, engine: Engine, queue: Sender) -> None:
+        self.engine = engine
+        self.queue = queue
+
+    @contextmanager
+    def session_scope(self, *, snapshot: bool = False) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on any exception; messages go out after the commit.
+
+        With `snapshot`, every statement sees the database as it was at the first one (REPEATABLE READ).
+        """
+        engine = self.engine.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.engine
+        with Session(engine, expire_on_commit=False) as session:
+            with session.begin():
+                yield session
+            for task_name, arguments in session.info.pop("messages", []):
+                self.queue.send(task_name, *arguments)
+
+
+def driver_connection(session: Session) -> psycopg.Connection:
+    """Return the session's own psycopg connection, inside its transaction, for COPY."""
+    connection = session.connection().connection.driver_connection
+    assert isinstance(connection, psycopg.Connection)
+    return connection

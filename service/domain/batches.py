@@ -1,0 +1,239 @@
+"""The batches of an upgrade: ranges of item ids, claimed from rows, each one transaction of work.
+
+A batch is first claimed in a short transaction that counts the attempt; then one transaction locks the batch's row,
+reads, transforms, writes and marks it done. The row lock says that the worker lives: it ends with the worker's
+connection. The lease only covers the moment between the two transactions.
+
+A crash after each step leaves:
+1. claimed: the claim, which the next claimer takes over when its lease has ended;
+2. read, transformed, staged or written: nothing, the transaction is gone;
+3. committed: the rows and the `done` mark together.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from psycopg import sql
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.db import Database, driver_connection
+from service.domain.generations import (
+    StoredGeneration,
+    columns_of,
+    get_stored_generation,
+    stage_embeddings,
+    upsert_clause,
+)
+from service.domain.upgrade_state import Action, State
+from service.domain.upgrades import change_state, lock_state
+from service.tables import Upgrade, UpgradeBatch, embeddings_table
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows, Origin
+
+events = logs.Events(__name__)
+
+TRANSFORMABLE = frozenset({State.TRANSFORMING, State.READY})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one batch, until its token is replaced."""
+
+    batch_id: int
+    upgrade_id: int
+    token: uuid.UUID
+    attempts: int
+
+
+# (rows of the leg's generation, transformation ids, format to give) -> (embedding, side_information), as stored.
+Transform = Callable[[EmbeddingRows, StoredGeneration, StoredGeneration, tuple[int, ...]], EmbeddingRows]
+
+
+def plan_batches(session: Session, upgrade_id: int, batch_items: int) -> None:
+    """Cut the items of the start revision into batches and start transforming."""
+    upgrade = change_state(session, upgrade_id, Action.START, batches_planned_at=func.now())
+    session.execute(
+        text(
+            _BATCHES.format(
+                source="items WHERE gallery_id = :gallery_id AND deleted_at IS NULL AND revision <= :start_revision"
+            )
+        ),
+        {
+            "upgrade_id": upgrade_id,
+            "phase": "transforming",
+            "batch_items": batch_items,
+            "gallery_id": upgrade.gallery_id,
+            "start_revision": upgrade.start_revision,
+        },
+    )
+
+
+def plan_catch_up(session: Session, upgrade: Upgrade, batch_items: int) -> int:
+    """Cut the items that have no current row in the next generation into batches; return how many items there are."""
+    table = embeddings_table(upgrade.to_generation_id)
+    planned = session.execute(
+        text(
+            _BATCHES.format(
+                source=f"items i WHERE gallery_id = :gallery_id AND deleted_at IS NULL AND NOT EXISTS"
+                f" (SELECT FROM {table} e WHERE e.item_id = i.id AND e.revision = i.revision)"
+            )
+        ),
+        {
+            "upgrade_id": upgrade.id,
+            "phase": "catching_up",
+            "batch_items": batch_items,
+            "gallery_id": upgrade.gallery_id,
+        },
+    ).scalars()
+    return sum(planned)
+
+
+_BATCHES = """
+INSERT INTO upgrade_batches (upgrade_id, phase, first_item_id, last_item_id, items)
+SELECT :upgrade_id, :phase, min(id), max(id), count(*)
+FROM (SELECT id, (row_number() OVER (ORDER BY id) - 1) / :batch_items AS batch FROM {source}) AS numbered
+GROUP BY batch ORDER BY batch
+RETURNING items
+"""
+
+
+def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Claim | None:
+    """Claim a batch that is pending, or whose claimer is gone; None when there is none to take.
+
+    Committed at once, so that an attempt counts even if it kills the worker.
+    """
+    claimable = (UpgradeBatch.state == "pending") | (
+        (UpgradeBatch.state == "claimed") & (UpgradeBatch.lease_expires_at < func.now())
+    )
+    token = uuid.uuid4()
+    with database.session_scope() as session:
+        batch_id = session.scalar(
+            select(UpgradeBatch.id)
+            .where(UpgradeBatch.upgrade_id == upgrade_id, claimable)
+            .order_by(UpgradeBatch.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if batch_id is None:
+            return None
+        attempts = session.scalar(
+            update(UpgradeBatch)
+            .where(UpgradeBatch.id == batch_id)
+            .values(
+                state="claimed",
+                claim_token=token,
+                attempts=UpgradeBatch.attempts + 1,
+                lease_expires_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lease_seconds),
+            )
+            .returning(UpgradeBatch.attempts)
+        )
+    return Claim(batch_id, upgrade_id, token, attempts or 1)
+
+
+def unfinished_batches(session: Session, upgrade_id: int) -> int:
+    """Return how many batches are not done, in anybody's hands."""
+    query = select(func.count()).where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != "done")
+    return session.scalar(query) or 0
+
+
+def work_on_batch(session: Session, claim: Claim, transform: Transform, rows_per_chunk: int) -> int | None:
+    """Transform a claimed batch and mark it done, in the session's one transaction; return the rows written.
+
+    None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over.
+    """
+    # A worker that is frozen in the middle loses its connection, and with it the batch, after this time.
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '120s'"))
+    upgrade = lock_state(session, claim.upgrade_id, shared=True)
+    batch = session.scalar(
+        select(UpgradeBatch)
+        .where(UpgradeBatch.id == claim.batch_id, UpgradeBatch.claim_token == claim.token)
+        .where(UpgradeBatch.state == "claimed")
+        .with_for_update()
+    )
+    if batch is None:
+        return None
+    if State(upgrade.state) not in TRANSFORMABLE:
+        # Nothing was tried: the batch waits for a resume as if it had not been claimed.
+        batch.state, batch.attempts = "pending", batch.attempts - 1
+        return None
+    rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform, rows_per_chunk)
+    batch.state, batch.rows, batch.error, batch.done_at = "done", rows, None, func.now()
+    events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
+    return rows
+
+
+def release_batch(session: Session, claim: Claim, sentence: str) -> None:
+    """Give a claim back after a failure, with the reason."""
+    session.execute(
+        update(UpgradeBatch)
+        .where(
+            UpgradeBatch.id == claim.batch_id,
+            UpgradeBatch.claim_token == claim.token,
+            UpgradeBatch.state == "claimed",
+        )
+        .values(state="pending", error=sentence)
+    )
+
+
+def transform_items(
+    session: Session,
+    upgrade: Upgrade,
+    first_item_id: int,
+    last_item_id: int,
+    transform: Transform,
+    rows_per_chunk: int,
+) -> int:
+    """Give every item of the range that lacks a current row in the next generation one, and return how many.
+
+    Rows that are current there (encoded from pixels, or transformed by an earlier run) are not read and never
+    overwritten, so running twice has the effect of running once.
+    """
+    target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
+    written = 0
+    for number, leg in enumerate(upgrade.legs):
+        source = get_stored_generation(session, upgrade.gallery_id, leg["generation"])
+        path = tuple(leg["transformations"])
+        chunks = list(_rows_to_transform(session, source, target, first_item_id, last_item_id, rows_per_chunk))
+        if not chunks:
+            continue
+        transformed = EmbeddingRows.concatenate([transform(rows, source, target, path) for rows in chunks])
+        transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
+        staging = f"staging_{upgrade.to_generation_id}_{first_item_id}_{number}"
+        stage_embeddings(session, staging, transformed, target.vector_format)
+        columns = columns_of(target.vector_format)
+        inserted = session.execute(
+            text(
+                f"INSERT INTO {target.table} (item_id, revision, origin, {columns})"
+                f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
+                " JOIN items i ON i.id = s.item_id AND i.revision = s.revision AND i.deleted_at IS NULL"
+                f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)}"
+            )
+        )
+        written += inserted.rowcount
+    return written
+
+
+def _rows_to_transform(
+    session: Session,
+    source: StoredGeneration,
+    target: StoredGeneration,
+    first_item_id: int,
+    last_item_id: int,
+    rows_per_chunk: int,
+) -> Iterator[EmbeddingRows]:
+    columns = sql.SQL(", ").join(
+        sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
+    )
+    query = sql.SQL(
+        "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e"
+        " JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
+        " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision"
+        " WHERE e.item_id BETWEEN %s AND %s AND t.item_id IS NULL ORDER BY e.item_id"
+    ).format(columns=columns, source=sql.Identifier(source.table), target=sql.Identifier(target.table))
+    return read_rows(
+        driver_connection(session), query, (first_item_id, last_item_id), source.vector_format, rows_per_chunk
+    )

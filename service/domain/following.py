@@ -1,0 +1,152 @@
+"""What replicas and index builds read: a gallery's generations, and their rows from one revision to another."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.blobs import BlobStore
+from service.db import Database, driver_connection
+from service.domain.generations import StoredGeneration, current_rows_query, get_stored_generation
+from service.encoder import Encoders
+from service.errors import GalleryError
+from service.index.faiss_index import FaissIndex
+from service.index.files import IndexFileError, build_index, load_index
+from service.index.protocol import Metric
+from service.index.replica import Changes, GalleryState, GenerationState, Ids, ServedGeneration, difference
+from service.settings import Settings
+from service.tables import Gallery, Generation
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows, VectorFormat
+
+events = logs.Events(__name__)
+
+_STATES = """
+SELECT g.id, g.revision, g.active_generation_id, n.id, v.name, n.state
+FROM galleries g JOIN generations n ON n.gallery_id = g.id JOIN model_versions v ON v.id = n.model_version_id
+WHERE n.state <> 'dropped' AND (n.state = 'complete' OR n.index_name IS NOT NULL)
+  AND (CAST(:only AS bigint) IS NULL OR g.id = :only)
+ORDER BY g.id, n.id
+"""
+
+
+class GenerationRows:
+    """The rows, as `service.index.replica.GenerationSource`."""
+
+    def __init__(self, database: Database, blobs: BlobStore, encoders: Encoders, settings: Settings) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._encoders = encoders
+        self._settings = settings
+
+    def galleries(self, only: int | None = None) -> list[GalleryState]:
+        """Return every gallery's state, or one's."""
+        with self._database.session_scope() as session:
+            rows = session.execute(text(_STATES), {"only": only}).all()
+        found: dict[int, GalleryState] = {}
+        for gallery_id, revision, active_id, generation_id, version_name, state in rows:
+            generation = GenerationState(generation_id, version_name, is_next=state == "building")
+            before = found[gallery_id].generations if gallery_id in found else ()
+            found[gallery_id] = GalleryState(gallery_id, revision, active_id, (*before, generation))
+        return list(found.values())
+
+    def open(self, gallery_id: int, generation_id: int) -> ServedGeneration:
+        """Load a generation: its index file if it has one that is whole, else its rows."""
+        with self._database.session_scope(snapshot=True) as session:
+            gallery = session.get_one(Gallery, gallery_id)
+            generation = session.get_one(Generation, generation_id)
+            stored = get_stored_generation(session, gallery_id, generation_id)
+            metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
+            index, revision = self._load_file(generation, stored, metric) or (None, 0)
+            if index is None:
+                vectors = (
+                    (rows.item_id, rows.embedding.astype(np.float32))
+                    for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
+                )
+                built = build_index(metric, stored.vector_format.embedding_dim, vectors, 0, kind="flat")
+                index = FaissIndex(metric, stored.vector_format.embedding_dim, built)
+                revision = gallery.revision
+            served = ServedGeneration(gallery_id, generation_id, stored.version, index, revision)
+            # Rows that became current after the file was built without a new revision (transformed late), and items
+            # that have no current row yet.
+            live = _live_ids(session, gallery_id)
+            served.pending = difference(live, index.ids())
+            index.remove(difference(index.ids(), live))
+        self._warm(stored)
+        events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, rows=len(index))
+        return served
+
+    def changes(self, served: ServedGeneration, to_revision: int) -> Changes:
+        """Return what changed in (served.revision, to_revision], and the pending rows that are current by now."""
+        with self._database.session_scope(snapshot=True) as session:
+            stored = get_stored_generation(session, served.gallery_id, served.generation_id)
+            after = {"gallery_id": served.gallery_id, "after": served.revision}
+            touched = session.execute(
+                text(
+                    "SELECT id, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND revision > :after"
+                ),
+                after,
+            ).all()
+            touched_ids = np.array([id_ for id_, _ in touched], np.int64)
+            live_ids = np.array([id_ for id_, live in touched if live], np.int64)
+            dead = difference(touched_ids, live_ids)
+            wanted = np.union1d(live_ids, difference(served.pending, dead))
+            added, vectors = self._vectors(session, stored, wanted)
+            return Changes(touched_ids, added, vectors, pending=difference(wanted, added))
+
+    def _vectors(
+        self, session: Session, stored: StoredGeneration, wanted: Ids
+    ) -> tuple[Ids, NDArray[np.float32]]:
+        if not len(wanted):
+            return wanted, np.empty((0, stored.vector_format.embedding_dim), np.float32)
+        chunks = list(read_current_rows(session, stored, self._settings.rows_per_chunk, wanted))
+        if not chunks:
+            return np.empty(0, np.int64), np.empty((0, stored.vector_format.embedding_dim), np.float32)
+        ids = np.concatenate([rows.item_id for rows in chunks])
+        return ids, np.concatenate([rows.embedding for rows in chunks]).astype(np.float32)
+
+    def _load_file(
+        self, generation: Generation, stored: StoredGeneration, metric: Metric
+    ) -> tuple[FaissIndex, int] | None:
+        """Return the index of the generation's file and its revision; a missing or damaged file is only a cache."""
+        if generation.index_name is None or generation.index_sha256 is None or generation.index_revision is None:
+            return None
+        path = self._blobs.fetch_file(generation.index_name, self._settings.data / "index_cache")
+        try:
+            index = load_index(path, metric, stored.vector_format.embedding_dim, generation.index_sha256)
+        except (IndexFileError, FileNotFoundError) as error:
+            events.warning("replica.index_file_unusable", generation_id=generation.id, error=str(error))
+            return None
+        return index, generation.index_revision
+
+    def _warm(self, stored: StoredGeneration) -> None:
+        """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
+        try:
+            self._encoders.get(stored.version)
+        except GalleryError as error:
+            events.warning("replica.encoder_unusable", model_version=stored.version.name, error=error.message)
+
+
+def read_current_rows(
+    session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids | None = None
+) -> Iterator[EmbeddingRows]:
+    """Stream a generation's current rows (embeddings only), all of them or those among `ids`, by item id."""
+    embeddings_only = VectorFormat(stored.vector_format.embedding_dim, None, stored.vector_format.dtype)
+    where = "true" if ids is None else "i.id = ANY(%s)"
+    query = current_rows_query(stored, side_information=False, where=where)
+    parameters = () if ids is None else (ids.tolist(),)
+    return read_rows(driver_connection(session), query, parameters, embeddings_only, rows_per_chunk)
+
+
+def _live_ids(session: Session, gallery_id: int) -> Ids:
+    """Return every live item's id, by COPY: there may be many millions."""
+    query = sql.SQL("COPY (SELECT id FROM items WHERE gallery_id = {} AND deleted_at IS NULL) TO STDOUT").format(
+        sql.Literal(gallery_id)
+    )
+    with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
+        data = b"".join(bytes(block) for block in copy)
+    return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)

@@ -1,0 +1,51 @@
+"""Jobs: the record of long work that a client may look at."""
+
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from service.errors import NotFound
+from service.tables import Job
+
+
+class UnknownJob(NotFound):
+    """No job has this id."""
+
+
+def start_job(session: Session, kind: str, gallery_id: int, generation_id: int | None, upgrade_id: int | None) -> int:
+    """Record that a job runs and return its id."""
+    job = Job(kind=kind, state="running", gallery_id=gallery_id, generation_id=generation_id, upgrade_id=upgrade_id)
+    session.add(job)
+    session.flush()  # its id is the answer
+    return job.id
+
+
+def finish_job(
+    session: Session, job_id: int, *, result: dict[str, Any] | None = None, error: str | None = None
+) -> None:
+    """Record a job's result, or the sentence that says why it failed."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            state="failed" if error else "succeeded",
+            result=result,
+            error=error,
+            finished_at=func.now(),
+            updated_at=func.now(),
+        )
+    )
+
+
+def get_job(session: Session, job_id: int) -> Job:
+    """Return the job, or raise `UnknownJob` (404)."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise UnknownJob(f"There is no job {job_id}.")
+    return job
+
+
+def list_jobs(session: Session, after_id: int, limit: int) -> list[Job]:
+    """Return up to `limit` jobs with ids above `after_id`, by id."""
+    return list(session.scalars(select(Job).where(Job.id > after_id).order_by(Job.id).limit(limit)))

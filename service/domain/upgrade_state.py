@@ -1,0 +1,113 @@
+"""The states of an upgrade and the actions that move between them; pure, no database.
+
+    planned ─a▶ transforming ─b▶ indexing ─c▶ evaluating ─d▶ ready ─e▶ live ─f▶ finalized
+       │             │              │             │            │         │
+       └──────── pause (g) ─────────┴─────────────┘            │         └─rollback (h)▶ rolled_back
+                     │                                         │
+                  paused ─resume (i)▶ where it was             │
+       any open state ──────────── cancel (j) ─────────────────┴▶ cancelled
+       any working state ── fail (k) ─▶ failed ── retry (l) ─▶ where it was
+
+a start, b transformed, c indexed, d evaluated, e cut over, f finalize: a to d are the worker's, the rest a user's
+(cutover also the worker's own when the upgrade was created with `auto`).
+"""
+
+from enum import StrEnum
+
+from service.errors import Conflict
+
+
+class State(StrEnum):
+    PLANNED = "planned"  # the next generation's table exists and is empty; no batch exists
+    TRANSFORMING = "transforming"  # batches exist; finished ones have committed their rows
+    INDEXING = "indexing"  # every item that existed when the bulk pass ended had a current row
+    EVALUATING = "evaluating"  # an index file of the next generation is named in its row
+    READY = "ready"  # evaluated; the catch-up keeps the remainder small; cutover may be asked for
+    LIVE = "live"  # the next generation is active; the previous one is kept and written to
+    FINALIZED = "finalized"  # the previous generation's table is dropped
+    PAUSED = "paused"  # no batch is in flight and none will start; `resume_state` says where to go on
+    CANCELLED = "cancelled"  # the next generation's table is dropped; the active one was never touched
+    FAILED = "failed"  # stopped with a sentence in `error`; finished batches are kept for a retry
+    ROLLED_BACK = "rolled_back"  # the previous generation is active again; the next one's table is dropped
+
+
+class Action(StrEnum):
+    START = "start"
+    TRANSFORMED = "transformed"
+    INDEXED = "indexed"
+    EVALUATED = "evaluated"
+    CUTOVER = "cutover"
+    FINALIZE = "finalize"
+    PAUSE = "pause"
+    RESUME = "resume"
+    CANCEL = "cancel"
+    FAIL = "fail"
+    RETRY = "retry"
+    ROLLBACK = "rollback"
+
+
+WORKING = frozenset({State.PLANNED, State.TRANSFORMING, State.INDEXING, State.EVALUATING})
+OPEN = WORKING | {State.READY, State.PAUSED, State.FAILED}
+
+# (state, action) -> next state; None means the state that was left by pause or failure.
+TRANSITIONS: dict[tuple[State, Action], State | None] = {
+    (State.PLANNED, Action.START): State.TRANSFORMING,
+    (State.TRANSFORMING, Action.TRANSFORMED): State.INDEXING,
+    (State.INDEXING, Action.INDEXED): State.EVALUATING,
+    (State.EVALUATING, Action.EVALUATED): State.READY,
+    (State.READY, Action.CUTOVER): State.LIVE,
+    (State.LIVE, Action.FINALIZE): State.FINALIZED,
+    (State.LIVE, Action.ROLLBACK): State.ROLLED_BACK,
+    (State.PLANNED, Action.PAUSE): State.PAUSED,
+    (State.TRANSFORMING, Action.PAUSE): State.PAUSED,
+    (State.INDEXING, Action.PAUSE): State.PAUSED,
+    (State.EVALUATING, Action.PAUSE): State.PAUSED,
+    (State.PAUSED, Action.RESUME): None,
+    (State.PLANNED, Action.FAIL): State.FAILED,
+    (State.TRANSFORMING, Action.FAIL): State.FAILED,
+    (State.INDEXING, Action.FAIL): State.FAILED,
+    (State.EVALUATING, Action.FAIL): State.FAILED,
+    (State.READY, Action.FAIL): State.FAILED,
+    (State.FAILED, Action.RETRY): None,
+    (State.PLANNED, Action.CANCEL): State.CANCELLED,
+    (State.TRANSFORMING, Action.CANCEL): State.CANCELLED,
+    (State.INDEXING, Action.CANCEL): State.CANCELLED,
+    (State.EVALUATING, Action.CANCEL): State.CANCELLED,
+    (State.READY, Action.CANCEL): State.CANCELLED,
+    (State.PAUSED, Action.CANCEL): State.CANCELLED,
+    (State.FAILED, Action.CANCEL): State.CANCELLED,
+}
+
+# Asking again for what is already true is answered with the upgrade, not refused.
+ALREADY_TRUE: dict[Action, frozenset[State]] = {
+    Action.PAUSE: frozenset({State.PAUSED}),
+    Action.RESUME: WORKING | {State.READY},
+    Action.RETRY: WORKING | {State.READY},
+    Action.CANCEL: frozenset({State.CANCELLED}),
+    Action.CUTOVER: frozenset({State.LIVE}),
+    Action.ROLLBACK: frozenset({State.ROLLED_BACK}),
+    Action.FINALIZE: frozenset({State.FINALIZED}),
+}
+
+
+class IllegalTransition(Conflict):
+    """The action is not possible in the upgrade's state."""
+
+
+def advance(state: State, action: Action, resume_state: State | None = None) -> State:
+    """Return the state after `action`; the same state when the action asks for what is already true.
+
+    Raises `IllegalTransition` (409) with a sentence that lists what is possible.
+    """
+    if state in ALREADY_TRUE.get(action, frozenset()):
+        return state
+    if (state, action) not in TRANSITIONS:
+        possible = sorted({str(a) for s, a in TRANSITIONS if s is state and a in ALREADY_TRUE})
+        hint = f"possible now: {', '.join(possible)}" if possible else "nothing more can be done with it"
+        raise IllegalTransition(f"An upgrade that is {state} cannot {action}; {hint}.")
+    target = TRANSITIONS[state, action]
+    if target is None:
+        if resume_state is None:
+            raise ValueError(f"{action} needs the state that was left")
+        return resume_state
+    return target

@@ -1,0 +1,192 @@
+"""Upgrades: planning one, looking at one, and the one function that changes an upgrade's state."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.domain import registry
+from service.domain.galleries import get_gallery, lock_gallery
+from service.domain.generations import add_generation, drop_generation, stored_generations
+from service.domain.paths import find_legs
+from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
+from service.errors import Conflict, NotFound
+from service.queue import ADVANCE_UPGRADE, send_after_commit
+from service.tables import Upgrade, UpgradeBatch
+
+events = logs.Events(__name__)
+
+# Advisory locks: (one of these, upgrade id). Batches in flight share STATE_LOCK; a change of state has it alone, so it
+# waits for them and they see it. PHASE_LOCK lets one worker plan, build or evaluate at a time.
+STATE_LOCK = 724_061
+PHASE_LOCK = 724_062
+
+
+class UnknownUpgrade(NotFound):
+    """No upgrade has this id."""
+
+
+class UpgradeOpen(Conflict):
+    """The gallery has an open upgrade already."""
+
+
+class AlreadyThere(Conflict):
+    """The gallery's active generation is under the version asked for."""
+
+
+def plan_upgrade(
+    session: Session,
+    gallery_name: str,
+    to_version: str,
+    cutover: Literal["auto", "manual"],
+    transformation_id: int | None = None,
+) -> Upgrade:
+    """Create the next generation with its empty table, and the upgrade that will fill it.
+
+    From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`
+    and `NoPath` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404).
+    """
+    version = registry.get_version(session, to_version)
+    gallery = lock_gallery(session, get_gallery(session, gallery_name).id)
+    open_id = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
+    if open_id is not None:
+        raise UpgradeOpen(f"Upgrade {open_id} of gallery {gallery_name!r} is open; finish or cancel it first.")
+    stored = stored_generations(session, gallery.id)
+    active = next(g for g in stored if g.id == gallery.active_generation_id)
+    if active.version.id == version.id:
+        raise AlreadyThere(f"Gallery {gallery_name!r} is already under model version {to_version!r}.")
+    legs = find_legs(session, version, active, [g for g in stored if g is not active], transformation_id)
+    generation = add_generation(
+        session,
+        gallery,
+        version,
+        state="building",
+        has_side_information=legs[0].gives_side_information,
+        parent_generation_id=legs[0].generation_id,
+        transformation_id=legs[0].transformation_ids[-1],
+    )
+    upgrade = Upgrade(
+        gallery_id=gallery.id,
+        from_generation_id=active.id,
+        to_generation_id=generation.id,
+        legs=[leg.to_json() for leg in legs],
+        cutover=cutover,
+        state=State.PLANNED,
+        start_revision=gallery.revision,
+    )
+    session.add(upgrade)
+    try:
+        session.flush()  # the unique index on open upgrades has the last word
+    except IntegrityError as error:
+        raise UpgradeOpen(f"Gallery {gallery_name!r} has an open upgrade.") from error
+    send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
+    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=upgrade.legs)
+    return upgrade
+
+
+def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Return the upgrade as it is now, or raise `UnknownUpgrade` (404)."""
+    upgrade = session.get(Upgrade, upgrade_id, populate_existing=True)
+    if upgrade is None:
+        raise UnknownUpgrade(f"There is no upgrade {upgrade_id}.")
+    return upgrade
+
+
+def list_upgrades(session: Session, gallery_name: str, after_id: int, limit: int) -> list[Upgrade]:
+    """Return up to `limit` upgrades of a gallery with ids above `after_id`, by id."""
+    gallery = get_gallery(session, gallery_name)
+    query = (
+        select(Upgrade)
+        .where(Upgrade.gallery_id == gallery.id, Upgrade.id > after_id)
+        .order_by(Upgrade.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def lock_state(session: Session, upgrade_id: int, *, shared: bool = False) -> Upgrade:
+    """Hold the upgrade's state until the transaction ends: shared by batches, alone for a change of state."""
+    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+    session.execute(
+        text(f"SELECT {function}(:space, :id)"), {"space": STATE_LOCK, "id": upgrade_id % 2**31}
+    )
+    return get_upgrade(session, upgrade_id)
+
+
+def change_state(session: Session, upgrade_id: int, action: Action, **values: Any) -> Upgrade:
+    """Move the upgrade's row: the only function that does. Returns once no batch is in flight.
+
+    `values` are columns set with the state. Raises `IllegalTransition` (409) and `UnknownUpgrade` (404).
+    """
+    upgrade = lock_state(session, upgrade_id)
+    state = State(upgrade.state)
+    target = advance(state, action, State(upgrade.resume_state) if upgrade.resume_state else None)
+    if target == state:
+        return upgrade
+    left = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
+    if target not in OPEN:
+        left = {"finished_at": func.now()}
+    if target is State.LIVE:
+        left = {"live_at": func.now()}
+    changed = session.execute(
+        update(Upgrade)
+        .where(Upgrade.id == upgrade_id, Upgrade.state == state)
+        .values(state=target, updated_at=func.now(), **left, **values)
+    )
+    if changed.rowcount != 1:
+        raise RuntimeError(f"Upgrade {upgrade_id} left state {state} while its lock was held.")
+    events.info("upgrade.state_changed", upgrade_id=upgrade_id, before=str(state), after=str(target))
+    if target in WORKING or target is State.READY:
+        send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
+    return get_upgrade(session, upgrade_id)
+
+
+def pause_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Stop before the next batch; returns when no batch is in flight."""
+    return change_state(session, upgrade_id, Action.PAUSE)
+
+
+def resume_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Go on where the pause was."""
+    return change_state(session, upgrade_id, Action.RESUME)
+
+
+def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Go on after a failure, with a fresh count of attempts for what is not done; done batches are kept."""
+    upgrade = lock_state(session, upgrade_id)
+    if State(upgrade.state) is State.FAILED:
+        session.execute(
+            update(UpgradeBatch)
+            .where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != "done")
+            .values(state="pending", attempts=0, error=None)
+        )
+    return change_state(session, upgrade_id, Action.RETRY, error=None)
+
+
+def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Give the upgrade up and drop the next generation; the active one was never touched."""
+    before = lock_state(session, upgrade_id)
+    if State(before.state) is State.CANCELLED:
+        return before
+    lock_gallery(session, before.gallery_id)
+    upgrade = change_state(session, upgrade_id, Action.CANCEL, cutover_requested_at=None)
+    drop_generation(session, upgrade.to_generation_id)
+    return upgrade
+
+
+def fail_upgrade(session: Session, upgrade_id: int, sentence: str) -> None:
+    """Stop the upgrade with a sentence that says what happened and what to do; nothing if it is not open any more."""
+    upgrade = lock_state(session, upgrade_id)
+    if State(upgrade.state) in WORKING | {State.READY}:
+        change_state(session, upgrade_id, Action.FAIL, error=sentence, cutover_requested_at=None)
+        events.warning("upgrade.failed", upgrade_id=upgrade_id, error=sentence)
+
+
+def unfinished_upgrades(session: Session) -> Sequence[int]:
+    """Return the upgrades that a worker has something to do for: what the sweep nudges."""
+    return session.scalars(
+        select(Upgrade.id).where(Upgrade.state.in_([*WORKING, State.READY])).order_by(Upgrade.id)
+    ).all()

@@ -1,0 +1,39 @@
+"""The base of every error a client may see. Subclasses sit beside the rule that raises them; `service.api.problems`
+renders them all as problem+json."""
+
+
+class GalleryError(Exception):
+    """A refusal with a sentence for the client and its HTTP status; `errors` lists details where they help."""
+
+    status_code = 400
+
+    def __init__(self, message: str, errors: list[dict[str, object]] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errors = errors
+
+
+class NotFound(GalleryError):
+    status_code = 404
+
+
+class Conflict(GalleryError):
+    """The request is well formed, but the present state refuses it."""
+
+    status_code = 409
+
+
+class TooLarge(GalleryError):
+    status_code = 413
+
+
+class Unprocessable(GalleryError):
+    """The payload itself is wrong."""
+
+    status_code = 422
+
+
+class Unavailable(GalleryError):
+    """Nothing is wrong with the request; trying again later is right."""
+
+    status_code = 503

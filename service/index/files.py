@@ -1,0 +1,113 @@
+"""Building a sealed index, and its file.
+
+`save_index`, in order: 1. write under a temporary name in the same folder; 2. fsync; 3. rename; 4. fsync the folder.
+A crash after 1 or 2 leaves a `.part` file, which the next build of the same name overwrites; after 3, the whole file,
+which is not named in any row until its digest is. A file is never changed once it has its name: the next one replaces
+it, and processes that have the old one mapped keep it.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import faiss
+import numpy as np
+
+from service.index.faiss_index import BuiltIndex, FaissIndex
+from service.index.protocol import Ids, Metric, Vectors, exact_distances, nearest, normalized
+
+# From this many rows on, walking a graph beats scanning (measured: docs/decisions).
+FLAT_BELOW_ROWS = 50_000
+_HNSW_LINKS = 32
+_HNSW_EF_CONSTRUCTION = 80
+_DIGEST_BLOCK_BYTES = 2**22
+
+
+class IndexFileError(RuntimeError):
+    """The file is not the index that was saved."""
+
+
+def build_index(
+    metric: Metric,
+    dim: int,
+    rows: Iterable[tuple[Ids, Vectors]],
+    count: int,
+    kind: Literal["flat", "hnsw"] | None = None,
+) -> BuiltIndex:
+    """Build a sealed index of streamed (ids (N,), vectors (N, dim) float32); its kind follows from `count` rows."""
+    kind = kind or ("flat" if count < FLAT_BELOW_ROWS else "hnsw")
+    started = time.monotonic()
+    faiss_metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    parameters: dict[str, object] = {}
+    if kind == "flat":
+        index = faiss.IndexFlat(dim, faiss_metric)
+    else:
+        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, _HNSW_LINKS, faiss_metric)
+        index.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
+        parameters = {"links": _HNSW_LINKS, "ef_construction": _HNSW_EF_CONSTRUCTION, "codes": "float16"}
+    mapped = faiss.IndexIDMap2(index)
+    for ids, vectors in rows:
+        values = np.ascontiguousarray(normalized(vectors) if metric == "cosine" else vectors, np.float32)
+        if not index.is_trained:
+            index.train(values)  # float16 codes learn nothing; FAISS asks for the call
+        mapped.add_with_ids(values, ids)
+    return BuiltIndex(mapped, kind, parameters, time.monotonic() - started)
+
+
+def save_index(built: BuiltIndex, path: Path) -> str:
+    """Write the index to `path` in one step, and return the file's SHA-256."""
+    part = path.with_name(path.name + ".part")
+    faiss.write_index(built.index, str(part))
+    with part.open("rb") as stream:
+        os.fsync(stream.fileno())
+    digest = _sha256(part)
+    part.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return digest
+
+
+def load_index(path: Path, metric: Metric, dim: int, sha256: str) -> FaissIndex:
+    """Map a saved index into memory. Raises `IndexFileError` unless the file has exactly this digest.
+
+    FAISS trusts what it reads, so nothing is read before the digest is right.
+    """
+    if _sha256(path) != sha256:
+        raise IndexFileError(f"The index file {path.name} is damaged or of another build.")
+    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    if index.d != dim:
+        raise IndexFileError(f"The index file {path.name} has {index.d} dimensions, not {dim}.")
+    kind = "flat" if isinstance(faiss.downcast_index(index.index), faiss.IndexFlat) else "hnsw"
+    return FaissIndex(metric, dim, BuiltIndex(index, kind))
+
+
+def measure_recall(
+    index: FaissIndex, metric: Metric, queries: Vectors, rows: Iterable[tuple[Ids, Vectors]], k: int = 10
+) -> float:
+    """Return the share of the true k nearest of (Q, D) queries that the index finds; `rows` are all that it holds."""
+    prepared = normalized(queries) if metric == "cosine" else queries
+    ids = np.empty((len(queries), 0), np.int64)
+    distances = np.empty((len(queries), 0), np.float32)
+    for block_ids, vectors in rows:
+        block = exact_distances(metric, prepared, normalized(vectors) if metric == "cosine" else vectors)
+        here = np.broadcast_to(block_ids, block.shape)
+        best = nearest(np.hstack([ids, here]), np.hstack([distances, block]), k)
+        ids, distances = best.ids, best.distances
+    found = index.search(queries, k)
+    true = [set(row[row >= 0].tolist()) for row in ids]
+    hits = sum(len(expected & set(row.tolist())) for expected, row in zip(true, found.ids, strict=True))
+    return hits / max(1, sum(map(len, true)))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_DIGEST_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

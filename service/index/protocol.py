@@ -1,0 +1,86 @@
+"""What an index is. Smaller distance is closer whatever the metric; ids are the items' keys, never positions."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Metric = Literal["l2", "cosine", "ip"]
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+NO_ID = -1
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """ids (Q, k) int64, padded with -1, and distances (Q, k) float32, padded with +inf; nearest first.
+
+    Distances are pgvector's: Euclidean for l2, 1 - cosine similarity, negative inner product for ip.
+    """
+
+    ids: Ids
+    distances: Vectors
+
+
+class VectorIndex(Protocol):
+    """Searching while adding is safe: an implementation locks for itself."""
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """Add (N,) ids with (N, D) vectors; an id that is there already is replaced."""
+
+    def remove(self, ids: Ids) -> None:
+        """Remove (N,) ids; unknown ones are ignored."""
+
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
+        """Return the k nearest of each of (Q, D) queries, among `allowed` ids only when given."""
+
+    def ids(self) -> Ids:
+        """Return every id, ascending."""
+
+    def __len__(self) -> int: ...
+
+
+def normalized(vectors: Vectors) -> Vectors:
+    """Return (N, D) vectors scaled to unit norm; a zero vector stays zero, at cosine distance 1 from everything."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms == 0, np.float32(1), norms)
+
+
+def exact_distances(metric: Metric, queries: Vectors, vectors: Vectors) -> Vectors:
+    """Return (Q, N) distances; for cosine both sides are normalised already."""
+    products = queries @ vectors.T
+    if metric == "cosine":
+        return 1 - products
+    if metric == "ip":
+        return -products
+    squared = (queries**2).sum(axis=1)[:, None] - 2 * products + (vectors**2).sum(axis=1)[None, :]
+    return np.sqrt(np.maximum(squared, 0))
+
+
+def from_faiss(metric: Metric, scores: Vectors) -> Vectors:
+    """Convert FAISS's scores: squared L2 distances, or inner products where larger is closer."""
+    if metric == "cosine":
+        return 1 - scores
+    if metric == "ip":
+        return -scores
+    return np.sqrt(np.maximum(scores, 0))
+
+
+def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:
+    """Return the k nearest columns of (Q, N) `distances`; `ids` is (N,) or (Q, N). Ties go to the smaller id."""
+    queries, count = distances.shape
+    found = np.full((queries, k), NO_ID, np.int64)
+    nearest_distances = np.full((queries, k), np.inf, np.float32)
+    for row in range(queries):
+        row_ids = ids if ids.ndim == 1 else ids[row]
+        columns = np.arange(count)
+        if count > 4 * k:
+            kth = np.partition(distances[row], k - 1)[k - 1]
+            columns = np.flatnonzero(distances[row] <= kth)  # every tie at the border takes part
+        order = columns[np.lexsort((row_ids[columns], distances[row, columns]))][:k]
+        found[row, : len(order)] = row_ids[order]
+        nearest_distances[row, : len(order)] = distances[row, order]
+    found[~np.isfinite(nearest_distances)] = NO_ID
+    return SearchResult(found, nearest_distances)

@@ -1,0 +1,212 @@
+"""The replicas in one API process: every gallery's generations as indexes that follow the rows by revision.
+
+A replica holds each complete generation (the active one, and the previous one until finalize) and the next one as soon
+as its index file is published. So cutover and rollback are one reference assignment here, and nobody waits for an
+index to load. No SQL and no HTTP: rows come from a `GenerationSource`.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import logs
+from service.index.faiss_index import FaissIndex
+
+Ids = NDArray[np.int64]
+events = logs.Events(__name__)
+
+
+@dataclass(frozen=True)
+class GenerationState:
+    """What the rows say about one generation; `is_next` while an open upgrade still derives it."""
+
+    id: int
+    version_name: str
+    is_next: bool
+
+
+@dataclass(frozen=True)
+class GalleryState:
+    id: int
+    revision: int
+    active_generation_id: int
+    generations: tuple[GenerationState, ...]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How to bring an index from one revision to another: first remove, then add; then look for `pending` again."""
+
+    removed: Ids
+    added: Ids
+    vectors: NDArray[np.float32]
+    pending: Ids
+
+
+class GenerationSource(Protocol):
+    """Where replicas read rows; every call sees one snapshot."""
+
+    def galleries(self, only: int | None = None) -> list[GalleryState]: ...
+
+    def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration": ...
+
+    def changes(self, served: "ServedGeneration", to_revision: int) -> Changes: ...
+
+
+@dataclass
+class ServedGeneration:
+    """The serving pair: the index of one generation, and the version whose encoder its queries need.
+
+    `revision` is how far the index has followed the gallery; `pending` are live items without a current row here yet.
+    """
+
+    gallery_id: int
+    generation_id: int
+    version: Any
+    index: FaissIndex
+    revision: int
+    pending: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass
+class _GalleryReplica:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    revision: int = -1
+    generation_ids: tuple[int, ...] = ()
+    held: dict[int, ServedGeneration] = field(default_factory=dict)
+    active: ServedGeneration | None = None
+    next: ServedGeneration | None = None
+
+
+class Replicas:
+    """All galleries of this process, followed by one background thread and by the requests that write."""
+
+    def __init__(self, source: GenerationSource, follow_every_seconds: float) -> None:
+        self._source = source
+        self._follow_every_seconds = follow_every_seconds
+        self._galleries: dict[int, _GalleryReplica] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="replicas", daemon=True)
+
+    def start(self) -> None:
+        """Load what is there, then follow in the background."""
+        self._follow_once()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+
+    def active(self, gallery_id: int) -> ServedGeneration:
+        """Return the serving pair of the active generation; take it once per request. Loads it when it is new here."""
+        replica = self._replica(gallery_id)
+        if replica.active is None:
+            self.sync(gallery_id, 0)
+        if replica.active is None:
+            raise LookupError(f"gallery {gallery_id} has gone")
+        return replica.active
+
+    def next(self, gallery_id: int) -> ServedGeneration | None:
+        """Return the pair of the open upgrade's generation, or None until its index is published."""
+        return self._replica(gallery_id).next
+
+    def sync(self, gallery_id: int, revision: int) -> None:
+        """Follow one gallery until it has at least `revision`: what a request wrote, its own next query sees."""
+        replica = self._replica(gallery_id)
+        with replica.lock:
+            if replica.revision < revision or replica.active is None:
+                for state in self._source.galleries(only=gallery_id):
+                    self._apply(replica, state)
+
+    def refresh(self, gallery_id: int) -> None:
+        """Follow one gallery now, and flip to the generation that is active now."""
+        replica = self._replica(gallery_id)
+        with replica.lock:
+            for state in self._source.galleries(only=gallery_id):
+                self._apply(replica, state)
+
+    def forget(self, gallery_id: int) -> None:
+        """Let go of a deleted gallery."""
+        with self._lock:
+            self._galleries.pop(gallery_id, None)
+
+    def sizes(self) -> dict[int, int]:
+        """Return how many vectors each gallery's active index holds."""
+        with self._lock:
+            replicas = dict(self._galleries)
+        return {id_: len(r.active.index) for id_, r in replicas.items() if r.active is not None}
+
+    def _replica(self, gallery_id: int) -> _GalleryReplica:
+        with self._lock:
+            return self._galleries.setdefault(gallery_id, _GalleryReplica())
+
+    def _follow(self) -> None:
+        while not self._stopping.wait(self._follow_every_seconds):
+            _logged("replica.follow_failed", self._follow_once)
+
+    def _follow_once(self) -> None:
+        states = self._source.galleries()
+        with self._lock:
+            gone = set(self._galleries) - {state.id for state in states}
+        for gallery_id in gone:
+            self.forget(gallery_id)
+        for state in states:
+            replica = self._replica(state.id)
+            if replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
+                try:
+                    _logged("replica.sync_failed", lambda r=replica, s=state: self._apply(r, s), gallery_id=state.id)
+                finally:
+                    replica.lock.release()
+
+    def _apply(self, replica: _GalleryReplica, state: GalleryState) -> None:
+        """Bring a replica to `state`; its lock is held. Order: load, follow, and only then flip the references."""
+        if state.revision < replica.revision:
+            return  # an older snapshot than what a request applied meanwhile
+        wanted = {generation.id: generation for generation in state.generations}
+        for generation_id in sorted(wanted, key=lambda id_: id_ != state.active_generation_id):
+            served = replica.held.get(generation_id)
+            if served is None:
+                served = replica.held[generation_id] = self._source.open(state.id, generation_id)
+            # Rows of a next generation become current without a new revision, up to the moment of the cutover.
+            deriving = wanted[generation_id].is_next or served is replica.next
+            follow(self._source, served, state.revision, look_for_pending=deriving)
+        upcoming = [replica.held[g.id] for g in state.generations if g.is_next]
+        replica.next = upcoming[0] if upcoming else None
+        replica.active = replica.held[state.active_generation_id]
+        replica.revision = state.revision
+        for generation_id in set(replica.held) - set(wanted):
+            del replica.held[generation_id]
+
+
+def follow(
+    source: GenerationSource, served: ServedGeneration, to_revision: int, *, look_for_pending: bool
+) -> None:
+    """Apply to one index what changed since its revision, and pending rows that are current by now."""
+    if served.revision >= to_revision and not (look_for_pending and len(served.pending)):
+        return
+    changes = source.changes(served, to_revision)
+    if len(changes.removed):
+        served.index.remove(changes.removed)
+    if len(changes.added):
+        served.index.add(changes.added, changes.vectors)
+    served.pending = changes.pending
+    served.revision = max(served.revision, to_revision)
+
+
+def _logged(event: str, call: Callable[[], None], **fields: object) -> None:
+    """Run one step of a loop that must outlive any single failure: log it, and let the next round try again."""
+    try:
+        call()
+    except Exception:  # noqa: BLE001 - the loop is this process's only follower; the failure is logged, then retried
+        events.exception(event, **fields)
+
+
+def difference(ids: Sequence[int] | Ids, other: Sequence[int] | Ids) -> Ids:
+    """Return the sorted ids that are in the first and not in the second."""
+    return np.setdiff1d(np.asarray(ids, np.int64), np.asarray(other, np.int64), assume_unique=False)

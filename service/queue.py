@@ -1,0 +1,70 @@
+"""The names of the tasks that workers run, and sending them after a commit.
+
+A message is only a nudge: what remains to be done can always be read from rows, and every worker's sweep sends lost
+messages again. So a broker that is away never fails a request; the failure is logged.
+"""
+
+from typing import Protocol
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.settings import Settings
+
+ADVANCE_UPGRADE = "workers.advance_upgrade"
+BUILD_INDEX = "workers.build_index"
+
+events = logs.Events(__name__)
+
+
+class Sender(Protocol):
+    def send(self, task_name: str, *arguments: int) -> None: ...
+
+
+class TaskQueue:
+    """Sends task names with ids to the broker."""
+
+    def __init__(self, application: Celery) -> None:
+        self._application = application
+
+    def send(self, task_name: str, *arguments: int) -> None:
+        """Send one nudge; a broker that does not answer is logged, not raised."""
+        try:
+            self._application.send_task(
+                task_name, args=arguments, headers={"request_id": logs.request_id.get()}, retry=False
+            )
+        except (OperationalError, OSError) as error:
+            events.warning("queue.message_not_sent", task=task_name, arguments=arguments, error=str(error))
+
+
+def celery_application(settings: Settings) -> Celery:
+    """Return a Celery application with the settings that were measured to redeliver after a kill."""
+    application = Celery("gallery_upgrade", broker=settings.broker_url, set_as_current=False)
+    application.conf.update(
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_default_queue="gallery_upgrade",
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": 120,
+            "unacked_restore_interval": 2,
+            "unacked_restore_throttle": 1,
+            "socket_connect_timeout": 2,
+            "max_retries": 0,
+        },
+    )
+    return application
+
+
+def send_after_commit(session: Session, task_name: str, *arguments: int) -> None:
+    """Ask for a task once this session's transaction has committed; dropped if it rolls back."""
+    messages = session.info.setdefault("messages", [])
+    if (task_name, arguments) not in messages:
+        messages.append((task_name, arguments))

@@ -1,0 +1,148 @@
+"""`serve`: one supervising process with PostgreSQL, Valkey, the API and a worker as its children.
+
+Children are told to die when this process dies, even by SIGKILL, so nothing is ever left behind. A worker or an API
+that dies is started again; an embedded server that dies ends `serve`, because its data should be looked at.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import httpx
+
+from service import logs
+from service.cli import worker_command
+from service.embedded.processes import spawn
+from service.embedded.servers import EmbeddedServers
+from service.settings import Settings
+
+events = logs.Events(__name__)
+
+_START_SECONDS = 120
+_STOP_SECONDS = 30
+_RESTART_PAUSE_SECONDS = 1.0
+
+
+class ServeError(Exception):
+    """`serve` cannot start or go on, with a sentence for the operator."""
+
+
+class _Stop(Exception):
+    """SIGINT or SIGTERM arrived."""
+
+
+class _Child:
+    """A process that is started again when it dies."""
+
+    def __init__(self, name: str, start: Callable[[], "subprocess.Popen[bytes]"]) -> None:
+        self.name = name
+        self._start = start
+        self.process = start()
+
+    def restart_if_dead(self) -> None:
+        code = self.process.poll()
+        if code is not None:
+            events.warning("serve.child_died", child=self.name, code=code)
+            time.sleep(_RESTART_PAUSE_SECONDS)
+            self.process = self._start()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def serve_everything(settings: Settings, host: str, port: int) -> None:
+    """Start everything, watch it, and stop it on SIGINT or SIGTERM. Must run in the main thread.
+
+    Raises `ServeError`.
+    """
+    logs.configure_logging()
+    _refuse_taken_port(host, port)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    servers: EmbeddedServers | None = None
+    children: list[_Child] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _raise_stop)
+    try:
+        if settings.database_url is None or settings.broker_url is None:
+            servers = EmbeddedServers(settings.data / "servers")
+            servers.start()
+            settings = settings.model_copy(
+                update={
+                    "database_url": settings.database_url or servers.database_url,
+                    "broker_url": settings.broker_url or servers.broker_url,
+                }
+            )
+        environment = {**os.environ, **settings.environment()}
+        api_command = [sys.executable, "-m", "service.cli", "api", "--host", host, "--port", str(port)]
+        api = _Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
+        children.append(api)
+        _wait_until_ready(api, f"http://{_loopback(host)}:{port}")
+        log_path = settings.data / "worker.log"
+        children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
+        print(f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})", flush=True)
+        _watch(children, servers)
+    except _Stop:
+        events.info("serve.stopping")
+    except RuntimeError as error:  # what the embedded servers raise is written for the operator
+        raise ServeError(str(error)) from error
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        for child in children:
+            child.stop()
+        if servers is not None:
+            servers.stop()
+
+
+def _raise_stop(number: int, frame: object) -> None:
+    raise _Stop
+
+
+def _watch(children: list[_Child], servers: EmbeddedServers | None) -> None:
+    while True:
+        time.sleep(0.5)
+        for child in children:
+            child.restart_if_dead()
+        if servers is not None:
+            servers.check()
+
+
+def _wait_until_ready(api: _Child, url: str) -> None:
+    ends = time.monotonic() + _START_SECONDS
+    while time.monotonic() < ends:
+        if api.process.poll() is not None:
+            raise ServeError("The API did not start; its reason is above.")
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            events.info("serve.waiting_for_api")
+        time.sleep(0.25)
+    raise ServeError(f"The API was not ready after {_START_SECONDS} s.")
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServeError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error
+
+
+def _loopback(host: str) -> str:
+    """Return an address of this machine that reaches a server listening on `host`."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

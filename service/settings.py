@@ -1,0 +1,56 @@
+"""Every setting of the service and its workers. Nothing else reads the environment: `Settings` is built once by an
+entry point (`cli`, `workers.app`) and passed on; tests construct it directly."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from variables prefixed `GALLERY_` (for example `GALLERY_DATABASE_URL`)."""
+
+    model_config = SettingsConfigDict(env_prefix="GALLERY_")
+
+    # Where things are kept. An unset URL means the embedded server inside `data`.
+    data: Path = Path("data")
+    database_url: str | None = None
+    broker_url: str | None = None
+    blob_url: str | None = None
+
+    # What is accepted.
+    trust_torchscript: bool = False
+    max_image_pixels: int = 64_000_000
+    max_files_per_request: int = 10_000
+    max_image_bytes: int = 64 * 2**20
+    max_request_bytes: int = 4 * 2**30
+    max_metadata_bytes: int = 64 * 2**10
+
+    # Networks.
+    device: str = "cpu"
+    encode_batch_items: int = 256
+
+    # Upgrades.
+    batch_items: int = Field(default=20_000, ge=1)
+    rows_per_chunk: int = Field(default=4_096, ge=1)
+    lease_seconds: float = Field(default=30.0, gt=0)
+    max_batch_attempts: int = Field(default=5, ge=1)
+    cutover_remainder_items: int = Field(default=2_000, ge=0)
+    task_slice_seconds: float = 5.0
+    sweep_every_seconds: float = 2.0
+    cutover_wait_seconds: float = 60.0
+
+    # Index.
+    follow_every_seconds: float = 0.5
+    recall_sample_items: int = 200
+    evaluation_sample_items: int = 2_000
+
+    @property
+    def blob_location(self) -> str:
+        """The fsspec URL of the blob store."""
+        return self.blob_url or f"file://{(self.data / 'blobs').resolve()}"
+
+    def environment(self) -> dict[str, str]:
+        """The variables that make another process build an equal `Settings`."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {f"GALLERY_{name.upper()}": str(value) for name, value in values.items()}

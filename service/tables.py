@@ -1,0 +1,281 @@
+"""Every table (DESIGN section 5). In this project *model* is a network; `ModelVersion` is a row about one.
+
+`embeddings_<generation id>` is not mapped here: one such table per generation is created with it, by
+`create_embeddings_table`, because the column types fix its dimensions and dropping a generation is dropping a table.
+"""
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as a class attribute
+        str: Text,
+        int: BigInteger,
+        datetime: DateTime(timezone=True),
+        Json: JSONB,
+        list[Any]: JSONB,
+    }
+
+
+class ModelVersion(Base):
+    """v = (φ, ψ): a registered pair of networks and their preprocessing; ψ may be absent."""
+
+    __tablename__ = "model_versions"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    embedding_dim: Mapped[int]
+    side_information_dim: Mapped[int | None]
+    normalize: Mapped[bool]
+    preprocessing: Mapped[Json]
+    embedding_model_digest: Mapped[str]
+    embedding_model_kind: Mapped[str]
+    side_information_model_digest: Mapped[str | None]
+    side_information_model_kind: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Transformation(Base):
+    """(h, g) from one model version to another; g may be absent, and then the way ends at `to_version`."""
+
+    __tablename__ = "transformations"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    from_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
+    to_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
+    h_digest: Mapped[str]
+    h_kind: Mapped[str]
+    g_digest: Mapped[str | None]
+    g_kind: Mapped[str | None]
+    architecture: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    training: Mapped[Json | None]
+    metrics: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index(None, "from_version_id", "to_version_id"),)
+
+
+class Gallery(Base):
+    """A named set of items. `revision` counts its changes; its row lock orders every write to it."""
+
+    __tablename__ = "galleries"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    metric: Mapped[str]
+    dtype: Mapped[str]
+    thumbnails: Mapped[bool]
+    active_generation_id: Mapped[int | None] = mapped_column(
+        ForeignKey("generations.id", use_alter=True, name="fk_galleries_active_generation_id")
+    )
+    revision: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint("metric IN ('l2', 'cosine', 'ip')", name="metric"),
+        CheckConstraint("dtype IN ('float16', 'float32')", name="dtype"),
+    )
+
+
+class Generation(Base):
+    """A gallery's embeddings and side-information under one model version.
+
+    `state`: `building` (an open upgrade derives it), `complete` (active, or kept for rollback), `dropped` (no table).
+    `has_side_information` says whether its rows carry ψ. The `index_*` columns name its index file, if one was built:
+    it holds every row that was current when the gallery was at `index_revision`.
+    """
+
+    __tablename__ = "generations"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
+    parent_generation_id: Mapped[int | None] = mapped_column(ForeignKey("generations.id", ondelete="CASCADE"))
+    transformation_id: Mapped[int | None] = mapped_column(ForeignKey(Transformation.id))
+    has_side_information: Mapped[bool]
+    state: Mapped[str]
+    index_name: Mapped[str | None]
+    index_sha256: Mapped[str | None]
+    index_revision: Mapped[int | None]
+    index_parameters: Mapped[Json | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (CheckConstraint("state IN ('building', 'complete', 'dropped')", name="state"),)
+
+
+class Item(Base):
+    """One image's row. A deleted item keeps its row (its revision tells followers); recreating it reuses the row."""
+
+    __tablename__ = "items"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"))
+    external_id: Mapped[str]
+    metadata_: Mapped[Json] = mapped_column("metadata", server_default=text("'{}'"))
+    label: Mapped[str | None]
+    thumbnail: Mapped[bytes | None] = mapped_column(LargeBinary)
+    revision: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("gallery_id", "external_id"),
+        Index(None, "gallery_id", "revision"),
+        Index(None, "gallery_id", "id"),
+        Index("ix_items_label", "gallery_id", "label", postgresql_where=text("label IS NOT NULL")),
+    )
+
+
+class Upgrade(Base):
+    """The job that derives the next generation; its states are in `service.domain.upgrade_state`.
+
+    `legs` are tried in order for every item: [{"generation": id, "transformations": [ids]}]; the first is the path of
+    fewest hops, a second one starts at the active generation when the first does not.
+    """
+
+    __tablename__ = "upgrades"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
+    from_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
+    to_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
+    legs: Mapped[list[Any]]
+    cutover: Mapped[str]
+    state: Mapped[str]
+    resume_state: Mapped[str | None]
+    start_revision: Mapped[int]
+    batches_planned_at: Mapped[datetime | None]
+    cutover_requested_at: Mapped[datetime | None]
+    evaluation: Mapped[Json | None]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    live_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("cutover IN ('auto', 'manual')", name="cutover"),
+        Index(
+            "uq_upgrades_open",
+            "gallery_id",
+            unique=True,
+            postgresql_where=text(
+                "state IN ('planned', 'transforming', 'indexing', 'evaluating', 'ready', 'paused', 'failed')"
+            ),
+        ),
+    )
+
+
+class UpgradeBatch(Base):
+    """A range of item ids, both ends included, that held `items` items to transform when it was planned.
+
+    `state`: `pending`, `claimed` or `done`. `rows` is how many rows it wrote.
+    """
+
+    __tablename__ = "upgrade_batches"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    upgrade_id: Mapped[int] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))
+    phase: Mapped[str]
+    first_item_id: Mapped[int]
+    last_item_id: Mapped[int]
+    items: Mapped[int]
+    state: Mapped[str] = mapped_column(server_default="pending")
+    claim_token: Mapped[uuid.UUID | None]
+    lease_expires_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    rows: Mapped[int] = mapped_column(server_default=text("0"))
+    error: Mapped[str | None]
+    done_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'claimed', 'done')", name="state"),
+        CheckConstraint("phase IN ('transforming', 'catching_up')", name="phase"),
+        Index(None, "upgrade_id", "state", "id"),
+    )
+
+
+class Job(Base):
+    """Long work that is not an upgrade, or a part of one: `kind` is `import` or `index_build`."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    kind: Mapped[str]
+    state: Mapped[str]
+    gallery_id: Mapped[int | None] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
+    generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
+    upgrade_id: Mapped[int | None] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))
+    progress: Mapped[Json] = mapped_column(server_default=text("'{}'"))
+    result: Mapped[Json | None]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Base):
+    """The answer to a POST that carried `Idempotency-Key`; `status` is null while the request runs."""
+
+    __tablename__ = "idempotency_keys"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    path: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[str]
+    status: Mapped[int | None]
+    headers: Mapped[list[Any] | None]
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+def embeddings_table(generation_id: int) -> str:
+    """Return the name of a generation's table."""
+    return f"embeddings_{int(generation_id)}"
+
+
+def create_embeddings_table(
+    session: Session, generation_id: int, embedding_type: str, side_information_type: str | None
+) -> None:
+    """Create a generation's table; the types are SQL, such as `halfvec(128)`."""
+    side_information = f", side_information {side_information_type} NOT NULL" if side_information_type else ""
+    session.execute(
+        text(
+            f"CREATE TABLE {embeddings_table(generation_id)} (item_id bigint PRIMARY KEY, revision bigint NOT NULL,"
+            f" origin smallint NOT NULL, embedding {embedding_type} NOT NULL{side_information})"
+        )
+    )
+
+
+def drop_embeddings_table(session: Session, generation_id: int) -> None:
+    """Drop a generation's table with all its rows."""
+    session.execute(text(f"DROP TABLE IF EXISTS {embeddings_table(generation_id)}"))

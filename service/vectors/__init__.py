@@ -1,0 +1,1 @@
+"""How vectors move between PostgreSQL and numpy: binary COPY, and nothing else. No rules about galleries here."""

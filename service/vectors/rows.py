@@ -1,0 +1,125 @@
+"""Rows of embeddings as arrays, and the byte layout in which PostgreSQL's binary COPY carries them.
+
+Every row of a generation has the same byte width, so a chunk of rows is one numpy structured array: field count, then
+for each field its length and its bytes, big-endian, vectors in pgvector's wire format (int16 dim, int16 unused, values).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+StoredDtype = Literal["float16", "float32"]
+
+
+class Origin(IntEnum):
+    """Where a row's embedding came from."""
+
+    ENCODED = 1
+    IMPORTED = 2
+    TRANSFORMED = 3
+    BACKFILLED = 4
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class NotStorable(ValueError):
+    """A value is not finite, or does not fit the stored dtype."""
+
+
+class UnexpectedRow(RuntimeError):
+    """A row of a COPY stream has another width than its generation's rows."""
+
+
+@dataclass(frozen=True)
+class VectorFormat:
+    """The dimensions and dtype of a generation's vectors; `side_information_dim` is None when its rows carry no ψ."""
+
+    embedding_dim: int
+    side_information_dim: int | None
+    dtype: StoredDtype
+
+    def sql_type(self, dim: int) -> str:
+        """Return the column type of vectors of `dim` numbers."""
+        return f"{'halfvec' if self.dtype == 'float16' else 'vector'}({int(dim)})"
+
+    @cached_property
+    def row_dtype(self) -> np.dtype[np.void]:
+        """The packed layout of one binary COPY row."""
+        value = ">f2" if self.dtype == "float16" else ">f4"
+        fields: list[tuple[Any, ...]] = [
+            ("field_count", ">i2"),
+            ("item_id_length", ">i4"),
+            ("item_id", ">i8"),
+            ("revision_length", ">i4"),
+            ("revision", ">i8"),
+            ("origin_length", ">i4"),
+            ("origin", ">i2"),
+        ]
+        for name, dim in (("embedding", self.embedding_dim), ("side_information", self.side_information_dim)):
+            if dim is not None:
+                fields += [(f"{name}_length", ">i4"), (f"{name}_dim", ">i2"), (f"{name}_unused", ">i2")]
+                fields.append((name, value, (dim,)))
+        return np.dtype(fields)
+
+    @cached_property
+    def template(self) -> NDArray[np.void]:
+        """One row with every count and length filled in and every value zero."""
+        row = np.zeros(1, self.row_dtype)
+        row["field_count"] = 4 if self.side_information_dim is None else 5
+        row["item_id_length"] = row["revision_length"] = 8
+        row["origin_length"] = 2
+        item_bytes = 2 if self.dtype == "float16" else 4
+        for name, dim in (("embedding", self.embedding_dim), ("side_information", self.side_information_dim)):
+            if dim is not None:
+                row[f"{name}_length"] = 4 + dim * item_bytes
+                row[f"{name}_dim"] = dim
+        return row
+
+
+@dataclass
+class EmbeddingRows:
+    """Rows of one generation: item_id and revision (N,) int64, origin (N,) int16, embedding (N, D) and side_information
+    (N, S) or None, both in the stored dtype."""
+
+    item_id: NDArray[np.int64]
+    revision: NDArray[np.int64]
+    origin: NDArray[np.int16]
+    embedding: NDArray[Any]
+    side_information: NDArray[Any] | None
+
+    def __len__(self) -> int:
+        return len(self.item_id)
+
+    @staticmethod
+    def concatenate(parts: Sequence["EmbeddingRows"]) -> "EmbeddingRows":
+        """Return the rows of all parts in order; there must be at least one part."""
+        side = [part.side_information for part in parts if part.side_information is not None]
+        return EmbeddingRows(
+            item_id=np.concatenate([part.item_id for part in parts]),
+            revision=np.concatenate([part.revision for part in parts]),
+            origin=np.concatenate([part.origin for part in parts]),
+            embedding=np.concatenate([part.embedding for part in parts]),
+            side_information=np.concatenate(side) if side else None,
+        )
+
+
+def to_storage(values: NDArray[np.float32], dtype: StoredDtype) -> NDArray[Any]:
+    """Return (N, D) float32 `values` in the stored dtype.
+
+    Raises `NotStorable`, naming the first row that has a value that is not finite or overflows float16.
+    """
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float16 if dtype == "float16" else np.float32)
+    finite = np.isfinite(stored).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        reason = "is not finite" if not np.isfinite(values[row]).all() else "is too large for float16 (65504)"
+        raise NotStorable(f"a value of row {row} {reason}.")
+    return stored

@@ -1,0 +1,47 @@
+"""The Celery application that `celery -A workers.app worker` runs, and the parts that its tasks share.
+
+One process per device, `--pool solo`: networks are loaded in the process that runs them, never before a fork.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from celery import Celery
+
+from service.blobs import BlobStore
+from service.db import Database, create_database_engine
+from service.logs import configure_logging
+from service.queue import TaskQueue, celery_application
+from service.settings import Settings
+from workers.networks import TransformationNetworks
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """Everything one worker process holds."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    networks: TransformationNetworks
+
+
+def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
+    """Connect to the database and the blob store that `settings` names."""
+    if settings.database_url is None:
+        raise ValueError("GALLERY_DATABASE_URL is not set; `gallery-upgrade serve` sets it for its worker")
+    database = Database(create_database_engine(settings.database_url, pool_size=4), TaskQueue(application))
+    blobs = BlobStore(settings.blob_location)
+    return WorkerParts(settings, database, blobs, TransformationNetworks(database, blobs, settings))
+
+
+@lru_cache(maxsize=1)
+def worker_parts() -> WorkerParts:
+    """Return this process's parts, made at the first task."""
+    return make_worker_parts(settings, app)
+
+
+configure_logging()
+settings = Settings()
+app = celery_application(settings)
+app.conf.imports = ("workers.tasks", "workers.sweep")

@@ -1,0 +1,94 @@
+"""The h and g of each transformation, loaded once per process, and their application to stored rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+from models.artifacts import load_transformation_network
+from models.normalize import l2_normalize
+from numpy.typing import NDArray
+
+from service.blobs import BlobStore
+from service.db import Database
+from service.domain.generations import StoredGeneration
+from service.settings import Settings
+from service.tables import ModelVersion, Transformation
+from service.vectors.rows import EmbeddingRows, to_storage
+
+Vectors = NDArray[np.float32]
+Network = Callable[[Vectors, Vectors | None], Vectors]
+
+
+class Hop:
+    """One transformation, ready to run: `(φ (B, D_from), ψ (B, S) | None) -> (h (B, D_to), g (B, S_to) | None)`."""
+
+    def __init__(self, h: Network, g: Network | None, normalize: bool) -> None:
+        self._h = h
+        self._g = g
+        self._normalize = normalize
+
+    def __call__(self, embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
+        transformed = self._h(embedding, side_information)
+        if self._normalize:  # the target's embeddings have unit norm, so what stands in for them has too
+            transformed = l2_normalize(transformed)
+        return transformed, self._g(embedding, side_information) if self._g else None
+
+
+class TransformationNetworks:
+    """Applies paths of transformations; a network is read from the blob store (and its digest checked) once."""
+
+    def __init__(self, database: Database, blobs: BlobStore, settings: Settings) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._settings = settings
+        self._hops: dict[int, Hop] = {}
+
+    def transform(
+        self, rows: EmbeddingRows, source: StoredGeneration, target: StoredGeneration, path: tuple[int, ...]
+    ) -> EmbeddingRows:
+        """Return rows of `target`'s format, same ids and revisions; `service.domain.batches.Transform`.
+
+        Raises `service.vectors.rows.NotStorable` when a value is not finite or does not fit the stored dtype.
+        """
+        embedding = rows.embedding.astype(np.float32)
+        side_information = None
+        if rows.side_information is not None:
+            side_information = rows.side_information.astype(np.float32)
+        for transformation_id in path:
+            embedding, side_information = self._hop(transformation_id)(embedding, side_information)
+        stored_side = None
+        if target.vector_format.side_information_dim is not None:
+            assert side_information is not None
+            stored_side = to_storage(side_information, target.vector_format.dtype)
+        return EmbeddingRows(
+            item_id=rows.item_id,
+            revision=rows.revision,
+            origin=rows.origin,
+            embedding=to_storage(embedding, target.vector_format.dtype),
+            side_information=stored_side,
+        )
+
+    def _hop(self, transformation_id: int) -> Hop:
+        if transformation_id not in self._hops:
+            self._hops[transformation_id] = self._load(transformation_id)
+        return self._hops[transformation_id]
+
+    def _load(self, transformation_id: int) -> Hop:
+        with self._database.session_scope() as session:
+            transformation = session.get_one(Transformation, transformation_id)
+            before = session.get_one(ModelVersion, transformation.from_version_id)
+            after = session.get_one(ModelVersion, transformation.to_version_id)
+        h = self._network(transformation.h_digest, before, after.embedding_dim)
+        g = None
+        if transformation.g_digest is not None and after.side_information_dim is not None:
+            g = self._network(transformation.g_digest, before, after.side_information_dim)
+        return Hop(h, g, after.normalize)
+
+    def _network(self, digest: str, before: ModelVersion, to_dim: int) -> Network:
+        return load_transformation_network(
+            self._blobs.get(digest),
+            from_dim=before.embedding_dim,
+            side_information_dim=before.side_information_dim,
+            to_dim=to_dim,
+            device=self._settings.device,
+            trust_torchscript=self._settings.trust_torchscript,
+        )

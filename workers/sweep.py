@@ -1,0 +1,48 @@
+"""The sweep: one thread per worker that sends lost nudges again and removes the files of dropped generations."""
+
+import tempfile
+import threading
+from pathlib import Path
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from service import logs
+from service.domain.index_builds import remove_dropped_files
+from service.domain.upgrades import unfinished_upgrades
+from service.queue import ADVANCE_UPGRADE
+from workers.app import WorkerParts, worker_parts
+
+events = logs.Events(__name__)
+_stopping = threading.Event()
+
+# Touched after every sweep that worked: the container's health check looks at its age.
+ALIVE = Path(tempfile.gettempdir()) / "gallery-upgrade-worker.alive"
+
+
+def sweep(parts: WorkerParts) -> None:
+    """Nudge every upgrade that a worker could work on; a nudge too many finds nothing to do."""
+    with parts.database.session_scope() as session:
+        upgrade_ids = unfinished_upgrades(session)
+    for upgrade_id in upgrade_ids:
+        parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
+    remove_dropped_files(parts.database, parts.blobs)
+    ALIVE.touch()
+
+
+def _sweep_until_stopped() -> None:
+    parts = worker_parts()
+    while not _stopping.wait(parts.settings.sweep_every_seconds):
+        try:
+            sweep(parts)
+        except Exception:  # noqa: BLE001 - the database or broker is away; logged, and tried again next time
+            events.exception("sweep.failed")
+
+
+@worker_ready.connect
+def _start(**_: object) -> None:
+    threading.Thread(target=_sweep_until_stopped, name="sweep", daemon=True).start()
+
+
+@worker_shutting_down.connect
+def _stop(**_: object) -> None:
+    _stopping.set()
