@@ -60,7 +60,17 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="gallery-upgrade", version="1", description=DESCRIPTION, lifespan=lifespan)
     install_problem_handlers(app)
-    for module in (model_versions, transformations, galleries, images, embeddings, search, items, upgrades, jobs):
+    for module in (
+        model_versions,
+        transformations,
+        galleries,
+        images,
+        embeddings,
+        search,
+        items,
+        upgrades,
+        jobs,
+    ):
         app.include_router(module.router, prefix="/v1")
     app.include_router(health.router)
     app.include_router(console.router)

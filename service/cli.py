@@ -79,9 +79,7 @@ def worker_command() -> list[str]:
 
 def _external_settings() -> Settings:
     settings = Settings()
-    missing = [
-        f"GALLERY_{name.upper()}" for name in ("database_url", "broker_url") if getattr(settings, name) is None
-    ]
+    missing = [f"GALLERY_{name.upper()}" for name in ("database_url", "broker_url") if getattr(settings, name) is None]
     if missing:
         typer.echo(f"gallery-upgrade: set {' and '.join(missing)}, or use `gallery-upgrade serve`.", err=True)
         raise typer.Exit(2)

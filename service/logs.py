@@ -19,14 +19,14 @@ class Events:
     def warning(self, event: str, **fields: object) -> None:
         self._write(logging.WARNING, event, fields)
 
-    def exception(self, event: str, **fields: object) -> None:
-        """Log `event` with the traceback of the exception being handled."""
-        self._write(logging.ERROR, event, fields, exc_info=True)
+    def exception(self, event: str, error: Exception, **fields: object) -> None:
+        """Log `event` with the traceback of `error`."""
+        self._write(logging.ERROR, event, fields, error)
 
-    def _write(self, level: int, event: str, fields: dict[str, object], exc_info: bool = False) -> None:
+    def _write(self, level: int, event: str, fields: dict[str, object], error: Exception | None = None) -> None:
         if self._logger.isEnabledFor(level):
             text = " ".join(f"{key}={value!r}" for key, value in fields.items())
-            self._logger.log(level, "%s %s request_id=%s", event, text, request_id.get(), exc_info=exc_info)
+            self._logger.log(level, "%s %s request_id=%s", event, text, request_id.get(), exc_info=error)
 
 
 def configure_logging(level: int = logging.INFO) -> None:

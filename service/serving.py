@@ -89,7 +89,10 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
         _wait_until_ready(api, f"http://{_loopback(host)}:{port}")
         log_path = settings.data / "worker.log"
         children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
-        print(f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})", flush=True)
+        print(
+            f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})",
+            flush=True,
+        )
         _watch(children, servers)
     except _Stop:
         events.info("serve.stopping")
@@ -122,13 +125,17 @@ def _wait_until_ready(api: _Child, url: str) -> None:
     while time.monotonic() < ends:
         if api.process.poll() is not None:
             raise ServeError("The API did not start; its reason is above.")
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            events.info("serve.waiting_for_api")
-        time.sleep(0.25)
+        if _answers(f"{url}/readyz"):
+            return
+        time.sleep(0.1)
     raise ServeError(f"The API was not ready after {_START_SECONDS} s.")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
 
 
 def _refuse_taken_port(host: str, port: int) -> None:
@@ -143,6 +150,6 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 def _loopback(host: str) -> str:
     """Return an address of this machine that reaches a server listening on `host`."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+    if host in ("0.0.0.0", "::"):
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
-from models.artifacts import load_transformation_network
-from models.normalize import l2_normalize
 from numpy.typing import NDArray
 
+from models.artifacts import load_transformation_network
+from models.normalize import l2_normalize
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain.generations import StoredGeneration

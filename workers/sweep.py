@@ -34,8 +34,8 @@ def _sweep_until_stopped() -> None:
     while not _stopping.wait(parts.settings.sweep_every_seconds):
         try:
             sweep(parts)
-        except Exception:  # noqa: BLE001 - the database or broker is away; logged, and tried again next time
-            events.exception("sweep.failed")
+        except Exception as error:  # noqa: BLE001 - the database or broker is away; logged, and tried again next time
+            events.exception("sweep.failed", error)
 
 
 @worker_ready.connect

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from models.metrics import cmc
 from sqlalchemy import text
 
+from models.metrics import cmc
 from service import logs
 from service.domain.batches import (
     claim_batch,
@@ -81,7 +81,12 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
         if not mine:
             return False
         build_generation_index(
-            parts.database, parts.blobs, parts.settings, upgrade.gallery_id, upgrade.to_generation_id, upgrade.id
+            parts.database,
+            parts.blobs,
+            parts.settings,
+            upgrade.gallery_id,
+            upgrade.to_generation_id,
+            upgrade.id,
         )
         return _change(parts, upgrade.id, Action.INDEXED)
 

@@ -171,6 +171,7 @@ CREATE TABLE upgrade_batches (
     phase TEXT NOT NULL,
     first_item_id BIGINT NOT NULL,
     last_item_id BIGINT NOT NULL,
+    items BIGINT NOT NULL,
     state TEXT DEFAULT 'pending' NOT NULL,
     claim_token UUID,
     lease_expires_at TIMESTAMP WITH TIME ZONE,

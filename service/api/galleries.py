@@ -57,9 +57,7 @@ def _view(details: galleries.GalleryDetails) -> GalleryView:
 @router.post("", status_code=201)
 def create_gallery(new: NewGallery, session: SessionDependency, response: Response) -> GalleryView:
     """Create an empty gallery under a model version."""
-    gallery = galleries.create_gallery(
-        session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails
-    )
+    gallery = galleries.create_gallery(session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails)
     response.headers["Location"] = f"/v1/galleries/{gallery.name}"
     return _view(galleries.describe_gallery(session, gallery))
 

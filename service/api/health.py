@@ -37,7 +37,9 @@ def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
     batches = Gauge("gallery_upgrade_batches", "Batches of unfinished upgrades by state", ["state"], registry=registry)
     for state, count in session.execute(text("SELECT state, count(*) FROM upgrade_batches GROUP BY state")):
         batches.labels(state).set(count)
-    vectors = Gauge("gallery_index_vectors", "Vectors in the active index of this process", ["gallery"], registry=registry)
+    vectors = Gauge(
+        "gallery_index_vectors", "Vectors in the active index of this process", ["gallery"], registry=registry
+    )
     names = {row[0]: row[1] for row in session.execute(text("SELECT id, name FROM galleries"))}
     for gallery_id, size in parts.replicas.sizes().items():
         vectors.labels(names.get(gallery_id, str(gallery_id))).set(size)

@@ -43,9 +43,7 @@ def _views(session: Session, gallery: str, found: list[Item]) -> list[ItemView]:
 
 
 @router.get("/{name}/items")
-def list_items(
-    name: NamePath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
-) -> Page[ItemView]:
+def list_items(name: NamePath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None) -> Page[ItemView]:
     """Return live items in the order they were first created."""
     found = items.list_items(session, name, decode_cursor(cursor), limit + 1)
     return page_of(_views(session, name, found), [item.id for item in found], limit)

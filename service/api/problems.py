@@ -64,12 +64,12 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _database_away(request: Request, error: Exception) -> JSONResponse:
-    events.exception("request.database_away", path=request.url.path)
+    events.exception("request.database_away", error, path=request.url.path)
     return problem(503, "The database does not answer; try again shortly.", headers={"Retry-After": "1"})
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    events.exception("request.failed", path=request.url.path)
+    events.exception("request.failed", error, path=request.url.path)
     return problem(500, "The service failed on this request; its log has the reason.")
 
 

@@ -142,9 +142,7 @@ def cut_over(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
 def roll_back(upgrade_id: IdPath, parts: PartsDependency, accept_loss: bool = False) -> UpgradeView:
     """Make the previous generation active again. 409 names the items that only the new generation has; they are
     deleted with `accept_loss=true`."""
-    return _act(
-        parts, upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss)
-    )
+    return _act(parts, upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss))
 
 
 @router.post("/upgrades/{upgrade_id}/finalize")

@@ -108,9 +108,7 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
         return upgrade
     lock_gallery(session, upgrade.gallery_id)
     earlier = session.scalar(
-        select(Upgrade.id).where(
-            Upgrade.to_generation_id == upgrade.from_generation_id, Upgrade.state == State.LIVE
-        )
+        select(Upgrade.id).where(Upgrade.to_generation_id == upgrade.from_generation_id, Upgrade.state == State.LIVE)
     )
     if earlier is not None:
         raise OtherUpgradeFirst(f"Upgrade {earlier} could still be rolled back; finalize it first.")
@@ -142,7 +140,9 @@ def _open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
 def _delete_orphans(session: Session, upgrade: Upgrade) -> None:
     """Remove rows of items that were deleted while a batch was writing them."""
     deleted = select(Item.id).where(
-        Item.gallery_id == upgrade.gallery_id, Item.revision > upgrade.start_revision, Item.deleted_at.is_not(None)
+        Item.gallery_id == upgrade.gallery_id,
+        Item.revision > upgrade.start_revision,
+        Item.deleted_at.is_not(None),
     )
     table = embeddings_table(upgrade.to_generation_id)
     ids = list(session.scalars(deleted))

@@ -45,7 +45,10 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     label_of = {id_: label for id_, label in drawn}
     _, classes = np.unique([label_of[id_] for id_ in ids.tolist()], return_inverse=True)
     return LabelledSample(
-        gallery.metric, _embeddings(session, before, ids), _embeddings(session, after, ids), classes.astype(np.int64)
+        gallery.metric,
+        _embeddings(session, before, ids),
+        _embeddings(session, after, ids),
+        classes.astype(np.int64),
     )
 
 

@@ -1,8 +1,8 @@
 """Search filters: a JSON condition on `id`, `label` and `metadata.<path>`, compiled to one SQL expression.
 
-    {"label": "cat"}                          equality, of any JSON scalar
-    {"metadata.year": {"gte": 2020, "lt": 2024}}   gt, gte, lt, lte, ne, in
-    {"and": [...]}, {"or": [...]}, {"not": {...}}; several keys in one object mean "and"
+{"label": "cat"}                          equality, of any JSON scalar
+{"metadata.year": {"gte": 2020, "lt": 2024}}   gt, gte, lt, lte, ne, in
+{"and": [...]}, {"or": [...]}, {"not": {...}}; several keys in one object mean "and"
 """
 
 from typing import Any

@@ -86,9 +86,7 @@ class GenerationRows:
             stored = get_stored_generation(session, served.gallery_id, served.generation_id)
             after = {"gallery_id": served.gallery_id, "after": served.revision}
             touched = session.execute(
-                text(
-                    "SELECT id, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND revision > :after"
-                ),
+                text("SELECT id, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND revision > :after"),
                 after,
             ).all()
             touched_ids = np.array([id_ for id_, _ in touched], np.int64)
@@ -98,9 +96,7 @@ class GenerationRows:
             added, vectors = self._vectors(session, stored, wanted)
             return Changes(touched_ids, added, vectors, pending=difference(wanted, added))
 
-    def _vectors(
-        self, session: Session, stored: StoredGeneration, wanted: Ids
-    ) -> tuple[Ids, NDArray[np.float32]]:
+    def _vectors(self, session: Session, stored: StoredGeneration, wanted: Ids) -> tuple[Ids, NDArray[np.float32]]:
         if not len(wanted):
             return wanted, np.empty((0, stored.vector_format.embedding_dim), np.float32)
         chunks = list(read_current_rows(session, stored, self._settings.rows_per_chunk, wanted))

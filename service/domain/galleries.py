@@ -57,7 +57,11 @@ def create_gallery(
     except IntegrityError as error:
         raise GalleryExists(f"A gallery named {name!r} exists.") from error
     generation = add_generation(
-        session, gallery, version, state="complete", has_side_information=version.side_information_dim is not None
+        session,
+        gallery,
+        version,
+        state="complete",
+        has_side_information=version.side_information_dim is not None,
     )
     gallery.active_generation_id = generation.id
     return gallery
@@ -106,9 +110,7 @@ def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery
 def delete_gallery(session: Session, name: str) -> int:
     """Delete a gallery with its items and tables; return its id. 409 while an upgrade of it is open."""
     gallery = lock_gallery(session, get_gallery(session, name).id)
-    open_upgrade = session.scalar(
-        select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN))
-    )
+    open_upgrade = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
     if open_upgrade is not None:
         raise GalleryBusy(f"Upgrade {open_upgrade} of gallery {name!r} is open; cancel it first.")
     gallery.active_generation_id = None

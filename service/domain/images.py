@@ -144,9 +144,7 @@ def _as_errors(uploads: Sequence[ImageUpload], rejected: dict[int, str]) -> list
     return [{"id": uploads[position].item.external_id, "detail": reason} for position, reason in rejected.items()]
 
 
-def _results(
-    uploads: Sequence[ImageUpload], rejected: dict[int, str], replaced: frozenset[str]
-) -> list[ImageResult]:
+def _results(uploads: Sequence[ImageUpload], rejected: dict[int, str], replaced: frozenset[str]) -> list[ImageResult]:
     results = []
     for position, upload in enumerate(uploads):
         name = upload.item.external_id
@@ -155,5 +153,3 @@ def _results(
         else:
             results.append(ImageResult(name, "replaced" if name in replaced else "created"))
     return results
-
-

@@ -76,7 +76,12 @@ def import_embeddings(
         try:
             with database.session_scope() as session:
                 written = write_items(
-                    session, gallery.id, table.items, generations, {active.id: rows}, active_generation_id=active.id
+                    session,
+                    gallery.id,
+                    table.items,
+                    generations,
+                    {active.id: rows},
+                    active_generation_id=active.id,
                 )
         except GenerationsChanged:
             continue
@@ -109,9 +114,7 @@ def _parse(table: pa.Table) -> _Table:
     ids = _strings(table, "id", nullable=False)
     labels = _strings(table, "label", nullable=True)
     metadata = _metadata(table)
-    items = [
-        NewItem(str(id_), metadata[row], label) for row, (id_, label) in enumerate(zip(ids, labels, strict=True))
-    ]
+    items = [NewItem(str(id_), metadata[row], label) for row, (id_, label) in enumerate(zip(ids, labels, strict=True))]
     side_information = _vectors(table, "side_information") if "side_information" in table.column_names else None
     return _Table(items, _vectors(table, "embedding"), side_information)
 

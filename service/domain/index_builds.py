@@ -41,7 +41,12 @@ class _Built:
 
 
 def build_generation_index(
-    database: Database, blobs: BlobStore, settings: Settings, gallery_id: int, generation_id: int, upgrade_id: int
+    database: Database,
+    blobs: BlobStore,
+    settings: Settings,
+    gallery_id: int,
+    generation_id: int,
+    upgrade_id: int,
 ) -> dict[str, Any]:
     """Build, publish and name the generation's index file; return what was recorded about it.
 
@@ -124,4 +129,3 @@ def remove_dropped_files(database: Database, blobs: BlobStore) -> None:
             assert generation.index_name is not None
             blobs.delete_file(generation.index_name)
             generation.index_name = None
-

@@ -202,6 +202,7 @@ def delete_items(session: Session, gallery_id: int, external_ids: Sequence[str])
     ).all()
     for generation in stored_generations(session, gallery_id):
         session.execute(
-            text(f"DELETE FROM {embeddings_table(generation.id)} WHERE item_id = ANY(:ids)"), {"ids": list(deleted)}
+            text(f"DELETE FROM {embeddings_table(generation.id)} WHERE item_id = ANY(:ids)"),
+            {"ids": list(deleted)},
         )
     return gallery.revision, len(deleted)

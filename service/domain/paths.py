@@ -8,16 +8,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.domain.generations import StoredGeneration
-from service.errors import Conflict, NotFound
+from service.domain.registry import get_transformation
+from service.errors import Conflict
 from service.tables import ModelVersion, Transformation
 
 
 class NoPath(Conflict):
     """No registered transformations lead from a stored generation to the version asked for."""
-
-
-class UnknownTransformation(NotFound):
-    """No transformation has this id."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,7 @@ def find_legs(
     """
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
     if transformation_id is not None:
-        chosen = session.get(Transformation, transformation_id)
-        if chosen is None:
-            raise UnknownTransformation(f"There is no transformation {transformation_id}.")
-        transformations = [chosen]
+        transformations = [get_transformation(session, transformation_id)]
     else:
         transformations = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
     legs = [

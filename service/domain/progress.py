@@ -28,7 +28,9 @@ def progress_of(session: Session, upgrade: Upgrade) -> dict[str, dict[str, Any]]
         # The clock starts at the end of the first batch, so that batch is not part of the rate.
         rate = float(done - first) / float(seconds) if seconds and done > first else None
         tree[phase] = _phase(int(done), int(total), rate)
-    state = State(upgrade.resume_state or upgrade.state) if upgrade.state in ("paused", "failed") else State(upgrade.state)
+    state = (
+        State(upgrade.resume_state or upgrade.state) if upgrade.state in ("paused", "failed") else State(upgrade.state)
+    )
     tree["indexing"] = _phase(int(state in _AFTER_INDEXING), 1, None, unit="index")
     tree["evaluating"] = _phase(int(state in _AFTER_EVALUATING), 1, None, unit="evaluation")
     return tree
@@ -36,4 +38,10 @@ def progress_of(session: Session, upgrade: Upgrade) -> dict[str, dict[str, Any]]
 
 def _phase(done: int, total: int, rate: float | None, unit: str = "items") -> dict[str, Any]:
     eta = (total - done) / rate if rate else None
-    return {"done": done, "total": total, "unit": unit, "rate": rate, "eta_seconds": 0.0 if done >= total else eta}
+    return {
+        "done": done,
+        "total": total,
+        "unit": unit,
+        "rate": rate,
+        "eta_seconds": 0.0 if done >= total else eta,
+    }

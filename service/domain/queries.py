@@ -17,7 +17,7 @@ from service.encoder import Encoders
 from service.errors import Conflict, Unprocessable
 from service.index.protocol import SearchResult
 from service.index.replica import Replicas, ServedGeneration
-from service.tables import Item, embeddings_table
+from service.tables import Gallery, Item, embeddings_table
 from service.vectors.rows import Origin
 
 MAX_K = 1000
@@ -106,40 +106,38 @@ def _search(database: Database, replicas: Replicas, gallery_name: str, query: Qu
     with database.session_scope() as session:
         gallery = get_gallery(session, gallery_name)
     try:
-        return _search_once(database, replicas, gallery.id, query, vectors_for)
+        return _search_once(database, replicas, gallery, query, vectors_for)
     except ProgrammingError:
         replicas.refresh(gallery.id)
-        return _search_once(database, replicas, gallery.id, query, vectors_for)
+        return _search_once(database, replicas, gallery, query, vectors_for)
 
 
-def _search_once(database: Database, replicas: Replicas, gallery_id: int, query: Query, vectors_for: Any) -> Answer:
-    served = _pair(replicas, gallery_id, query)
+def _search_once(database: Database, replicas: Replicas, gallery: Gallery, query: Query, vectors_for: Any) -> Answer:
+    served = _pair(replicas, gallery, query)
     vectors = vectors_for(served)
     with database.session_scope() as session:
         allowed = None
         if query.condition is not None:
-            allowed = _allowed(session, gallery_id, query.condition)
+            allowed = _allowed(session, gallery.id, query.condition)
         found = served.index.search(vectors, query.k, allowed)
         neighbors = _describe(session, served.generation_id, found)
     return Answer(served.version.name, served.generation_id, served.revision, neighbors)
 
 
-def _pair(replicas: Replicas, gallery_id: int, query: Query) -> ServedGeneration:
+def _pair(replicas: Replicas, gallery: Gallery, query: Query) -> ServedGeneration:
     if query.generation == "next":
-        served = replicas.next(gallery_id)
+        served = replicas.next(gallery.id)
         if served is None:
             raise NoNextGeneration("No open upgrade of this gallery has an index to ask yet.")
         return served
     try:
-        return replicas.active(gallery_id)
+        return replicas.active(gallery.id, gallery.active_generation_id)
     except LookupError as error:
         raise UnknownGallery("The gallery was deleted meanwhile.") from error
 
 
 def _allowed(session: Session, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:
-    query = select(Item.id).where(
-        Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition)
-    )
+    query = select(Item.id).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))
     return np.fromiter(session.scalars(query), np.int64)
 
 

@@ -99,10 +99,7 @@ def list_upgrades(session: Session, gallery_name: str, after_id: int, limit: int
     """Return up to `limit` upgrades of a gallery with ids above `after_id`, by id."""
     gallery = get_gallery(session, gallery_name)
     query = (
-        select(Upgrade)
-        .where(Upgrade.gallery_id == gallery.id, Upgrade.id > after_id)
-        .order_by(Upgrade.id)
-        .limit(limit)
+        select(Upgrade).where(Upgrade.gallery_id == gallery.id, Upgrade.id > after_id).order_by(Upgrade.id).limit(limit)
     )
     return list(session.scalars(query))
 
@@ -110,9 +107,7 @@ def list_upgrades(session: Session, gallery_name: str, after_id: int, limit: int
 def lock_state(session: Session, upgrade_id: int, *, shared: bool = False) -> Upgrade:
     """Hold the upgrade's state until the transaction ends: shared by batches, alone for a change of state."""
     function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
-    session.execute(
-        text(f"SELECT {function}(:space, :id)"), {"space": STATE_LOCK, "id": upgrade_id % 2**31}
-    )
+    session.execute(text(f"SELECT {function}(:space, :id)"), {"space": STATE_LOCK, "id": upgrade_id % 2**31})
     return get_upgrade(session, upgrade_id)
 
 

@@ -237,8 +237,8 @@ class EmbeddedServers:
             os.kill(process, signal.SIGINT)
             time.sleep(0.2)
         if pid_file.name == "postmaster.pid":
-            # Back ends of a killed postmaster hold its shared memory for a moment. Then nobody works in the cluster, and
-            # PostgreSQL's own lock files would only mislead it: their pid may be a zombie's or another's by now.
+            # Back ends of a killed postmaster hold its shared memory for a moment. Then nobody works in the cluster,
+            # and its lock files would only mislead PostgreSQL: their pid may be a zombie's or another's by now.
             _wait_for_backends(self._folder)
             pid_file.unlink(missing_ok=True)
             (self._sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)

@@ -103,11 +103,17 @@ class Replicas:
         if self._thread.is_alive():
             self._thread.join(timeout=30)
 
-    def active(self, gallery_id: int) -> ServedGeneration:
-        """Return the serving pair of the active generation; take it once per request. Loads it when it is new here."""
+    def active(self, gallery_id: int, generation_id: int | None) -> ServedGeneration:
+        """Return the serving pair of the active generation; take it once per request. Loads it when it is new here.
+
+        `generation_id` is the active generation in the gallery's row: one that is held already is flipped to at once,
+        and while another is still loading here, the present one goes on answering.
+        """
         replica = self._replica(gallery_id)
         if replica.active is None:
             self.sync(gallery_id, 0)
+        elif replica.active.generation_id != generation_id and generation_id in replica.held:
+            self.refresh(gallery_id)
         if replica.active is None:
             raise LookupError(f"gallery {gallery_id} has gone")
         return replica.active
@@ -160,7 +166,11 @@ class Replicas:
             replica = self._replica(state.id)
             if replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
                 try:
-                    _logged("replica.sync_failed", lambda r=replica, s=state: self._apply(r, s), gallery_id=state.id)
+                    _logged(
+                        "replica.sync_failed",
+                        lambda r=replica, s=state: self._apply(r, s),
+                        gallery_id=state.id,
+                    )
                 finally:
                     replica.lock.release()
 
@@ -184,9 +194,7 @@ class Replicas:
             del replica.held[generation_id]
 
 
-def follow(
-    source: GenerationSource, served: ServedGeneration, to_revision: int, *, look_for_pending: bool
-) -> None:
+def follow(source: GenerationSource, served: ServedGeneration, to_revision: int, *, look_for_pending: bool) -> None:
     """Apply to one index what changed since its revision, and pending rows that are current by now."""
     if served.revision >= to_revision and not (look_for_pending and len(served.pending)):
         return
@@ -203,8 +211,8 @@ def _logged(event: str, call: Callable[[], None], **fields: object) -> None:
     """Run one step of a loop that must outlive any single failure: log it, and let the next round try again."""
     try:
         call()
-    except Exception:  # noqa: BLE001 - the loop is this process's only follower; the failure is logged, then retried
-        events.exception(event, **fields)
+    except Exception as error:  # noqa: BLE001 - this loop is the process's only follower; logged, then retried
+        events.exception(event, error, **fields)
 
 
 def difference(ids: Sequence[int] | Ids, other: Sequence[int] | Ids) -> Ids:

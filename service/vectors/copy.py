@@ -48,9 +48,7 @@ def read_rows(
             yield _parse(bytes(pending[: -len(_TRAILER)]), vector_format)
 
 
-def write_rows(
-    connection: psycopg.Connection, table: str, rows: EmbeddingRows, vector_format: VectorFormat
-) -> int:
+def write_rows(connection: psycopg.Connection, table: str, rows: EmbeddingRows, vector_format: VectorFormat) -> int:
     """COPY rows into a table with the columns item_id, revision, origin, embedding[, side_information]."""
     columns = ["item_id", "revision", "origin", "embedding"]
     if vector_format.side_information_dim is not None:

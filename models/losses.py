@@ -1,0 +1,19 @@
+"""Losses; each names its paper and equation."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross entropy (SimCLR, Chen et al., ICML 2020, equation 1).
+
+    first and second: (B, P) float32 projections of two views of the same B images. Returns a scalar, the mean over the
+    2·B views of -log softmax of the other view's cosine similarity among the 2·B - 1 others.
+    """
+    views = functional.normalize(torch.cat([first, second]), dim=1)  # (2B, P)
+    similarities = views @ views.T / temperature  # (2B, 2B)
+    similarities.fill_diagonal_(float("-inf"))
+    count = len(first)
+    positives = torch.cat([torch.arange(count, 2 * count), torch.arange(count)]).to(similarities.device)
+    return functional.cross_entropy(similarities, positives)

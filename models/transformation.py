@@ -1,0 +1,70 @@
+"""The transformation network of forward compatible training: h, and g of the same architecture (paper, section 3.3 and
+4.4, figure 4; the released code has no g, so the paper's sentence that it shares h's architecture defines ours)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvBlock(nn.Sequential):
+    """Linear + BatchNorm + ReLU; the paper's public code has it as a 1x1 convolution."""
+
+    def __init__(self, input_dim: int, output_dim: int) -> None:
+        super().__init__(nn.Linear(input_dim, output_dim, bias=False), nn.BatchNorm1d(output_dim), nn.ReLU())
+
+
+class Transformation(nn.Module):
+    """(φ_old, ψ_old) -> an embedding (h) or side-information (g) of the new version.
+
+    Each branch: d -> 2·d -> 2·d_to; both concatenated: 4·d_to -> inner -> inner -> d_to, the last layer linear. Without
+    side-information both branches get φ_old, as in the released code (the paper's text says a zero vector).
+    """
+
+    def __init__(self, from_dim: int, side_information_dim: int | None, to_dim: int, inner_dim: int = 2048) -> None:
+        super().__init__()
+        self.from_dim = from_dim
+        self.side_information_dim = side_information_dim
+        self.to_dim = to_dim
+        self.inner_dim = inner_dim
+        side_dim = from_dim if side_information_dim is None else side_information_dim
+        self.old_branch = nn.Sequential(ConvBlock(from_dim, 2 * from_dim), ConvBlock(2 * from_dim, 2 * to_dim))
+        self.side_branch = nn.Sequential(ConvBlock(side_dim, 2 * side_dim), ConvBlock(2 * side_dim, 2 * to_dim))
+        self.mixer = nn.Sequential(
+            ConvBlock(4 * to_dim, inner_dim), ConvBlock(inner_dim, inner_dim), nn.Linear(inner_dim, to_dim)
+        )
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "from_dim": self.from_dim,
+            "side_information_dim": self.side_information_dim,
+            "to_dim": self.to_dim,
+            "inner_dim": self.inner_dim,
+        }
+
+    def forward(self, embedding: Tensor, side_information: Tensor | None = None) -> Tensor:
+        """(B, D_from) and (B, S) float32 -> (B, D_to) float32."""
+        side = embedding if side_information is None else side_information
+        branches = torch.cat([self.old_branch(embedding), self.side_branch(side)], dim=1)  # (B, 4·D_to)
+        output: Tensor = self.mixer(branches)
+        return output
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold every BatchNorm into the Linear before it, in place, and return the network, which then is for inference
+    only: with running statistics, W' = γ/σ·W and b' = β - γ·μ/σ give the same outputs."""
+    for module in network.modules():
+        if isinstance(module, ConvBlock):
+            linear, norm = module[0], module[1]
+            assert isinstance(linear, nn.Linear)
+            assert isinstance(norm, nn.BatchNorm1d)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            folded = nn.Linear(linear.in_features, linear.out_features)
+            with torch.no_grad():
+                folded.weight.copy_(linear.weight * scale[:, None])
+                folded.bias.copy_(norm.bias - norm.running_mean * scale)
+            module[0] = folded
+            module[1] = nn.Identity()
+    return network.eval()

@@ -1,0 +1,228 @@
+"""Model versions and transformations: registering, finding and deleting them.
+
+Artifacts are tried before anything is stored, so a refused one leaves nothing behind. Blobs are kept under their digest
+and shared; a blob whose row never came to be, or was deleted, is removed when nothing refers to it any more.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.blobs import BlobStore
+from service.encoder import check_encoder, check_preprocessing, check_transformation_network
+from service.errors import Conflict, NotFound, Unprocessable
+from service.settings import Settings
+from service.tables import Gallery, Generation, ModelVersion, Transformation, Upgrade
+
+
+class UnknownVersion(NotFound):
+    """No model version has this name."""
+
+
+class VersionExists(Conflict):
+    """The name is taken."""
+
+
+class VersionInUse(Conflict):
+    """A gallery or a transformation refers to the version."""
+
+
+class UnknownTransformation(NotFound):
+    """No transformation has this id."""
+
+
+class TransformationInUse(Conflict):
+    """A generation or an upgrade refers to the transformation."""
+
+
+class InvalidRegistration(Unprocessable):
+    """The parts of the registration do not fit together."""
+
+
+@dataclass(frozen=True)
+class VersionSpec:
+    """What a model version declares about its networks."""
+
+    embedding_dim: int
+    side_information_dim: int | None
+    normalize: bool
+    preprocessing: dict[str, Any]
+
+
+def register_model_version(
+    session: Session,
+    blobs: BlobStore,
+    settings: Settings,
+    name: str,
+    spec: VersionSpec,
+    embedding_model: bytes,
+    side_information_model: bytes | None,
+) -> ModelVersion:
+    """Try both networks, store them, and return the new version.
+
+    Raises `InvalidRegistration` and `InvalidArtifact` (422), `VersionExists` (409).
+    """
+    if (spec.side_information_dim is None) != (side_information_model is None):
+        raise InvalidRegistration("side_information_dim and the file side_information_model are given both or neither.")
+    if session.scalar(select(ModelVersion.id).where(ModelVersion.name == name)) is not None:
+        raise VersionExists(f"A model version named {name!r} exists.")
+    check_preprocessing(spec.preprocessing)
+    embedding_kind = check_encoder(embedding_model, spec.embedding_dim, spec.preprocessing, settings)
+    side_kind = None
+    if side_information_model is not None and spec.side_information_dim is not None:
+        side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, settings)
+    version = ModelVersion(
+        name=name,
+        embedding_dim=spec.embedding_dim,
+        side_information_dim=spec.side_information_dim,
+        normalize=spec.normalize,
+        preprocessing=spec.preprocessing,
+        embedding_model_digest=blobs.put(embedding_model),
+        embedding_model_kind=embedding_kind,
+        side_information_model_digest=None if side_information_model is None else blobs.put(side_information_model),
+        side_information_model_kind=side_kind,
+    )
+    session.add(version)
+    try:
+        session.flush()  # the unique name decides between two requests at once
+    except IntegrityError as error:
+        raise VersionExists(f"A model version named {name!r} exists.") from error
+    session.refresh(version)
+    return version
+
+
+def get_version(session: Session, name: str) -> ModelVersion:
+    """Return the version, or raise `UnknownVersion` (404)."""
+    version = session.scalar(select(ModelVersion).where(ModelVersion.name == name))
+    if version is None:
+        raise UnknownVersion(f"There is no model version named {name!r}.")
+    return version
+
+
+def list_versions(session: Session, after_id: int, limit: int) -> list[ModelVersion]:
+    """Return up to `limit` versions with ids above `after_id`, by id."""
+    query = select(ModelVersion).where(ModelVersion.id > after_id).order_by(ModelVersion.id).limit(limit)
+    return list(session.scalars(query))
+
+
+def delete_version(session: Session, name: str) -> list[str]:
+    """Delete a version that nothing refers to, and return the digests that it held.
+
+    Raises `VersionInUse` (409) naming what refers to it.
+    """
+    version = get_version(session, name)
+    gallery = session.scalar(
+        select(Gallery.name)
+        .join(Generation, Generation.gallery_id == Gallery.id)
+        .where(Generation.model_version_id == version.id)
+    )
+    if gallery is not None:
+        raise VersionInUse(f"Gallery {gallery!r} has or had a generation under model version {name!r}.")
+    transformation = session.scalar(
+        select(Transformation.id).where(
+            or_(Transformation.from_version_id == version.id, Transformation.to_version_id == version.id)
+        )
+    )
+    if transformation is not None:
+        raise VersionInUse(f"Transformation {transformation} is from or to model version {name!r}.")
+    digests = [version.embedding_model_digest, version.side_information_model_digest]
+    session.delete(version)
+    try:
+        session.flush()  # a gallery or transformation made at this moment keeps the version
+    except IntegrityError as error:
+        raise VersionInUse(f"Model version {name!r} has just been put to use.") from error
+    return [digest for digest in digests if digest is not None]
+
+
+def register_transformation(
+    session: Session,
+    blobs: BlobStore,
+    settings: Settings,
+    from_version: str,
+    to_version: str,
+    h: bytes,
+    g: bytes | None,
+) -> Transformation:
+    """Try h and g on the versions' dimensions, store them, and return the new transformation.
+
+    Raises `UnknownVersion` (404), `InvalidRegistration` and `InvalidArtifact` (422).
+    """
+    before, after = get_version(session, from_version), get_version(session, to_version)
+    if before.id == after.id:
+        raise InvalidRegistration("A transformation leads from one model version to another.")
+    if g is not None and after.side_information_dim is None:
+        raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
+    architecture: dict[str, object] = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
+    if g is not None and after.side_information_dim is not None:
+        architecture["g"] = check_transformation_network(g, before, after.side_information_dim, settings)
+    transformation = Transformation(
+        from_version_id=before.id,
+        to_version_id=after.id,
+        h_digest=blobs.put(h),
+        h_kind=architecture["h"]["kind"],  # type: ignore[index]  # as check_transformation_network returns it
+        g_digest=None if g is None else blobs.put(g),
+        g_kind=None if g is None else architecture["g"]["kind"],  # type: ignore[index]  # likewise
+        architecture=architecture,
+    )
+    session.add(transformation)
+    session.flush()  # its id is the answer
+    session.refresh(transformation)
+    return transformation
+
+
+def get_transformation(session: Session, transformation_id: int) -> Transformation:
+    """Return the transformation, or raise `UnknownTransformation` (404)."""
+    transformation = session.get(Transformation, transformation_id)
+    if transformation is None:
+        raise UnknownTransformation(f"There is no transformation {transformation_id}.")
+    return transformation
+
+
+def list_transformations(session: Session, after_id: int, limit: int) -> list[Transformation]:
+    """Return up to `limit` transformations with ids above `after_id`, by id."""
+    query = select(Transformation).where(Transformation.id > after_id).order_by(Transformation.id).limit(limit)
+    return list(session.scalars(query))
+
+
+def delete_transformation(session: Session, transformation_id: int) -> list[str]:
+    """Delete a transformation that no generation or upgrade used, and return the digests that it held."""
+    transformation = get_transformation(session, transformation_id)
+    used = session.scalar(select(Upgrade.id).where(Upgrade.legs.contains([{"transformations": [transformation_id]}])))
+    if used is not None:
+        raise TransformationInUse(f"Upgrade {used} uses transformation {transformation_id}.")
+    digests = [transformation.h_digest, transformation.g_digest]
+    session.delete(transformation)
+    try:
+        session.flush()  # an upgrade planned at this moment keeps it
+    except IntegrityError as error:
+        raise TransformationInUse(f"Transformation {transformation_id} has just been put to use.") from error
+    return [digest for digest in digests if digest is not None]
+
+
+def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: list[str]) -> None:
+    """Remove blobs that no row refers to. Call it after the deletion has committed: a crash before leaves a blob that
+    nothing names, never a row without its blob."""
+    for digest in digests:
+        references = session.scalar(
+            select(func.count())
+            .select_from(ModelVersion)
+            .where(
+                or_(
+                    ModelVersion.embedding_model_digest == digest,
+                    ModelVersion.side_information_model_digest == digest,
+                )
+            )
+        )
+        references = (references or 0) + (
+            session.scalar(
+                select(func.count())
+                .select_from(Transformation)
+                .where(or_(Transformation.h_digest == digest, Transformation.g_digest == digest))
+            )
+            or 0
+        )
+        if references == 0:
+            blobs.delete(digest)

@@ -1,0 +1,84 @@
+"""Tiny real networks and images for tests: deterministic, and fast to build."""
+
+import io
+import warnings
+
+import numpy as np
+import onnx
+import torch
+from models.artifacts import save_network
+from models.backbones import ConvEncoder
+from models.transformation import Transformation
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from torch import Tensor, nn
+
+SIZE = 8
+PREPROCESSING = {"size": SIZE, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+
+def encoder_bytes(dim: int, seed: int) -> bytes:
+    """Return a safetensors encoder with `dim` outputs."""
+    torch.manual_seed(seed)
+    return save_network(ConvEncoder(4, dim))
+
+
+def transformation(from_dim: int, side_dim: int | None, to_dim: int, seed: int) -> Transformation:
+    """Return an h or g with statistics that are not those of a fresh BatchNorm."""
+    torch.manual_seed(seed)
+    network = Transformation(from_dim, side_dim, to_dim, inner_dim=16)
+    network.train()
+    side = None if side_dim is None else torch.randn(64, side_dim)
+    network(torch.randn(64, from_dim), side)
+    return network.eval()
+
+
+def transformation_bytes(from_dim: int, side_dim: int | None, to_dim: int, seed: int) -> bytes:
+    return save_network(transformation(from_dim, side_dim, to_dim, seed))
+
+
+def onnx_encoder_bytes(dim: int, seed: int, trailing: bool = False) -> bytes:
+    """Return an ONNX network (B, 3, 8, 8) -> (B, dim), or (B, dim, 1, 1) with `trailing`: one strided convolution."""
+    weights = np.random.default_rng(seed).standard_normal((dim, 3, SIZE, SIZE)).astype(np.float32)
+    nodes = [helper.make_node("Conv", ["images", "weights"], ["features"])]
+    if not trailing:
+        nodes.append(helper.make_node("Flatten", ["features"], ["output"]))
+    graph = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("features" if trailing else "output", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+class PublicForm(nn.Module):
+    """The paper's public export form: (B, D, 1, 1) in and out, by 1x1 convolutions."""
+
+    def __init__(self, from_dim: int, side_dim: int, to_dim: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(from_dim + side_dim, to_dim, 1)
+
+    def forward(self, embedding: Tensor, side_information: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(torch.cat([embedding, side_information], dim=1))
+        return mixed
+
+
+def torchscript_bytes(network: nn.Module) -> bytes:
+    """Return a scripted network; torch warns that TorchScript is deprecated."""
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(network), stream)  # type: ignore[no-untyped-call]
+    return stream.getvalue()
+
+
+def image_bytes(seed: int, image_format: str = "PNG", size: tuple[int, int] = (SIZE, SIZE)) -> bytes:
+    """Return a random image file."""
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, image_format)
+    return stream.getvalue()

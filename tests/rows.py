@@ -1,0 +1,26 @@
+"""Reading generations' rows in tests."""
+
+from psycopg import sql
+
+from service.db import driver_connection
+from service.domain.generations import StoredGeneration, get_stored_generation
+from service.domain.upgrades import get_upgrade
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows
+from workers.app import WorkerParts
+
+
+def all_rows(worker: WorkerParts, upgrade_id: int) -> tuple[EmbeddingRows, EmbeddingRows]:
+    """Return every row of an upgrade's source and target generations, by item id."""
+    with worker.database.session_scope() as session:
+        upgrade = get_upgrade(session, upgrade_id)
+        source = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
+        target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
+
+        def read(generation: StoredGeneration) -> EmbeddingRows:
+            query = sql.SQL("SELECT * FROM {} ORDER BY item_id").format(sql.Identifier(generation.table))
+            return EmbeddingRows.concatenate(
+                list(read_rows(driver_connection(session), query, (), generation.vector_format))
+            )
+
+        return read(source), read(target)

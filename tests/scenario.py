@@ -1,0 +1,76 @@
+"""A client's steps, shared by tests that talk HTTP: register versions and transformations, fill a gallery."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+
+from tests.networks import PREPROCESSING, encoder_bytes, image_bytes, transformation_bytes
+
+# Embedding and side-information dimensions of the test versions; v3 has no ψ.
+DIMS: dict[str, tuple[int, int | None]] = {"v1": (6, 5), "v2": (8, 4), "v3": (10, None)}
+
+
+def register_version(client: httpx.Client, name: str, *, normalize: bool = False) -> None:
+    embedding_dim, side_dim = DIMS[name]
+    spec = {
+        "embedding_dim": embedding_dim,
+        "side_information_dim": side_dim,
+        "normalize": normalize,
+        "preprocessing": PREPROCESSING,
+    }
+    files = {"embedding_model": ("phi", encoder_bytes(embedding_dim, seed=int(name[1:])))}
+    if side_dim is not None:
+        files["side_information_model"] = ("psi", encoder_bytes(side_dim, seed=100 + int(name[1:])))
+    answer = client.post("/v1/model-versions", data={"name": name, "spec": json.dumps(spec)}, files=files)
+    assert answer.status_code == 201, answer.text
+
+
+def register_transformation(client: httpx.Client, before: str, after: str) -> int:
+    (from_dim, from_side), (to_dim, to_side) = DIMS[before], DIMS[after]
+    files = {"h": ("h", transformation_bytes(from_dim, from_side, to_dim, seed=7))}
+    if to_side is not None:
+        files["g"] = ("g", transformation_bytes(from_dim, from_side, to_side, seed=8))
+    answer = client.post("/v1/transformations", data={"from_version": before, "to_version": after}, files=files)
+    assert answer.status_code == 201, answer.text
+    identifier: int = answer.json()["id"]
+    return identifier
+
+
+def create_gallery(client: httpx.Client, name: str = "g", version: str = "v1", **options: Any) -> None:
+    answer = client.post("/v1/galleries", json={"name": name, "model_version": version, **options})
+    assert answer.status_code == 201, answer.text
+
+
+def post_images(client: httpx.Client, seeds: Iterable[int], gallery: str = "g") -> httpx.Response:
+    seeds = list(seeds)
+    files = [("files", (f"image-{seed}.png", image_bytes(seed), "image/png")) for seed in seeds]
+    items = [{"label": f"class {seed % 3}", "metadata": {"seed": seed}} for seed in seeds]
+    answer = client.post(f"/v1/galleries/{gallery}/images", files=files, data={"items": json.dumps(items)})
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def start_upgrade(client: httpx.Client, to_version: str, gallery: str = "g", **options: Any) -> int:
+    answer = client.post(f"/v1/galleries/{gallery}/upgrades", json={"to_version": to_version, **options})
+    assert answer.status_code == 202, answer.text
+    identifier: int = answer.json()["id"]
+    return identifier
+
+
+def state_of(client: httpx.Client, upgrade_id: int) -> str:
+    state: str = client.get(f"/v1/upgrades/{upgrade_id}").json()["state"]
+    return state
+
+
+def search(client: httpx.Client, seed: int, gallery: str = "g", k: int = 3, **parameters: Any) -> dict[str, Any]:
+    answer = client.post(
+        f"/v1/galleries/{gallery}/search",
+        files={"file": ("query.png", image_bytes(seed))},
+        data={"k": str(k)},
+        params=parameters,
+    )
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
