@@ -7,9 +7,12 @@ makes a trial run, so what it returns has the shapes that it was asked for.
 
 import io
 import json
+import logging
+import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +30,6 @@ ArtifactKind = Literal["onnx", "safetensors", "torchscript"]
 Vectors = NDArray[np.float32]
 Encoder = Callable[[Vectors], Vectors]
 TransformationNetwork = Callable[[Vectors, Vectors | None], Vectors]
-_Run = Callable[[Sequence[Vectors]], Vectors]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "ConvEncoder": ConvEncoder,
@@ -36,20 +38,37 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 _METADATA_KEY = "gallery_upgrade"
 _MAX_DIMENSION = 65_536
+_MAX_BLOCKS = 64
 _MAX_PARAMETERS = 2**31
 _TRIAL_BATCHES = (2, 1)
+_FORMS: tuple[tuple[str, tuple[int, ...]], ...] = (("(B, D)", ()), ("(B, D, 1, 1)", (1, 1)))
+
+
+_log = logging.getLogger(__name__)
 
 
 class ArtifactError(ValueError):
     """The file is not a usable network; the message says why."""
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A network of any kind: `run` takes `input_count` arrays. `config` is set when it is one of our own."""
+
+    run: Callable[[Sequence[Vectors]], Vectors]
+    input_count: int
+    name: str | None = None
+    config: dict[str, Any] | None = None
+
+
 def artifact_kind(data: bytes) -> ArtifactKind:
     """Return the kind of a file by its content. Raises `ArtifactError`."""
+    if data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] <= len(data) - 8:
+        return "safetensors"
     if data[:4] == b"PK\x03\x04":
         try:
             names = zipfile.ZipFile(io.BytesIO(data)).namelist()
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise ArtifactError("The file is a damaged archive.") from error
         if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
             return "torchscript"
@@ -59,8 +78,6 @@ def artifact_kind(data: bytes) -> ArtifactKind:
         )
     if data[:1] == b"\x80":
         raise ArtifactError("Pickles are not accepted: loading one can run any code. Export to ONNX instead.")
-    if len(data) > 9 and struct.unpack("<Q", data[:8])[0] <= len(data) - 8 and data[8:9] == b"{":
-        return "safetensors"
     if data[:1] == b"\x08":  # an ONNX file starts with its ir_version, field 1 of a protobuf message
         return "onnx"
     raise ArtifactError("The file is neither ONNX, nor safetensors, nor TorchScript.")
@@ -72,6 +89,8 @@ def save_network(network: nn.Module) -> bytes:
     if name not in NETWORKS:
         raise ArtifactError(f"{name} is not one of our own networks.")
     config = {"network": name, "config": network.config()}  # type: ignore[operator]  # each of NETWORKS has it
+    if _build(name, config["config"]).state_dict().keys() != network.state_dict().keys():
+        raise ArtifactError(f"This {name} is not as its configuration builds it; was its BatchNorm folded?")
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
     return safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(config)})
 
@@ -96,14 +115,18 @@ def load_encoder(
 
     Outputs of the form (B, D, 1, 1) lose their trailing axes.
     """
-    run = _load(data, device, trust_torchscript)
+    loaded = _load(data, device, trust_torchscript)
+    if loaded.name == "Transformation":
+        raise ArtifactError("The file is a transformation (h or g); an encoder was expected.")
+    if loaded.input_count != 1:
+        raise ArtifactError(f"The network takes {loaded.input_count} inputs; an encoder takes one, the images.")
 
     def encode(images: Vectors) -> Vectors:
-        return _as_vectors(run([images]))
+        return _as_vectors(loaded.run([images]))
 
     for batch in _TRIAL_BATCHES:
         trial = np.random.default_rng(0).standard_normal((batch, 3, input_size, input_size), np.float32)
-        _check_output(_trial(lambda trial=trial: encode(trial), "images"), batch, output_dim)
+        _check_output(_trial(encode, [trial], "images"), batch, output_dim)
     return encode
 
 
@@ -118,109 +141,144 @@ def load_transformation_network(
 ) -> TransformationNetwork:
     """Return a callable ((B, from_dim), (B, side_information_dim) | None) -> (B, to_dim) float32, after a trial run.
 
-    A foreign network may take (B, D) or the paper's public form (B, D, 1, 1), and without side-information one input or
-    the embedding twice, as the paper's code does; the trial finds which. Raises `ArtifactError`.
+    A foreign network may take (B, D) or the paper's public form (B, D, 1, 1): the trial finds which. Of one input it
+    gets the embedding; of two, embedding and side-information in this order, or without side-information the embedding
+    twice, as in the paper's code. Raises `ArtifactError`.
     """
-    run = _load(data, device, trust_torchscript)
+    loaded = _load(data, device, trust_torchscript)
+    _check_transformation(loaded, from_dim, side_information_dim, to_dim)
     generator = np.random.default_rng(0)
-    embedding = generator.standard_normal((_TRIAL_BATCHES[0], from_dim), np.float32)
+    embedding = generator.standard_normal((max(_TRIAL_BATCHES), from_dim), np.float32)
     side = None
     if side_information_dim is not None:
-        side = generator.standard_normal((_TRIAL_BATCHES[0], side_information_dim), np.float32)
-    refusal: ArtifactError | None = None
-    for form in (_two_inputs, _one_input) if side is None else (_two_inputs,):
-        for trailing in ((), (1, 1)):
-            network = _bind(run, form, trailing)
-            try:
-                _check_output(_trial(lambda n=network: n(embedding, side), "vectors"), _TRIAL_BATCHES[0], to_dim)
-                one_side = None if side is None else side[:1]
-                _check_output(_trial(lambda n=network, s=one_side: n(embedding[:1], s), "vectors"), 1, to_dim)
-            except ArtifactError as error:
-                refusal = refusal or error
-                continue
+        side = generator.standard_normal((max(_TRIAL_BATCHES), side_information_dim), np.float32)
+    refusals = []
+    for form, trailing in _FORMS[:1] if loaded.config else _FORMS:
+        network = _bind(loaded, trailing)
+        try:
+            for batch in _TRIAL_BATCHES:
+                inputs = [embedding[:batch], None if side is None else side[:batch]]
+                _check_output(_trial(network, inputs, "vectors"), batch, to_dim)
             return network
-    assert refusal is not None
-    raise refusal
+        except ArtifactError as error:
+            refusals.append(f"Given {form}: {error}")
+    raise ArtifactError(" ".join(refusals))
 
 
-def _two_inputs(embedding: Vectors, side_information: Vectors | None) -> list[Vectors]:
-    return [embedding, embedding if side_information is None else side_information]
+def _check_transformation(loaded: _Loaded, from_dim: int, side_information_dim: int | None, to_dim: int) -> None:
+    if loaded.input_count not in (1, 2):
+        raise ArtifactError(
+            f"The network takes {loaded.input_count} inputs; a transformation takes the embedding and, if at all, the"
+            " side-information."
+        )
+    if loaded.config is None:
+        return
+    if loaded.name != "Transformation":
+        raise ArtifactError(f"The file is an encoder ({loaded.name}); a transformation was expected.")
+    declared = {"from_dim": from_dim, "side_information_dim": side_information_dim, "to_dim": to_dim}
+    for name, expected in declared.items():
+        found = loaded.config.get(name)
+        ignores_it = name == "side_information_dim" and found is None  # trained without: whatever is stored is unused
+        if found != expected and not ignores_it:
+            raise ArtifactError(f"The transformation's {name} is {found}; {expected} was declared.")
 
 
-def _one_input(embedding: Vectors, side_information: Vectors | None) -> list[Vectors]:
-    return [embedding]
-
-
-def _bind(
-    run: _Run, form: Callable[[Vectors, Vectors | None], list[Vectors]], trailing: tuple[int, ...]
-) -> TransformationNetwork:
+def _bind(loaded: _Loaded, trailing: tuple[int, ...]) -> TransformationNetwork:
     def network(embedding: Vectors, side_information: Vectors | None) -> Vectors:
-        inputs = form(embedding, side_information)
-        return _as_vectors(run([values.reshape(*values.shape, *trailing) for values in inputs]))
+        inputs = [embedding, embedding if side_information is None else side_information][: loaded.input_count]
+        return _as_vectors(loaded.run([values.reshape(*values.shape, *trailing) for values in inputs]))
 
     return network
 
 
-def _load(data: bytes, device: str, trust_torchscript: bool) -> _Run:
+def _load(data: bytes, device: str, trust_torchscript: bool) -> _Loaded:
     kind = artifact_kind(data)
     if kind == "onnx":
         return _load_onnx(data, device)
     if kind == "safetensors":
-        return _run_torch(_load_safetensors(data), device)
+        return _load_safetensors(data, device)
     if not trust_torchscript:
         raise ArtifactError(
             "TorchScript is accepted only where the operator trusts it (GALLERY_TRUST_TORCHSCRIPT=1); export to ONNX."
         )
-    return _run_torch(_load_torchscript(data), device)
+    return _load_torchscript(data, device)
 
 
-def _load_onnx(data: bytes, device: str) -> _Run:
+def _load_onnx(data: bytes, device: str) -> _Loaded:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    # A model may name files that hold its weights; without this, those below the working directory would be read.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    providers = ["CPUExecutionProvider"]
+    if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
+    elif device != "cpu":
+        _log.warning("this ONNX Runtime has no CUDA: ONNX networks run on the CPU")
     try:
         session = onnxruntime.InferenceSession(data, options, providers=providers)
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        if "xternal data" in str(error):
+            raise ArtifactError("The ONNX file keeps weights in other files; export it as a single file.") from error
         raise ArtifactError(f"ONNX Runtime refuses the file: {_first_line(error)}") from error
+    if len(session.get_outputs()) != 1:
+        raise ArtifactError(f"The network gives {len(session.get_outputs())} outputs; one was expected.")
     names = [argument.name for argument in session.get_inputs()]
 
     def run(inputs: Sequence[Vectors]) -> Vectors:
-        if len(names) != len(inputs):
-            raise ArtifactError(f"The network takes {len(names)} inputs; {len(inputs)} were expected.")
         output: Vectors = session.run(None, dict(zip(names, inputs, strict=True)))[0]
         return output
 
-    return run
+    return _Loaded(run, len(names))
 
 
-def _load_safetensors(data: bytes) -> nn.Module:
+def _load_safetensors(data: bytes, device: str) -> _Loaded:
     described = read_config(data)
-    config = described["config"]
-    sizes = [value for value in config.values() if value is not None]
-    if not all(isinstance(value, int) and 0 < value <= _MAX_DIMENSION for value in sizes):
-        raise ArtifactError(f"The network's configuration has sizes out of range: {config}")
+    name, config = described["network"], described["config"]
+    network = _build(name, config)
+    if sum(tensor.numel() for tensor in network.state_dict().values()) > min(_MAX_PARAMETERS, len(data)):
+        raise ArtifactError("The network's configuration asks for more weights than the file holds.")
     try:
-        with torch.device("meta"):  # no memory is taken before the sizes are known to fit the file
-            network = NETWORKS[described["network"]](**config)
-        if sum(tensor.numel() for tensor in network.state_dict().values()) > min(_MAX_PARAMETERS, len(data)):
-            raise ArtifactError("The network's configuration asks for more weights than the file holds.")
         network.load_state_dict(safetensors.torch.load(data), assign=True)
-    except (TypeError, RuntimeError, safetensors.SafetensorError) as error:
+    except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"The weights do not fit the network: {_first_line(error)}") from error
-    if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values() if tensor.is_floating_point()):
-        raise ArtifactError("The network has weights that are not finite.")
-    return fold_batch_norm(network.float()) if isinstance(network, Transformation) else network.float().eval()
+    network = network.float().eval()
+    _check_finite(network)
+    input_count = 1
+    if isinstance(network, Transformation):
+        network, input_count = fold_batch_norm(network), 2
+    return _Loaded(_run_torch(network, device), input_count, name, config)
 
 
-def _load_torchscript(data: bytes) -> nn.Module:
+def _build(name: str, config: dict[str, Any]) -> nn.Module:
+    """Build one of our own networks without memory for its weights: the sizes come from a file."""
+    for key, value in config.items():
+        limit = _MAX_BLOCKS if key == "blocks" else _MAX_DIMENSION
+        if value is not None and not (isinstance(value, int) and 0 <= value <= limit):
+            raise ArtifactError(f"The network's configuration has {key} = {value!r}; at most {limit} is accepted.")
     try:
-        module: nn.Module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+        with torch.device("meta"):
+            return NETWORKS[name](**config)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ArtifactError(f"The configuration does not fit {name}: {_first_line(error)}") from error
+
+
+def _load_torchscript(data: bytes, device: str) -> _Loaded:
+    try:
+        module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(f"The TorchScript file cannot be loaded: {_first_line(error)}") from error
-    return module.eval()
+    _check_finite(module)
+    input_count = len(module.forward.schema.arguments) - 1  # without self
+    return _Loaded(_run_torch(module.eval(), device), input_count)
 
 
-def _run_torch(network: nn.Module, device: str) -> _Run:
+def _check_finite(network: nn.Module) -> None:
+    tensors = network.state_dict().values()
+    if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
+        raise ArtifactError("The network has weights that are not finite.")
+
+
+def _run_torch(network: nn.Module, device: str) -> Callable[[Sequence[Vectors]], Vectors]:
     network = network.to(device)
 
     def run(inputs: Sequence[Vectors]) -> Vectors:
@@ -241,9 +299,9 @@ def _as_vectors(output: Vectors) -> Vectors:
     return np.ascontiguousarray(output, np.float32)
 
 
-def _trial(call: Callable[[], Vectors], what: str) -> Vectors:
+def _trial(network: Callable[..., Vectors], inputs: Sequence[Vectors | None], what: str) -> Vectors:
     try:
-        return call()
+        return network(*inputs)
     except ArtifactError:
         raise
     except Exception as error:

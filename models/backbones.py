@@ -1,6 +1,7 @@
 """Small encoders, built from plain numbers and rebuilt from `config()` alone.
 
-Their embedding is the global average pool of a ReLU'd block, not normalised, as in the paper's code.
+Their embedding is the global average pool of a ReLU'd block, not normalised, as in the paper's code. A classifier's
+head is a separate Linear, in training only.
 """
 
 from itertools import pairwise
@@ -11,22 +12,23 @@ from torch import Tensor, nn
 
 
 class ConvEncoder(nn.Module):
-    """Four 3x3 convolutions with BatchNorm and ReLU, halving twice: enough for scans of digits. (B, 3, H, W) ->
-    (B, embedding_dim)."""
+    """Four 3x3 convolutions with BatchNorm and ReLU, halving twice: enough for images of 32 pixels and below.
+    (B, 3, H, W) -> (B, embedding_dim). Without `last_relu` the embedding may be negative."""
 
-    def __init__(self, width: int, embedding_dim: int) -> None:
+    def __init__(self, width: int, embedding_dim: int, last_relu: bool = True) -> None:
         super().__init__()
         self.width = width
         self.embedding_dim = embedding_dim
+        self.last_relu = last_relu
         channels = [3, width, 2 * width, 2 * width, embedding_dim]
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(pairwise(channels)):
             stride = 2 if number in (1, 2) else 1
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*(layers if last_relu else layers[:-1]))
 
     def config(self) -> dict[str, Any]:
-        return {"width": self.width, "embedding_dim": self.embedding_dim}
+        return {"width": self.width, "embedding_dim": self.embedding_dim, "last_relu": self.last_relu}
 
     def forward(self, images: Tensor) -> Tensor:
         pooled: Tensor = self.layers(images).mean(dim=(2, 3))  # (B, embedding_dim)

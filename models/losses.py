@@ -15,5 +15,5 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     similarities = views @ views.T / temperature  # (2B, 2B)
     similarities.fill_diagonal_(float("-inf"))
     count = len(first)
-    positives = torch.cat([torch.arange(count, 2 * count), torch.arange(count)]).to(similarities.device)
+    positives = torch.arange(2 * count, device=views.device).roll(count)  # row i's other view
     return functional.cross_entropy(similarities, positives)

@@ -16,3 +16,17 @@ class ProjectionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         projected: Tensor = self.layers(features)
         return projected
+
+
+class SimCLR(nn.Module):
+    """ψ while it is trained: `encoder`, (B, 3, H, W) -> (B, S), followed by the head."""
+
+    def __init__(self, encoder: nn.Module, side_information_dim: int, projection_dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = ProjectionHead(side_information_dim, projection_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, projection_dim)."""
+        projected: Tensor = self.head(self.encoder(images))
+        return projected

@@ -1,6 +1,8 @@
-"""The transformation network of forward compatible training: h, and g of the same architecture (paper, section 3.3 and
-4.4, figure 4; the released code has no g, so the paper's sentence that it shares h's architecture defines ours)."""
+"""The transformation network of forward compatible training: h, and g of the same architecture (Ramanujan et al.,
+CVPR 2022, sections 3.3 and 4.4, figure 4; the released code has no g, so the paper's sentence that it shares h's
+architecture defines ours)."""
 
+import copy
 from typing import Any
 
 import torch
@@ -43,28 +45,38 @@ class Transformation(nn.Module):
         }
 
     def forward(self, embedding: Tensor, side_information: Tensor | None = None) -> Tensor:
-        """(B, D_from) and (B, S) float32 -> (B, D_to) float32."""
-        side = embedding if side_information is None else side_information
+        """(B, D_from) and (B, S) float32 -> (B, D_to) float32; a network made without side-information ignores it."""
+        side = embedding
+        if self.side_information_dim is not None:
+            assert side_information is not None, "this transformation needs side-information"
+            side = side_information
         branches = torch.cat([self.old_branch(embedding), self.side_branch(side)], dim=1)  # (B, 4·D_to)
         output: Tensor = self.mixer(branches)
         return output
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold every BatchNorm into the Linear before it, in place, and return the network, which then is for inference
-    only: with running statistics, W' = γ/σ·W and b' = β - γ·μ/σ give the same outputs."""
-    for module in network.modules():
-        if isinstance(module, ConvBlock):
-            linear, norm = module[0], module[1]
-            assert isinstance(linear, nn.Linear)
-            assert isinstance(norm, nn.BatchNorm1d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            folded = nn.Linear(linear.in_features, linear.out_features)
-            with torch.no_grad():
-                folded.weight.copy_(linear.weight * scale[:, None])
-                folded.bias.copy_(norm.bias - norm.running_mean * scale)
-            module[0] = folded
-            module[1] = nn.Identity()
-    return network.eval()
+    """Return a copy for inference only, with every BatchNorm folded into the Linear before it: W' = γ/σ·W and
+    b' = β - γ·μ/σ of the running statistics give the same outputs."""
+    folded = copy.deepcopy(network).eval()
+    for parent in list(folded.modules()):
+        for name, block in parent.named_children():
+            if isinstance(block, ConvBlock):
+                setattr(parent, name, _folded_block(block))
+    return folded
+
+
+def _folded_block(block: ConvBlock) -> nn.Sequential:
+    linear, norm, relu = block
+    assert isinstance(linear, nn.Linear)
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+        weight = linear.weight.double() * scale[:, None]
+        bias = norm.bias.double() - norm.running_mean.double() * scale
+        folded = nn.Linear(linear.in_features, linear.out_features, device=weight.device)
+        folded.weight.copy_(weight)
+        folded.bias.copy_(bias)
+    return nn.Sequential(folded, relu)

@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
-from migrations import upgrade_database
 
+from migrations import upgrade_database
 from service.app import create_app
 from service.db import Database, create_database_engine
 from service.embedded.servers import EmbeddedServers

@@ -6,12 +6,13 @@ import warnings
 import numpy as np
 import onnx
 import torch
-from models.artifacts import save_network
-from models.backbones import ConvEncoder
-from models.transformation import Transformation
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
+
+from models.artifacts import save_network
+from models.backbones import ConvEncoder
+from models.transformation import Transformation
 
 SIZE = 8
 PREPROCESSING = {"size": SIZE, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -72,7 +73,7 @@ def torchscript_bytes(network: nn.Module) -> bytes:
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.save(torch.jit.script(network), stream)  # type: ignore[no-untyped-call]
+        torch.jit.save(torch.jit.script(network), stream)
     return stream.getvalue()
 
 

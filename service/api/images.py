@@ -1,6 +1,7 @@
 """`POST /v1/galleries/{g}/images`: ingest of image files."""
 
 import json
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -83,7 +84,7 @@ def _uploads(form: FormData, max_image_bytes: int) -> list[ImageUpload]:
     return [
         ImageUpload(
             NewItem(_id_of(description, file), description.metadata, description.label),
-            lambda file=file: _read(file, max_image_bytes),
+            partial(_read, file, max_image_bytes),
         )
         for description, file in zip(descriptions, files, strict=True)
     ]
@@ -94,7 +95,9 @@ def _descriptions(part: Any, count: int) -> list[ItemDescription]:
         raw = part.file.read() if isinstance(part, UploadFile) else part
         descriptions = _DESCRIPTIONS.validate_python(json.loads(raw))
     except ValidationError as error:
-        errors = [{"location": ["items", *e["loc"]], "detail": e["msg"]} for e in error.errors()[:100]]
+        errors: list[dict[str, object]] = [
+            {"location": ["items", *e["loc"]], "detail": e["msg"]} for e in error.errors()[:100]
+        ]
         raise InvalidUpload("The part 'items' is not a list of {id?, metadata?, label?}.", errors) from error
     except (ValueError, RecursionError) as error:
         raise InvalidUpload(f"The part 'items' is not JSON: {error}") from error

@@ -205,15 +205,16 @@ def transform_items(
         staging = f"staging_{upgrade.to_generation_id}_{first_item_id}_{number}"
         stage_embeddings(session, staging, transformed, target.vector_format)
         columns = columns_of(target.vector_format)
-        inserted = session.execute(
+        inserted = session.scalar(
             text(
-                f"INSERT INTO {target.table} (item_id, revision, origin, {columns})"
+                f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, origin, {columns})"
                 f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
                 " JOIN items i ON i.id = s.item_id AND i.revision = s.revision AND i.deleted_at IS NULL"
-                f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)}"
+                f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)} RETURNING 1)"
+                " SELECT count(*) FROM inserted"
             )
         )
-        written += inserted.rowcount
+        written += inserted or 0
     return written
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from service.domain.following import read_current_rows
 from service.domain.generations import StoredGeneration, count_live, count_missing, get_stored_generation
 from service.domain.upgrades import get_upgrade
+from service.index.protocol import Metric
 from service.tables import Gallery, Generation, Upgrade
 from service.vectors.rows import EmbeddingRows
 
@@ -18,7 +19,7 @@ from service.vectors.rows import EmbeddingRows
 class LabelledSample:
     """The same labelled items in both generations: (N, D) float32 each, and (N,) int64 class numbers."""
 
-    metric: str
+    metric: Metric
     before: NDArray[np.float32]
     after: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -44,8 +45,9 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     ids = np.array(sorted(id_ for id_, _ in drawn), np.int64)
     label_of = {id_: label for id_, label in drawn}
     _, classes = np.unique([label_of[id_] for id_ in ids.tolist()], return_inverse=True)
+    metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
     return LabelledSample(
-        gallery.metric,
+        metric,
         _embeddings(session, before, ids),
         _embeddings(session, after, ids),
         classes.astype(np.int64),

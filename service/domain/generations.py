@@ -16,7 +16,7 @@ from service.tables import (
     embeddings_table,
 )
 from service.vectors.copy import write_rows
-from service.vectors.rows import EmbeddingRows, VectorFormat
+from service.vectors.rows import EmbeddingRows, StoredDtype, VectorFormat
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def drop_generation(session: Session, generation_id: int) -> None:
 def format_of(gallery: Gallery, generation: Generation, version: ModelVersion) -> VectorFormat:
     """Return the byte format of a generation's rows."""
     side_dim = version.side_information_dim if generation.has_side_information else None
-    dtype = "float32" if gallery.dtype == "float32" else "float16"
+    dtype: StoredDtype = "float32" if gallery.dtype == "float32" else "float16"
     return VectorFormat(version.embedding_dim, side_dim, dtype)
 
 

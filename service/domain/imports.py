@@ -167,36 +167,34 @@ def _vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
     flat = pc.list_flatten(column)
     if flat.null_count:
         raise InvalidImport(f"The column {name!r} has nulls inside its vectors.")
-    values = flat.to_numpy().astype(np.float32, copy=False)
+    values: NDArray[np.float32] = flat.to_numpy().astype(np.float32, copy=False)
     return values.reshape(table.num_rows, -1)
 
 
 def _rows(table: _Table, generation: StoredGeneration) -> EmbeddingRows:
     vector_format = generation.vector_format
     count = len(table.items)
+    side_information = table.side_information
+    if (side_information is None) != (vector_format.side_information_dim is None):
+        verb = "needs" if side_information is None else "has no"
+        raise InvalidImport(f"The active generation, under {generation.version.name!r}, {verb} side_information.")
+    stored_side = None
+    if side_information is not None and vector_format.side_information_dim is not None:
+        stored_side = _stored(side_information, vector_format.side_information_dim, "side_information", generation)
     return EmbeddingRows(
         item_id=np.arange(count, dtype=np.int64),
         revision=np.zeros(count, np.int64),
         origin=np.full(count, Origin.IMPORTED, np.int16),
         embedding=_stored(table.embedding, vector_format.embedding_dim, "embedding", generation),
-        side_information=_stored(
-            table.side_information, vector_format.side_information_dim, "side_information", generation
-        ),
+        side_information=stored_side,
     )
 
 
-def _stored(
-    values: NDArray[np.float32] | None, dim: int | None, name: str, generation: StoredGeneration
-) -> NDArray[np.generic] | None:
-    version = generation.version.name
-    if dim is None:
-        if values is not None:
-            raise InvalidImport(f"The active generation, under {version!r}, has no {name}; leave the column out.")
-        return None
-    if values is None:
-        raise InvalidImport(f"The active generation, under {version!r}, needs the column {name!r} of {dim} numbers.")
+def _stored(values: NDArray[np.float32], dim: int, name: str, generation: StoredGeneration) -> NDArray[Any]:
     if values.shape[1] != dim:
-        raise InvalidImport(f"Rows of {name!r} have {values.shape[1]} numbers; model version {version!r} has {dim}.")
+        raise InvalidImport(
+            f"Rows of {name!r} have {values.shape[1]} numbers; model version {generation.version.name!r} has {dim}."
+        )
     try:
         return to_storage(values, generation.vector_format.dtype)
     except NotStorable as error:

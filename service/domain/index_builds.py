@@ -23,8 +23,8 @@ from service.db import Database
 from service.domain.following import read_current_rows
 from service.domain.generations import StoredGeneration, get_stored_generation
 from service.domain.jobs import finish_job, start_job
-from service.index.faiss_index import FaissIndex
-from service.index.files import BuiltIndex, build_index, measure_recall, save_index
+from service.index.faiss_index import BuiltIndex, FaissIndex
+from service.index.files import build_index, measure_recall, save_index
 from service.index.protocol import Metric
 from service.settings import Settings
 from service.tables import Gallery, Generation

@@ -121,7 +121,7 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     target = advance(state, action, State(upgrade.resume_state) if upgrade.resume_state else None)
     if target == state:
         return upgrade
-    left = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
+    left: dict[str, Any] = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
     if target not in OPEN:
         left = {"finished_at": func.now()}
     if target is State.LIVE:
@@ -130,8 +130,9 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
         update(Upgrade)
         .where(Upgrade.id == upgrade_id, Upgrade.state == state)
         .values(state=target, updated_at=func.now(), **left, **values)
-    )
-    if changed.rowcount != 1:
+        .returning(Upgrade.id)
+    ).scalar()
+    if changed is None:
         raise RuntimeError(f"Upgrade {upgrade_id} left state {state} while its lock was held.")
     events.info("upgrade.state_changed", upgrade_id=upgrade_id, before=str(state), after=str(target))
     if target in WORKING or target is State.READY:

@@ -11,6 +11,7 @@ Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 
 NO_ID = -1
+_CANCELLED_SHARE = 0.01  # above it, |q|² - 2qv + |v|² keeps about five digits in float32
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,44 @@ class VectorIndex(Protocol):
 
 def normalized(vectors: Vectors) -> Vectors:
     """Return (N, D) vectors scaled to unit norm; a zero vector stays zero, at cosine distance 1 from everything."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms == 0, np.float32(1), norms)
+    # Summed in float64: a float32 value above 1e19 would make its square, and so the norm, infinite.
+    norms: Vectors = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)).astype(np.float32)
+    return (vectors / np.where(norms == 0, 1, norms)[:, None]).astype(np.float32)
 
 
 def exact_distances(metric: Metric, queries: Vectors, vectors: Vectors) -> Vectors:
     """Return (Q, N) distances; for cosine both sides are normalised already."""
-    products = queries @ vectors.T
-    if metric == "cosine":
-        return 1 - products
-    if metric == "ip":
-        return -products
-    squared = (queries**2).sum(axis=1)[:, None] - 2 * products + (vectors**2).sum(axis=1)[None, :]
-    return np.sqrt(np.maximum(squared, 0))
+    products: Vectors = queries @ vectors.T
+    if metric == "l2":
+        return _euclidean(products, queries, vectors)
+    return from_faiss(metric, products)
+
+
+def _euclidean(products: Vectors, queries: Vectors, vectors: Vectors) -> Vectors:
+    """Return (Q, N) distances from (Q, N) inner products, by |q|² - 2qv + |v|².
+
+    Where that is a small difference of large numbers, its rounding error would hide it: those pairs are subtracted.
+    """
+    squared = products
+    norms: Vectors = np.einsum("qd,qd->q", queries, queries)[:, None] + np.einsum("nd,nd->n", vectors, vectors)
+    squared *= -2
+    squared += norms
+    cancelled = squared < _CANCELLED_SHARE * norms
+    for row in np.flatnonzero(cancelled.any(axis=1)):
+        columns = np.flatnonzero(cancelled[row])
+        differences = vectors[columns] - queries[row]
+        squared[row, columns] = np.einsum("nd,nd->n", differences, differences)
+    return np.sqrt(squared, out=squared)
 
 
 def from_faiss(metric: Metric, scores: Vectors) -> Vectors:
     """Convert FAISS's scores: squared L2 distances, or inner products where larger is closer."""
     if metric == "cosine":
-        return 1 - scores
+        return np.clip(1 - scores, 0, 2)  # rounding can leave the range; pgvector clips too
     if metric == "ip":
         return -scores
-    return np.sqrt(np.maximum(scores, 0))
+    distances: Vectors = np.sqrt(np.maximum(scores, 0))
+    return distances
 
 
 def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:

@@ -8,6 +8,7 @@ index to load. No SQL and no HTTP: rows come from a `GenerationSource`.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -168,7 +169,7 @@ class Replicas:
                 try:
                     _logged(
                         "replica.sync_failed",
-                        lambda r=replica, s=state: self._apply(r, s),
+                        partial(self._apply, replica, state),
                         gallery_id=state.id,
                     )
                 finally:

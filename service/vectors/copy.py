@@ -17,7 +17,7 @@ _WRITE_ROWS = 8_192
 
 def read_rows(
     connection: psycopg.Connection,
-    query: sql.Composable,
+    query: sql.SQL | sql.Composed,
     parameters: Sequence[object],
     vector_format: VectorFormat,
     rows_per_chunk: int = 16_384,
@@ -71,7 +71,7 @@ def _format(rows: EmbeddingRows, part: slice, vector_format: VectorFormat) -> me
     array = np.repeat(vector_format.template, len(rows.item_id[part]))
     for name in names:
         array[name] = getattr(rows, name)[part]
-    return memoryview(array.view(np.uint8))
+    return array.view(np.uint8).data
 
 
 def _parse(data: bytes, vector_format: VectorFormat) -> EmbeddingRows:

@@ -1,7 +1,8 @@
 """Rows of embeddings as arrays, and the byte layout in which PostgreSQL's binary COPY carries them.
 
 Every row of a generation has the same byte width, so a chunk of rows is one numpy structured array: field count, then
-for each field its length and its bytes, big-endian. A vector is in pgvector's wire format: int16 dim, int16 unused, values.
+for each field its length and its bytes, big-endian. A vector is in pgvector's wire format: int16 dim, int16 unused,
+values.
 """
 
 from collections.abc import Sequence

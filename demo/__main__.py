@@ -1,0 +1,155 @@
+"""`make demo`: train, register, ingest, query, upgrade, query again, and report. Read it from top to bottom."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from sklearn.metrics import average_precision_score
+
+from demo.client import Client, serving
+from demo.data import LabelledImages, NoImages, load_digits, load_images, split
+from demo.report import Example, StepTime, quality_table, time_table, write_page
+from demo.training import DIGITS, PHOTOGRAPHS, Networks, Recipe, embed, train_everything
+from models.metrics import RetrievalMetrics
+
+MAX_DEPTH = 1000  # the most neighbours that one answer has
+_EXAMPLES = 6
+Neighbors = list[list[dict[str, Any]]]
+
+
+class Steps:
+    """Shows each step's progress bar and keeps its time."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self.times: list[StepTime] = []
+
+    @contextmanager
+    def step(self, name: str, items: int | None = None) -> Iterator[Callable[[int, int], None]]:
+        task = self._bars.add_task(name, total=None)
+        started = time.monotonic()
+        yield lambda done, total: self._bars.update(task, completed=done, total=total)
+        self._bars.update(task, total=1, completed=1)
+        self.times.append(StepTime(name, time.monotonic() - started, items))
+
+    def bar(self, name: str) -> Callable[[int, int], None]:
+        """Return a progress callback whose step ends when it reports its last part."""
+        task = self._bars.add_task(name, total=None)
+        started = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            self._bars.update(task, completed=done, total=total)
+            if done == total:
+                self.times.append(StepTime(name, time.monotonic() - started, None))
+
+        return report
+
+
+def run(
+    images: Annotated[Path | None, typer.Option(help="A folder of class folders, or Parquet (image, label).")] = None,
+    queries: Annotated[int, typer.Option(help="How many gallery images are asked for.")] = 1000,
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("demo.html"),
+) -> None:
+    """Show what an upgrade is worth, on scikit-learn's digits or on your own images."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    console = Console()
+    recipe = DIGITS if images is None else PHOTOGRAPHS
+    try:
+        training, gallery = split(load_digits() if images is None else load_images(images))
+    except (NoImages, OSError) as error:
+        console.print(f"demo: {error}", style="red")
+        raise typer.Exit(1) from error
+    console.print(
+        f"{len(training):,} images to train on, {len(gallery):,} in the gallery, {len(gallery.classes)} classes"
+    )
+    columns = (TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars, tempfile.TemporaryDirectory(prefix="demo-") as folder:
+        steps = Steps(bars)
+        networks = train_everything(training, recipe, steps.bar)
+        with serving(Path(folder), steps.bar("start the service")) as client:
+            metrics, examples, depth = measure(client, networks, recipe, gallery, queries, steps)
+    tables = [quality_table(metrics, depth, len(gallery)), time_table(steps.times)]
+    for table in tables:
+        console.print(table)
+    write_page(output, tables, examples, gallery)
+    console.print(f"A few queries, before and after: {output.resolve()}")
+
+
+def measure(
+    client: Client, networks: Networks, recipe: Recipe, gallery: LabelledImages, queries: int, steps: Steps
+) -> tuple[dict[str, RetrievalMetrics], list[Example], int]:
+    """Do everything that goes over HTTP; return the metrics, examples, and how deep the rankings were."""
+    with steps.step("register versions, h and g"):
+        client.register_version("v1", recipe, networks.old_encoder, networks.old_side_information)
+        client.register_version("v2", recipe, networks.new_encoder, networks.new_side_information)
+        client.register_transformation("v1", "v2", networks.h, networks.g)
+        client.create_gallery("photos", "v1")
+        client.create_gallery("re-encoded", "v2")  # what the upgrade saves: here only to compare with
+    asked = np.sort(np.random.default_rng(0).permutation(len(gallery))[:queries])
+    files = [gallery.files[position] for position in asked]
+    depth = min(MAX_DEPTH, len(gallery))
+    answers: dict[str, Neighbors] = {}
+    with steps.step("ingest under v1", len(gallery)) as progress:
+        client.post_images("photos", gallery, progress)
+    with steps.step("query old/old", len(files)) as progress:
+        answers["old/old"] = client.search_images("photos", files, depth, progress)
+    with steps.step("query new/old", len(files)) as progress:
+        vectors = embed(networks.new_encoder, gallery.take(asked), recipe)
+        answers["new/old"] = client.search_vectors("photos", vectors, depth, progress)
+    with steps.step("upgrade v1 -> v2", len(gallery)) as progress:
+        client.upgrade("photos", "v2", progress)
+    with steps.step("query new/h(old)", len(files)) as progress:
+        answers["new/h(old)"] = client.search_images("photos", files, depth, progress)
+    with steps.step("ingest under v2, to compare", len(gallery)) as progress:
+        client.post_images("re-encoded", gallery, progress)
+    with steps.step("query new/new", len(files)) as progress:
+        answers["new/new"] = client.search_images("re-encoded", files, depth, progress)
+    metrics = {row: _metrics(found, asked, gallery) for row, found in answers.items()}
+    return metrics, _examples(answers, asked, gallery), depth
+
+
+def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> RetrievalMetrics:
+    """Return the metrics of answers, each query's own image removed from its ranking.
+
+    Where answers are not as deep as the gallery, average precision counts what lies below them as never found.
+    """
+    counts = np.bincount(gallery.labels, minlength=len(gallery.classes))
+    first_match, precisions = [], []
+    for neighbors, position in zip(answers, asked, strict=True):
+        others = [neighbor for neighbor in neighbors if neighbor["id"] != str(position)]
+        label = gallery.classes[gallery.labels[position]]
+        matches = np.array([neighbor["label"] == label for neighbor in others])
+        first_match.append(int(matches.argmax()) if matches.any() else len(gallery))
+        scores = [-neighbor["distance"] for neighbor in others]
+        found = average_precision_score(matches, scores) if matches.any() else 0.0
+        precisions.append(found * matches.sum() / (counts[gallery.labels[position]] - 1))
+    ranks = np.array(first_match)
+    return RetrievalMetrics(float((ranks < 1).mean()), float((ranks < 5).mean()), float(np.mean(precisions)))
+
+
+def _examples(answers: dict[str, Neighbors], asked: np.ndarray, gallery: LabelledImages) -> list[Example]:
+    """Return queries whose five nearest changed most for the better, and for fairness one for the worse."""
+
+    def nearest(row: int, kind: str) -> list[dict[str, Any]]:
+        return [neighbor for neighbor in answers[kind][row] if neighbor["id"] != str(asked[row])][:5]
+
+    def right(row: int, kind: str) -> int:
+        label = gallery.classes[gallery.labels[asked[row]]]
+        return sum(neighbor["label"] == label for neighbor in nearest(row, kind))
+
+    order = sorted(range(len(asked)), key=lambda row: right(row, "old/old") - right(row, "new/h(old)"))
+    chosen = [*order[: _EXAMPLES - 1], order[-1]]
+    return [Example(int(asked[row]), nearest(row, "old/old"), nearest(row, "new/h(old)")) for row in chosen]
+
+
+if __name__ == "__main__":
+    typer.run(run)

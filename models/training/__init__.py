@@ -1,0 +1,1 @@
+"""Training of encoders, side-information models and transformations; needs the extra `training` (kornia)."""

@@ -1,0 +1,40 @@
+"""What every training here shares: batches, the learning rate's course, and seeding."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+# Called with (epochs done, epochs in all).
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Say nothing."""
+
+
+def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Give (b,) int64 positions of every one of `count` samples once, in random order.
+
+    A last batch of a single sample joins the one before it: BatchNorm cannot learn from one.
+    """
+    order = torch.randperm(count, generator=generator)
+    starts = list(range(0, count, batch))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        yield order[start:end]
+
+
+def warm_up_then_cosine(optimizer: Optimizer, epochs: int, warm_up_epochs: int) -> LambdaLR:
+    """Return a schedule, stepped once per epoch: linear to the full rate, then half a cosine towards 0."""
+
+    def factor(epoch: int) -> float:
+        if epoch < warm_up_epochs:
+            return (epoch + 1) / warm_up_epochs
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warm_up_epochs) / max(1, epochs - warm_up_epochs)))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,163 @@
+"""Networks, losses and normalising, each against a slow, obvious computation."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.backbones import ConvEncoder, SmallResNet
+from models.losses import nt_xent
+from models.normalize import l2_normalize
+from models.side_information import SimCLR
+from models.transformation import ConvBlock, Transformation, fold_batch_norm
+from tests.networks import transformation
+
+
+def test_a_transformation_has_the_layers_of_the_paper() -> None:
+    network = Transformation(128, 128, 128)
+
+    shapes = [tuple(module.weight.shape) for module in network.modules() if isinstance(module, nn.Linear)]
+    biases = [module.bias is not None for module in network.modules() if isinstance(module, nn.Linear)]
+
+    branch = [(256, 128), (256, 256)]
+    assert shapes == [*branch, *branch, (2048, 512), (2048, 2048), (128, 2048)]
+    assert biases == [False] * 6 + [True]
+    # RESEARCH.md, 1.5: 196,608 multiplications in the branches and 5.70 million in all.
+    assert sum(rows * columns for rows, columns in shapes[:4]) == 196_608
+    assert sum(rows * columns for rows, columns in shapes) == 5_701_632
+
+
+@pytest.mark.parametrize(("from_dim", "side_dim", "to_dim"), [(6, 4, 10), (4, 4, 4), (1, 3, 2)])
+def test_a_transformation_computes_what_its_layers_say(from_dim: int, side_dim: int, to_dim: int) -> None:
+    network = transformation(from_dim, side_dim, to_dim, seed=1)
+    embedding, side_information = torch.randn(5, from_dim), torch.randn(5, side_dim)
+
+    def block(layer: nn.Module, values: torch.Tensor) -> torch.Tensor:
+        assert isinstance(layer, ConvBlock)
+        linear, norm = layer[0], layer[1]
+        assert isinstance(linear, nn.Linear)
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scaled = (values @ linear.weight.T - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps)
+        return (scaled * norm.weight + norm.bias).clamp(min=0)
+
+    old = block(network.old_branch[1], block(network.old_branch[0], embedding))
+    side = block(network.side_branch[1], block(network.side_branch[0], side_information))
+    mixed = block(network.mixer[1], block(network.mixer[0], torch.cat([old, side], dim=1)))
+    last = network.mixer[2]
+    assert isinstance(last, nn.Linear)
+
+    assert torch.allclose(network(embedding, side_information), mixed @ last.weight.T + last.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_without_side_information_both_branches_get_the_embedding() -> None:
+    network = transformation(6, None, 4, seed=2)
+    twin = Transformation(6, 6, 4, inner_dim=16)
+    twin.load_state_dict(network.state_dict())
+    embedding = torch.randn(5, 6)
+
+    assert torch.equal(network(embedding), twin.eval()(embedding, embedding))
+    assert torch.equal(network(embedding, torch.randn(5, 3)), network(embedding))
+
+
+@pytest.mark.parametrize("side_dim", [None, 5])
+def test_folding_batch_norm_changes_no_output(side_dim: int | None) -> None:
+    network = transformation(6, side_dim, 4, seed=3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    before = copy.deepcopy(network.state_dict())
+    inputs = (torch.randn(32, 6), None if side_dim is None else torch.randn(32, side_dim))
+
+    folded = fold_batch_norm(network)
+
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
+    assert torch.allclose(folded(*inputs), network(*inputs), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "encoder", [ConvEncoder(4, 6), ConvEncoder(4, 6, last_relu=False), SmallResNet(4, 1, 6), SmallResNet(4, 2, 6)]
+)
+def test_an_encoder_takes_any_size_and_is_rebuilt_from_its_configuration(encoder: nn.Module) -> None:
+    assert isinstance(encoder, ConvEncoder | SmallResNet)
+    rebuilt = type(encoder)(**encoder.config())
+    rebuilt.load_state_dict(encoder.state_dict())
+    encoder.eval()
+    rebuilt.eval()
+
+    for batch, height, width in ((1, 5, 9), (2, 28, 28), (3, 32, 32)):
+        images = torch.randn(batch, 3, height, width)
+        assert encoder(images).shape == (batch, 6)
+        assert torch.equal(encoder(images), rebuilt(images))
+
+
+def test_embeddings_end_in_a_relu_unless_told() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 16, 16)
+
+    assert (ConvEncoder(4, 16)(images) >= 0).all()
+    assert (ConvEncoder(4, 16, last_relu=False)(images) < 0).any()
+
+
+def test_the_simclr_model_projects_what_its_encoder_gives() -> None:
+    encoder = ConvEncoder(4, 6)
+    model = SimCLR(encoder, 6, 5).eval()
+    images = torch.randn(3, 3, 8, 8)
+
+    assert model(images).shape == (3, 5)
+    assert torch.equal(model(images), model.head(encoder(images)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_nt_xent_is_the_equation_written_out(count: int) -> None:
+    first, second = torch.randn(count, 4), torch.randn(count, 4)
+    views = [*first, *second]
+
+    def similarity(i: int, k: int) -> float:
+        return float(torch.dot(views[i], views[k]) / (views[i].norm() * views[k].norm()))
+
+    total = 0.0
+    for i in range(2 * count):
+        j = (i + count) % (2 * count)
+        others = sum(math.exp(similarity(i, k) / 0.5) for k in range(2 * count) if k != i)
+        total -= math.log(math.exp(similarity(i, j) / 0.5) / others)
+
+    assert float(nt_xent(first, second, 0.5)) == pytest.approx(total / (2 * count), abs=1e-5)
+    assert float(nt_xent(second, first, 0.5)) == pytest.approx(total / (2 * count), abs=1e-5)
+
+
+def test_normalizing_gives_unit_norms_and_leaves_zeros() -> None:
+    vectors = np.array([[3.0, 4.0], [0.0, 0.0], [-1e-20, 0.0], [1e18, 1e18]], np.float32)
+
+    normalized = l2_normalize(vectors)
+
+    assert normalized.dtype == np.float32
+    assert np.allclose(normalized, [[0.6, 0.8], [0.0, 0.0], [-1.0, 0.0], [0.5**0.5, 0.5**0.5]], atol=1e-6)
+    assert l2_normalize(vectors[:0]).shape == (0, 2)
+
+
+def test_importing_runs_no_multi_threaded_operation() -> None:
+    # A child forked from a parent that has run one hangs at its own first (libgomp).
+    program = (
+        "import os, sys\n"
+        "import models.artifacts, models.images, models.metrics, models.losses, models.side_information\n"
+        "import models.training.encoder, models.training.simclr, models.training.transformation\n"
+        "import torch\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    torch.randn(800, 800) @ torch.randn(800, 800)\n"
+        "    os._exit(7)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+
+    finished = subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60, check=False)
+
+    assert finished.returncode == 7
