@@ -1,14 +1,18 @@
 """`FaissIndex`: a sealed FAISS index, a small exact tail, and tombstones, under one reader-writer lock.
 
-The sealed part never changes. A row that is replaced or removed is put among the tombstones, which searches of the
-sealed part leave out; a new row goes to the tail.
+The sealed part never changes. A row that is replaced or removed becomes a tombstone, which searches of the sealed part
+leave out; a new row goes to the tail. Inside the sealed part a row is a position, so that which rows take part is one
+mask, and no search or addition sorts or hashes as many ids as the gallery has.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from service.index.locks import ReadWriteLock
 from service.index.protocol import (
@@ -24,7 +28,7 @@ from service.index.protocol import (
 )
 from service.index.tail import Tail
 
-# Below this share of allowed rows an approximate index loses them, and scoring exactly those rows is faster anyway.
+# Below this share of rows that take part an approximate index loses them, and scoring exactly those rows is faster.
 _EXACT_SHARE = 0.15
 _EXACT_ROWS = 2_000
 _EF_SEARCH = 64
@@ -33,7 +37,7 @@ _BLOCK_ROWS = 65_536
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """A sealed FAISS index (an IDMap2) with what it is and how long it took; see `service.index.files`."""
+    """A sealed FAISS index (an IDMap) with what it is and how long it took; see `service.index.files`."""
 
     index: Any
     kind: str
@@ -41,23 +45,94 @@ class BuiltIndex:
     seconds: float = 0.0
 
 
+class _Sealed:
+    """The rows of a built index, and which of them are live."""
+
+    def __init__(self, metric: Metric, built: BuiltIndex) -> None:
+        self._metric = metric
+        self._approximate = built.kind != "flat"
+        self._owner = built.index  # what is below is its
+        self._index = faiss.downcast_index(built.index.index)
+        self._ids: Ids = faiss.vector_to_array(built.index.id_map)
+        self._order = np.argsort(self._ids)
+        self._sorted_ids = self._ids[self._order]
+        self._live = np.ones(len(self._ids), bool)
+        self._live_bits = np.packbits(self._live, bitorder="little")
+        self.live_count = len(self._ids)
+
+    def live_ids(self) -> Ids:
+        return self._ids[self._live]
+
+    def bury(self, ids: Ids) -> None:
+        """Make tombstones of those of (N,) ids that are here."""
+        positions = self._live_positions(ids)
+        if len(positions):
+            self._live[positions] = False
+            self._live_bits = np.packbits(self._live, bitorder="little")
+            self.live_count = int(np.count_nonzero(self._live))
+
+    def search(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
+        """Return up to k nearest live rows, among the unique `allowed` ids only when given."""
+        positions = None if allowed is None else self._live_positions(allowed)
+        count = self.live_count if positions is None else len(positions)
+        if count == 0:
+            return _nothing(queries)
+        few = count <= max(_EXACT_ROWS, _EXACT_SHARE * len(self._ids))
+        if few and (self._approximate or positions is not None):
+            return self._search_exactly(queries, k, positions)
+        result = self._search_faiss(queries, k, positions, count)
+        if self._approximate and (result.ids[:, min(k, count) - 1] == NO_ID).any():
+            return self._search_exactly(queries, k, positions)  # the graph walk ended among rows that take no part
+        return result
+
+    def _live_positions(self, ids: Ids) -> NDArray[np.int64]:
+        if len(self._ids) == 0:
+            return np.empty(0, np.int64)
+        places = np.minimum(np.searchsorted(self._sorted_ids, ids), len(self._ids) - 1)
+        positions: NDArray[np.int64] = self._order[places[self._sorted_ids[places] == ids]]
+        live: NDArray[np.int64] = positions[self._live[positions]]
+        return live
+
+    def _search_faiss(self, queries: Vectors, k: int, positions: NDArray[np.int64] | None, count: int) -> SearchResult:
+        bits = self._live_bits
+        if positions is not None:
+            among = np.zeros(len(self._ids), bool)
+            among[positions] = True
+            bits = np.packbits(among, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits) if count < len(self._ids) else None
+        if self._approximate:
+            wider = len(self._ids) / count  # the walk passes the other rows too
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=int(max(_EF_SEARCH, 2 * k) * wider))
+        else:
+            parameters = faiss.SearchParameters(sel=selector)
+        scores, found = self._index.search(queries, k, params=parameters)
+        distances = from_faiss(self._metric, scores)
+        distances[found == NO_ID] = np.inf
+        return SearchResult(np.where(found == NO_ID, NO_ID, self._ids[found]), distances)
+
+    def _search_exactly(self, queries: Vectors, k: int, positions: NDArray[np.int64] | None) -> SearchResult:
+        rows = np.flatnonzero(self._live) if positions is None else np.sort(positions)
+        best = _nothing(queries)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = rows[start : start + _BLOCK_ROWS]
+            distances = exact_distances(self._metric, queries, self._index.reconstruct_batch(block))
+            ids = np.broadcast_to(self._ids[block], distances.shape)
+            best = nearest(np.hstack([best.ids, ids]), np.hstack([best.distances, distances]), k)
+        return best
+
+
 class FaissIndex:
     """`service.index.protocol.VectorIndex`; vectors have `dim` numbers."""
 
     def __init__(self, metric: Metric, dim: int, sealed: BuiltIndex | None = None) -> None:
         self._metric = metric
-        self._dim = dim
-        self._sealed = sealed.index if sealed is not None else None
-        self._approximate = sealed is not None and sealed.kind != "flat"
-        stored = faiss.vector_to_array(self._sealed.id_map) if self._sealed is not None else np.empty(0, np.int64)
-        self._sealed_ids: Ids = np.sort(stored)
-        self._tombstones: set[int] = set()
-        self._dead: Ids = np.empty(0, np.int64)
+        self._sealed = _Sealed(metric, sealed) if sealed is not None else None
         self._tail = Tail(metric, dim)
         self._lock = ReadWriteLock()
 
     def __len__(self) -> int:
-        return len(self._sealed_ids) - len(self._tombstones) + len(self._tail)
+        with self._lock.reading():
+            return len(self._tail) + (self._sealed.live_count if self._sealed else 0)
 
     @property
     def tail_size(self) -> int:
@@ -67,20 +142,23 @@ class FaissIndex:
     def ids(self) -> Ids:
         """Return every id, ascending."""
         with self._lock.reading():
-            return np.sort(np.concatenate([np.setdiff1d(self._sealed_ids, self._dead), self._tail.ids()]))
+            parts = [self._tail.ids()] + ([self._sealed.live_ids()] if self._sealed else [])
+        return np.sort(np.concatenate(parts))
 
     def add(self, ids: Ids, vectors: Vectors) -> None:
         """Add (N,) ids with (N, D) float32 vectors; an id that is there already is replaced."""
         if self._metric == "cosine":
             vectors = normalized(vectors)
         with self._lock.writing():
-            self._bury(ids)
+            if self._sealed:
+                self._sealed.bury(ids)
             self._tail.put(ids, vectors)
 
     def remove(self, ids: Ids) -> None:
         """Remove (N,) ids; unknown ones are ignored."""
         with self._lock.writing():
-            self._bury(ids)
+            if self._sealed:
+                self._sealed.bury(ids)
             self._tail.drop(ids)
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
@@ -88,57 +166,32 @@ class FaissIndex:
         if self._metric == "cosine":
             queries = normalized(queries)
         queries = np.ascontiguousarray(queries, np.float32)
-        with self._lock.reading():
-            sealed = self._search_sealed(queries, k, allowed)
-            tail = self._tail.search(queries, k, allowed)
+        allowed = None if allowed is None else np.unique(allowed)
+        with self._lock.reading(), _one_thread():
+            sealed = self._sealed.search(queries, k, allowed) if self._sealed else _nothing(queries)
+            tail = self._tail.search(queries, k, self._in_tail(allowed))
         return nearest(np.hstack([sealed.ids, tail.ids]), np.hstack([sealed.distances, tail.distances]), k)
 
-    def _bury(self, ids: Ids) -> None:
-        sealed = np.intersect1d(ids, self._sealed_ids)
-        if len(sealed):
-            self._tombstones.update(sealed.tolist())
-            self._dead = np.array(sorted(self._tombstones), np.int64)
+    def _in_tail(self, allowed: Ids | None) -> Ids | None:
+        """Return those of the sorted `allowed` ids that the tail has: it looks up each id it is given."""
+        if allowed is None or len(allowed) == 0:
+            return allowed
+        ids = self._tail.ids()
+        places = np.minimum(np.searchsorted(allowed, ids), len(allowed) - 1)
+        found: Ids = ids[allowed[places] == ids]
+        return found
 
-    def _search_sealed(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
-        live = len(self._sealed_ids) - len(self._tombstones)
-        if allowed is not None:
-            allowed = np.setdiff1d(np.intersect1d(allowed, self._sealed_ids), self._dead)
-            live = len(allowed)
-        if live == 0:
-            return SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
-        if allowed is not None and live <= max(_EXACT_ROWS, _EXACT_SHARE * len(self._sealed_ids)):
-            return self._search_exactly(queries, k, allowed)
-        result = self._search_faiss(queries, k, allowed)
-        if self._approximate and (result.ids == NO_ID).sum(axis=1).max() > k - min(k, live):
-            return self._search_exactly(queries, k, allowed)  # the graph walk ended among tombstones
-        return result
 
-    def _search_faiss(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
-        assert self._sealed is not None
-        # The thread's own setting: a request's search stays in its thread.
-        faiss.omp_set_num_threads(1)
-        selector = None
-        if allowed is not None:
-            selector = faiss.IDSelectorBatch(allowed)
-        elif len(self._dead):
-            buried = faiss.IDSelectorBatch(self._dead)
-            selector = faiss.IDSelectorNot(buried)
-        if self._approximate:
-            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=max(_EF_SEARCH, 2 * k))
-        else:
-            parameters = faiss.SearchParameters(sel=selector)
-        scores, ids = self._sealed.search(queries, k, params=parameters)
-        distances = from_faiss(self._metric, scores)
-        distances[ids == NO_ID] = np.inf
-        return SearchResult(ids, distances.astype(np.float32))
+def _nothing(queries: Vectors) -> SearchResult:
+    return SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
 
-    def _search_exactly(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
-        assert self._sealed is not None
-        ids = np.setdiff1d(self._sealed_ids, self._dead) if allowed is None else allowed
-        best = SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
-        for start in range(0, len(ids), _BLOCK_ROWS):
-            block = ids[start : start + _BLOCK_ROWS]
-            distances = exact_distances(self._metric, queries, self._sealed.reconstruct_batch(block))
-            here = np.broadcast_to(block, distances.shape)
-            best = nearest(np.hstack([best.ids, here]), np.hstack([best.distances, distances]), k)
-        return best
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep a search in its request's thread. The setting is this thread's own, and a build in it wants the old one."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

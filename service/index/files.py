@@ -40,15 +40,14 @@ def build_index(
     """Build a sealed index of streamed (ids (N,), vectors (N, dim) float32); its kind follows from `count` rows."""
     kind = kind or ("flat" if count < FLAT_BELOW_ROWS else "hnsw")
     started = time.monotonic()
-    faiss_metric = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     parameters: dict[str, object] = {}
     if kind == "flat":
-        index = faiss.IndexFlat(dim, faiss_metric)
+        index = faiss.IndexFlat(dim, _faiss_metric(metric))
     else:
-        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, _HNSW_LINKS, faiss_metric)
+        index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, _HNSW_LINKS, _faiss_metric(metric))
         index.hnsw.efConstruction = _HNSW_EF_CONSTRUCTION
         parameters = {"links": _HNSW_LINKS, "ef_construction": _HNSW_EF_CONSTRUCTION, "codes": "float16"}
-    mapped = faiss.IndexIDMap2(index)
+    mapped = faiss.IndexIDMap(index)
     for ids, vectors in rows:
         values = np.ascontiguousarray(normalized(vectors) if metric == "cosine" else vectors, np.float32)
         if not index.is_trained:
@@ -80,9 +79,12 @@ def load_index(path: Path, metric: Metric, dim: int, sha256: str) -> FaissIndex:
     """
     if _sha256(path) != sha256:
         raise IndexFileError(f"The index file {path.name} is damaged or of another build.")
-    index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    if index.d != dim:
-        raise IndexFileError(f"The index file {path.name} has {index.d} dimensions, not {dim}.")
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise IndexFileError(f"This FAISS cannot read the index file {path.name}.") from error
+    if (index.d, index.metric_type) != (dim, _faiss_metric(metric)):
+        raise IndexFileError(f"The index file {path.name} is not one of {dim} dimensions and metric {metric}.")
     kind = "flat" if isinstance(faiss.downcast_index(index.index), faiss.IndexFlat) else "hnsw"
     return FaissIndex(metric, dim, BuiltIndex(index, kind))
 
@@ -103,6 +105,10 @@ def measure_recall(
     true = [set(row[row >= 0].tolist()) for row in ids]
     hits = sum(len(expected & set(row.tolist())) for expected, row in zip(true, found.ids, strict=True))
     return hits / max(1, sum(map(len, true)))
+
+
+def _faiss_metric(metric: Metric) -> int:
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
 def _sha256(path: Path) -> str:

@@ -99,5 +99,6 @@ def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:
         order = columns[np.lexsort((row_ids[columns], distances[row, columns]))][:k]
         found[row, : len(order)] = row_ids[order]
         nearest_distances[row, : len(order)] = distances[row, order]
-    found[~np.isfinite(nearest_distances)] = NO_ID
+    missing = ~np.isfinite(nearest_distances)  # also where a float32 overflowed
+    found[missing], nearest_distances[missing] = NO_ID, np.inf
     return SearchResult(found, nearest_distances)

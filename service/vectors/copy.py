@@ -1,6 +1,6 @@
 """Binary COPY between PostgreSQL and numpy structured arrays. No Python loop touches a row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,28 +48,46 @@ def read_rows(
             yield _parse(bytes(pending[: -len(_TRAILER)]), vector_format)
 
 
-def write_rows(connection: psycopg.Connection, table: str, rows: EmbeddingRows, vector_format: VectorFormat) -> int:
-    """COPY rows into a table with the columns item_id, revision, origin, embedding[, side_information]."""
-    columns = ["item_id", "revision", "origin", "embedding"]
-    if vector_format.side_information_dim is not None:
-        columns.append("side_information")
+def write_rows(
+    connection: psycopg.Connection,
+    table: str,
+    rows: EmbeddingRows | Iterable[EmbeddingRows],
+    vector_format: VectorFormat,
+) -> int:
+    """COPY rows into a table with the format's columns, and return how many.
+
+    Raises `ValueError` for vectors of another shape or dtype than the format's; nothing is written then.
+    """
+    names = vector_format.column_names
     statement = sql.SQL("COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)").format(
-        table=sql.Identifier(table), columns=sql.SQL(", ").join(map(sql.Identifier, columns))
+        table=sql.Identifier(table), columns=sql.SQL(", ").join(map(sql.Identifier, names))
     )
+    written = 0
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(_HEADER)
-        for start in range(0, len(rows), _WRITE_ROWS):
-            copy.write(_format(rows, slice(start, start + _WRITE_ROWS), vector_format))
+        for part in [rows] if isinstance(rows, EmbeddingRows) else rows:
+            _check_vectors(part, vector_format)
+            for start in range(0, len(part), _WRITE_ROWS):
+                copy.write(_format(part, slice(start, start + _WRITE_ROWS), vector_format))
+            written += len(part)
         copy.write(_TRAILER)
-    return len(rows)
+    return written
+
+
+def _check_vectors(rows: EmbeddingRows, vector_format: VectorFormat) -> None:
+    """Refuse what numpy would bend to fit: it rounds to another dtype, and repeats a single number over a row."""
+    expected = {"embedding": vector_format.embedding_dim, "side_information": vector_format.side_information_dim}
+    for name, dim in expected.items():
+        vectors = getattr(rows, name)
+        found = None if vectors is None else (vectors.shape, vectors.dtype.name)
+        wanted = None if dim is None else ((len(rows), dim), vector_format.dtype)
+        if found != wanted:
+            raise ValueError(f"{name} is {found}; the table's rows want {wanted}.")
 
 
 def _format(rows: EmbeddingRows, part: slice, vector_format: VectorFormat) -> memoryview:
-    names = ["item_id", "revision", "origin", "embedding"]
-    if vector_format.side_information_dim is not None:
-        names.append("side_information")
     array = np.repeat(vector_format.template, len(rows.item_id[part]))
-    for name in names:
+    for name in vector_format.column_names:
         array[name] = getattr(rows, name)[part]
     return array.view(np.uint8).data
 

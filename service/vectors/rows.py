@@ -50,6 +50,12 @@ class VectorFormat:
         """Return the column type of vectors of `dim` numbers."""
         return f"{'halfvec' if self.dtype == 'float16' else 'vector'}({int(dim)})"
 
+    @property
+    def column_names(self) -> list[str]:
+        """Return the columns of a row, in COPY's order."""
+        names = ["item_id", "revision", "origin", "embedding"]
+        return names if self.side_information_dim is None else [*names, "side_information"]
+
     @cached_property
     def row_dtype(self) -> np.dtype[np.void]:
         """The packed layout of one binary COPY row."""

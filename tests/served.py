@@ -1,0 +1,83 @@
+"""Running `gallery-upgrade serve` as a user would, and killing parts of it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+
+class Served:
+    """One data folder and the `serve` that runs on it; can be started again after it was stopped or killed."""
+
+    def __init__(self, data: Path, **settings: str) -> None:
+        self.data = data
+        self._environment = {**os.environ, "GALLERY_TRUST_TORCHSCRIPT": "1", "GALLERY_FOLLOW_EVERY_SECONDS": "0.1"}
+        self._environment |= {f"GALLERY_{name.upper()}": value for name, value in settings.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    @property
+    def log(self) -> Path:
+        return self.data.with_suffix(".log")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "service.cli", "serve", "--port", str(self.port), "--data", str(self.data)]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+        wait_for(lambda: "is ready at" in self.log.read_text() or self._process.poll() is not None, seconds=90)
+        assert "is ready at" in self.log.read_text(), self.log.read_text()
+
+    def stop(self) -> int:
+        """Stop with SIGTERM; return the exit code."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(60)
+
+    def kill(self) -> None:
+        """Kill the supervisor with SIGKILL; its children must die by themselves."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def children(self, word: str = "") -> list[int]:
+        """Return the pids of the supervisor's own children whose command line has `word`."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in children if word in command_line(int(pid))]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_running(pid: int) -> bool:
+    """Return whether the process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until `condition()` is true."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.05)
