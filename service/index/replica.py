@@ -121,6 +121,8 @@ class Replicas:
 
     def next(self, gallery_id: int) -> ServedGeneration | None:
         """Return the pair of the open upgrade's generation, or None until its index is published."""
+        if self._replica(gallery_id).next is None:
+            self.refresh(gallery_id)
         return self._replica(gallery_id).next
 
     def sync(self, gallery_id: int, revision: int) -> None:

@@ -128,7 +128,6 @@ def test_the_candidate_can_be_asked_before_its_cutover(client: TestClient, worke
     post_images(client, range(10))
     upgrade_id = start_upgrade(client, "v2")
     run_until(worker, client, upgrade_id, "ready")
-    client.app.state.parts.replicas.refresh(1)  # type: ignore[attr-defined]  # TestClient types its app as a callable
 
     active, candidate = search(client, 3), search(client, 3, generation="next")
 
