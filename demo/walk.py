@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from models.artifacts import save_network
 
 from demo.data import load_digits, split
 from demo.training import DIGITS, train_everything
+from models.artifacts import save_network
 
 IMAGES = 6
 

@@ -253,8 +253,9 @@ def _build(name: str, config: dict[str, Any]) -> nn.Module:
     """Build one of our own networks without memory for its weights: the sizes come from a file."""
     for key, value in config.items():
         limit = _MAX_BLOCKS if key == "blocks" else _MAX_DIMENSION
-        if value is not None and not (isinstance(value, int) and 0 <= value <= limit):
-            raise ArtifactError(f"The network's configuration has {key} = {value!r}; at most {limit} is accepted.")
+        is_size = isinstance(value, int) and 1 <= value <= limit
+        if not (is_size or isinstance(value, bool) or value is None):
+            raise ArtifactError(f"The network's configuration has {key} = {value!r}; from 1 to {limit} is accepted.")
     try:
         with torch.device("meta"):
             return NETWORKS[name](**config)

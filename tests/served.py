@@ -37,8 +37,8 @@ class Served:
     def start(self) -> None:
         command = [sys.executable, "-m", "service.cli", "serve", "--port", str(self.port), "--data", str(self.data)]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
-        wait_for(lambda: "is ready at" in self.log.read_text() or self._process.poll() is not None, seconds=90)
+            process = self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environment)
+        wait_for(lambda: "is ready at" in self.log.read_text() or process.poll() is not None, seconds=90)
         assert "is ready at" in self.log.read_text(), self.log.read_text()
 
     def stop(self) -> int:

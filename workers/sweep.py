@@ -1,8 +1,7 @@
 """The sweep: one thread per worker that sends lost nudges again and removes the files of dropped generations."""
 
-import tempfile
+import socket
 import threading
-from pathlib import Path
 
 from celery.signals import worker_ready, worker_shutting_down
 
@@ -15,8 +14,6 @@ from workers.app import WorkerParts, worker_parts
 events = logs.Events(__name__)
 _stopping = threading.Event()
 
-# Touched after every sweep that worked: the container's health check looks at its age.
-ALIVE = Path(tempfile.gettempdir()) / "gallery-upgrade-worker.alive"
 
 
 def sweep(parts: WorkerParts) -> None:
@@ -26,7 +23,8 @@ def sweep(parts: WorkerParts) -> None:
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     remove_dropped_files(parts.database, parts.blobs)
-    ALIVE.touch()
+    # The container's health check looks at this file's age.
+    (parts.settings.data / f"worker-{socket.gethostname()}.alive").touch()
 
 
 def _sweep_until_stopped() -> None:

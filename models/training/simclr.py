@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.losses import nt_xent
-from models.side_information import ProjectionHead
+from models.side_information import SimCLR
 from models.training.augmentation import contrastive_views, view
 from models.training.loop import Progress, no_progress, shuffled_batches, warm_up_then_cosine
 
@@ -38,18 +38,16 @@ def train_simclr(
     """Train `encoder` in place on (N, 3, H, W) images in [0, 1]; leaves it in eval mode. The head is dropped."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    head = ProjectionHead(side_information_dim, config.projection_dim)
+    model = SimCLR(encoder, side_information_dim, config.projection_dim)
     augment = contrastive_views(images.shape[-1], flip=config.flip)
-    optimizer = torch.optim.Adam(
-        [*encoder.parameters(), *head.parameters()], lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
-    encoder.train()
+    model.train()
     for epoch in range(config.epochs):
         for positions in shuffled_batches(len(images), config.batch, generator):
             batch = images[positions]
             both = torch.cat([view(augment, batch), view(augment, batch)])  # (2b, 3, H, W)
-            first, second = head(encoder(normalize(both))).chunk(2)
+            first, second = model(normalize(both)).chunk(2)
             loss = nt_xent(first, second, config.temperature)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated

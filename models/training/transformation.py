@@ -37,8 +37,10 @@ def train_transformation(
     """Return a network trained by mean squared error from (N, D_from) and (N, S) to (N, D_to), all float32.
 
     With φ_new as `target` it is h, with ψ_new it is g. In the second half of the epochs BatchNorm's statistics are
-    frozen, as in the released code. Returned in eval mode.
+    frozen, as in the released code. Returned in eval mode. Raises ValueError for fewer than two samples.
     """
+    if len(embedding) < 2:
+        raise ValueError("Training a transformation needs at least two samples: BatchNorm cannot learn from one.")
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     side_dim = None if side_information is None else side_information.shape[1]
