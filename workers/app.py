@@ -3,7 +3,8 @@
 One process per device, `--pool solo`: networks are loaded in the process that runs them, never before a fork.
 """
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from celery import Celery
@@ -24,6 +25,8 @@ class WorkerParts:
     database: Database
     blobs: BlobStore
     networks: TransformationNetworks
+    # Set while this process works on an upgrade: then it asks for its next slice itself, and its sweep is silent.
+    working: threading.Event = field(default_factory=threading.Event)
 
 
 def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:

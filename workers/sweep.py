@@ -15,16 +15,20 @@ events = logs.Events(__name__)
 _stopping = threading.Event()
 
 
-
 def sweep(parts: WorkerParts) -> None:
-    """Nudge every upgrade that a worker could work on; a nudge too many finds nothing to do."""
+    """Nudge every upgrade that a worker could work on; a nudge too many finds nothing to do.
+
+    A worker at work sends nothing, so that nudges do not pile up at the broker during a long upgrade.
+    """
+    # The container's health check looks at this file's age.
+    (parts.settings.data / f"worker-{socket.gethostname()}.alive").touch()
+    if parts.working.is_set():
+        return
     with parts.database.session_scope() as session:
         upgrade_ids = unfinished_upgrades(session)
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     remove_dropped_files(parts.database, parts.blobs)
-    # The container's health check looks at this file's age.
-    (parts.settings.data / f"worker-{socket.gethostname()}.alive").touch()
 
 
 def _sweep_until_stopped() -> None:

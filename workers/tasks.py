@@ -13,5 +13,9 @@ def advance(upgrade_id: int) -> None:
     of state is guarded by the state that it leaves.
     """
     parts = worker_parts()
-    if advance_upgrade(parts, upgrade_id):
-        parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
+    parts.working.set()
+    try:
+        if advance_upgrade(parts, upgrade_id):
+            parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
+    finally:
+        parts.working.clear()

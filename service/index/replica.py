@@ -40,9 +40,10 @@ class GalleryState:
 
 @dataclass(frozen=True)
 class Changes:
-    """How to bring an index from one revision to another: first remove, then add; then look for `pending` again."""
+    """How to bring an index from one revision to another: `added` replace what is there, other `touched` ids go;
+    `pending` are live items without a current row, to look for again."""
 
-    removed: Ids
+    touched: Ids
     added: Ids
     vectors: NDArray[np.float32]
     pending: Ids
@@ -75,9 +76,11 @@ class ServedGeneration:
 
 @dataclass
 class _GalleryReplica:
+    """`opening` is held while a generation is loaded, `lock` for the moments in which what is held follows."""
+
+    opening: threading.Lock = field(default_factory=threading.Lock)
     lock: threading.Lock = field(default_factory=threading.Lock)
     revision: int = -1
-    generation_ids: tuple[int, ...] = ()
     held: dict[int, ServedGeneration] = field(default_factory=dict)
     active: ServedGeneration | None = None
     next: ServedGeneration | None = None
@@ -122,22 +125,24 @@ class Replicas:
     def next(self, gallery_id: int) -> ServedGeneration | None:
         """Return the pair of the open upgrade's generation, or None until its index is published."""
         if self._replica(gallery_id).next is None:
-            self.refresh(gallery_id)
+            self.refresh(gallery_id, every_generation=True)
         return self._replica(gallery_id).next
 
     def sync(self, gallery_id: int, revision: int) -> None:
         """Follow one gallery until it has at least `revision`: what a request wrote, its own next query sees."""
         replica = self._replica(gallery_id)
-        with replica.lock:
-            if replica.revision < revision or replica.active is None:
-                for state in self._source.galleries(only=gallery_id):
-                    self._apply(replica, state)
+        if replica.revision < revision or replica.active is None:
+            self.refresh(gallery_id)
 
-    def refresh(self, gallery_id: int) -> None:
-        """Follow one gallery now, and flip to the generation that is active now."""
+    def refresh(self, gallery_id: int, *, every_generation: bool = False) -> None:
+        """Follow one gallery now, and flip to the generation that is active now.
+
+        A next generation that is still to be loaded is left to the background, unless `every_generation` is asked for.
+        """
         replica = self._replica(gallery_id)
-        with replica.lock:
-            for state in self._source.galleries(only=gallery_id):
+        for state in self._source.galleries(only=gallery_id):
+            self._open_missing(replica, state, every_generation)
+            with replica.lock:
                 self._apply(replica, state)
 
     def forget(self, gallery_id: int) -> None:
@@ -166,34 +171,40 @@ class Replicas:
         for gallery_id in gone:
             self.forget(gallery_id)
         for state in states:
-            replica = self._replica(state.id)
-            if replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
-                try:
-                    _logged(
-                        "replica.sync_failed",
-                        partial(self._apply, replica, state),
-                        gallery_id=state.id,
-                    )
-                finally:
-                    replica.lock.release()
+            step = partial(self._follow_gallery, self._replica(state.id), state)
+            _logged("replica.sync_failed", step, gallery_id=state.id)
+
+    def _follow_gallery(self, replica: _GalleryReplica, state: GalleryState) -> None:
+        self._open_missing(replica, state, every_generation=True)
+        if replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
+            try:
+                self._apply(replica, state)
+            finally:
+                replica.lock.release()
+
+    def _open_missing(self, replica: _GalleryReplica, state: GalleryState, every_generation: bool) -> None:
+        """Load the active generation, or every one, beside what is served: no query or write waits for it."""
+        with replica.opening:
+            for generation in state.generations:
+                wanted = every_generation or generation.id == state.active_generation_id
+                if wanted and generation.id not in replica.held:
+                    replica.held[generation.id] = self._source.open(state.id, generation.id)
 
     def _apply(self, replica: _GalleryReplica, state: GalleryState) -> None:
-        """Bring a replica to `state`; its lock is held. Order: load, follow, and only then flip the references."""
-        if state.revision < replica.revision:
-            return  # an older snapshot than what a request applied meanwhile
-        wanted = {generation.id: generation for generation in state.generations}
-        for generation_id in sorted(wanted, key=lambda id_: id_ != state.active_generation_id):
-            served = replica.held.get(generation_id)
-            if served is None:
-                served = replica.held[generation_id] = self._source.open(state.id, generation_id)
-            # Rows of a next generation become current without a new revision, up to the moment of the cutover.
-            deriving = wanted[generation_id].is_next or served is replica.next
-            follow(self._source, served, state.revision, look_for_pending=deriving)
-        upcoming = [replica.held[g.id] for g in state.generations if g.is_next]
+        """Bring what is held to `state`, and only then flip the references; the replica's lock is held."""
+        if state.revision < replica.revision or state.active_generation_id not in replica.held:
+            return  # an older snapshot than what a request applied meanwhile, or still loading
+        for generation in state.generations:
+            served = replica.held.get(generation.id)
+            if served is not None:
+                # Rows of a next generation become current without a new revision, up to the moment of the cutover.
+                deriving = generation.is_next or served is replica.next
+                follow(self._source, served, state.revision, look_for_pending=deriving)
+        upcoming = [replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held]
         replica.next = upcoming[0] if upcoming else None
         replica.active = replica.held[state.active_generation_id]
         replica.revision = state.revision
-        for generation_id in set(replica.held) - set(wanted):
+        for generation_id in set(replica.held) - {generation.id for generation in state.generations}:
             del replica.held[generation_id]
 
 
@@ -202,9 +213,10 @@ def follow(source: GenerationSource, served: ServedGeneration, to_revision: int,
     if served.revision >= to_revision and not (look_for_pending and len(served.pending)):
         return
     changes = source.changes(served, to_revision)
-    if len(changes.removed):
-        served.index.remove(changes.removed)
-    if len(changes.added):
+    gone = difference(changes.touched, changes.added)
+    if len(gone):
+        served.index.remove(gone)
+    if len(changes.added):  # replaces, so that an item is never missing from one search in between
         served.index.add(changes.added, changes.vectors)
     served.pending = changes.pending
     served.revision = max(served.revision, to_revision)

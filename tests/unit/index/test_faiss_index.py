@@ -1,0 +1,265 @@
+"""`FaissIndex` against exhaustive search: the sealed part, the tail, tombstones and allowed sets, on every path."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from service.index.faiss_index import BuiltIndex, FaissIndex
+from service.index.files import build_index
+from service.index.protocol import Ids, Metric, Vectors
+from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest, assert_is_nearest, recall
+
+Rows = dict[int, Vectors]
+
+FLOAT16_CODES = 2e-3  # what rounding to them costs, relative to the largest distance
+
+
+def some_vectors(count: int, dim: int, seed: int = 0) -> Vectors:
+    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+
+
+def some_ids(count: int, seed: int = 1) -> Ids:
+    """Return unique ids in no order, from all over the range of a bigint key."""
+    return np.unique(np.random.default_rng(seed).integers(0, 2**62, count + 9))[:count][::-1].copy()
+
+
+def sealed(
+    metric: Metric, ids: Ids, vectors: Vectors, kind: Literal["flat", "hnsw"] = "flat", chunk: int = 1_000
+) -> FaissIndex:
+    dim = vectors.shape[1]
+    parts = ((ids[at : at + chunk], vectors[at : at + chunk]) for at in range(0, len(ids), chunk))
+    return FaissIndex(metric, dim, build_index(metric, dim, parts, len(ids), kind))
+
+
+def as_rows(ids: Ids, vectors: Vectors) -> Rows:
+    return dict(zip(ids.tolist(), vectors, strict=True))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [1, 3, 128])
+@pytest.mark.parametrize("count", [1, 2, 37, 2_500])
+def test_a_sealed_flat_index_answers_as_exhaustive_search_does(metric: Metric, dim: int, count: int) -> None:
+    ids, vectors = some_ids(count), some_vectors(count, dim)
+
+    index = sealed(metric, ids, vectors)
+
+    for k in (1, 10, count + 5):
+        assert_finds_the_nearest(index, metric, as_rows(ids, vectors), some_vectors(3, dim, 2), k)
+    assert index.tail_size == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_large_batch_is_answered_as_single_queries_are(metric: Metric) -> None:
+    ids, vectors, queries = some_ids(3_000), some_vectors(3_000, 32), some_vectors(64, 32, 2)
+    index = sealed(metric, ids, vectors)
+
+    batch = index.search(queries, 5)
+
+    singles = [index.search(queries[row : row + 1], 5) for row in range(len(queries))]
+    np.testing.assert_array_equal(batch.ids, np.vstack([single.ids for single in singles]))
+    np.testing.assert_allclose(batch.distances, np.vstack([single.distances for single in singles]), atol=1e-4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [40, 2_600])
+def test_replaced_and_removed_rows_are_answered_with_what_they_are_now(metric: Metric, count: int) -> None:
+    ids, vectors, queries = some_ids(count), some_vectors(count, 16), some_vectors(4, 16, 2)
+    index, rows = sealed(metric, ids, vectors), as_rows(ids, vectors)
+    replaced, new = ids[: count // 4], some_ids(30, seed=9)
+    added, moved = np.concatenate([replaced, new]), some_vectors(count // 4 + 30, 16, 3)
+
+    index.add(added, moved)
+    index.remove(np.concatenate([ids[count // 4 : count // 3], new[:3], [5, 2**62 + 1]]).astype(np.int64))
+    index.add(new[:1], moved[:1])
+    index.add(new[:1], moved[1:2])
+
+    rows.update(as_rows(added, moved))
+    for id_ in [*ids[count // 4 : count // 3].tolist(), *new[:3].tolist()]:
+        del rows[id_]
+    rows[int(new[0])] = moved[1]
+    assert_finds_the_nearest(index, metric, rows, queries, 10)
+    assert_finds_the_nearest(index, metric, rows, queries, len(rows) + 2)
+    assert index.tail_size == count // 4 + 28
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.1, 0.5, 0.9, 1.0])
+def test_only_allowed_rows_of_the_sealed_part_and_the_tail_are_found(metric: Metric, share: float) -> None:
+    ids, vectors = some_ids(5_000), some_vectors(5_000, 8)
+    index, rows = sealed(metric, ids[:4_500], vectors[:4_500]), as_rows(ids, vectors)
+    index.add(ids[4_500:], vectors[4_500:])
+    index.remove(ids[:100])
+    for id_ in ids[:100].tolist():
+        del rows[id_]
+    random = np.random.default_rng(4)
+    allowed = [*ids[random.random(5_000) < share].tolist(), 3, 4]  # some removed, two never there
+    random.shuffle(allowed)
+
+    assert_finds_the_nearest(index, metric, rows, some_vectors(3, 8, 2), 10, [*allowed, *allowed[:5]])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("with_sealed_part", [False, True])
+def test_an_empty_index_answers_with_padding(metric: Metric, with_sealed_part: bool) -> None:
+    nothing = np.empty(0, np.int64)
+    index = sealed(metric, nothing, np.empty((0, 4), np.float32)) if with_sealed_part else FaissIndex(metric, 4)
+    index.remove(some_ids(2))
+    index.add(nothing, np.empty((0, 4), np.float32))
+
+    for allowed in (None, [1], []):
+        assert_finds_the_nearest(index, metric, {}, some_vectors(2, 4), 3, allowed)
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_no_queries_give_no_rows(kind: Literal["flat", "hnsw"]) -> None:
+    index = sealed("l2", some_ids(3_000), some_vectors(3_000, 4), kind)
+
+    found = index.search(np.empty((0, 4), np.float32), 3)
+
+    assert found.ids.shape == found.distances.shape == (0, 3)
+
+
+def test_a_row_can_leave_come_back_and_leave_again() -> None:
+    ids, vectors = some_ids(20), some_vectors(20, 4)
+    index = sealed("l2", ids, vectors)
+
+    index.remove(ids)
+    assert_finds_the_nearest(index, "l2", {}, vectors[:2], 3)
+    index.add(ids[:2], vectors[:2])
+    assert_finds_the_nearest(index, "l2", as_rows(ids[:2], vectors[:2]), vectors[:2], 3)
+    index.remove(ids[:1])
+    assert_finds_the_nearest(index, "l2", as_rows(ids[1:2], vectors[1:2]), vectors[:2], 3)
+
+
+@pytest.mark.parametrize("where", ["sealed", "tail"])
+def test_a_zero_vector_is_at_cosine_distance_1_from_everything(where: str) -> None:
+    vectors = np.array([[0, 0], [2, 0], [-3, 0]], np.float32)
+    index = sealed("cosine", np.arange(3), vectors) if where == "sealed" else FaissIndex("cosine", 2)
+    if where == "tail":
+        index.add(np.arange(3), vectors)
+
+    found = index.search(np.array([[5, 0], [0, 0]], np.float32), 3)
+
+    assert found.ids.tolist() == [[1, 0, 2], [0, 1, 2]]
+    assert found.distances.tolist() == [[0, 1, 2], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("where", ["sealed", "tail"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_far_from_the_origin_keep_their_small_distances(metric: Metric, where: str) -> None:
+    vectors = some_vectors(300, 64) + 200
+    ids = some_ids(300)
+    index = sealed(metric, ids, vectors) if where == "sealed" else FaissIndex(metric, 64)
+    if where == "tail":
+        index.add(ids, vectors)
+
+    assert_finds_the_nearest(index, metric, as_rows(ids, vectors), vectors[:30], 5, tolerance=2e-6)
+    if metric == "l2":
+        assert (index.search(vectors, 1).distances == 0).all()
+
+
+def test_equally_near_rows_come_by_id() -> None:
+    index = sealed("l2", np.array([7, 3, 9, 1]), np.ones((4, 2), np.float32))
+    index.add(np.array([5, 2]), np.ones((2, 2), np.float32))
+
+    found = index.search(np.zeros((1, 2), np.float32), 6)
+
+    assert found.ids.tolist() == [[1, 2, 3, 5, 7, 9]]
+
+
+def test_a_query_that_overflows_float32_finds_nothing_but_does_not_fail() -> None:
+    index = sealed("l2", some_ids(5), some_vectors(5, 4))
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = index.search(np.full((1, 4), 1e30, np.float32), 3)
+
+    assert (found.ids == -1).all()
+    assert np.isposinf(found.distances).all()
+
+
+def test_huge_and_tiny_vectors_have_a_direction() -> None:
+    index = FaissIndex("cosine", 2)
+    index.add(np.array([1, 2]), np.array([[1e30, 1e30], [1e-30, 0]], np.float32))
+
+    found = index.search(np.array([[1, 0]], np.float32), 2)
+
+    assert found.ids.tolist() == [[2, 1]]
+    np.testing.assert_allclose(found.distances, [[0, 1 - np.sqrt(0.5)]], atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A built graph over rows in 20 clusters (row i in cluster i % 20), and queries near each."""
+
+    metric: Metric
+    ids: Ids
+    vectors: Vectors
+    queries: Vectors
+    built: BuiltIndex
+
+    def index(self) -> FaissIndex:
+        return FaissIndex(self.metric, self.vectors.shape[1], self.built)
+
+
+@pytest.fixture(scope="module", params=METRICS)
+def graph(request: pytest.FixtureRequest) -> Graph:
+    metric: Metric = request.param
+    centers = 2 * some_vectors(20, 24, 5)
+    vectors = centers[np.arange(6_000) % 20] + some_vectors(6_000, 24)
+    if metric == "ip":  # its graph is only good for vectors of like norms
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = some_ids(6_000)
+    built = build_index(metric, 24, [(ids, vectors)], len(ids), "hnsw")
+    return Graph(metric, ids, vectors, centers + 0.5 * some_vectors(20, 24, 6), built)
+
+
+def test_a_graph_finds_nearly_all_of_the_nearest(graph: Graph) -> None:
+    found = graph.index().search(graph.queries, 10)
+
+    assert recall(found, graph.metric, graph.ids, graph.vectors, graph.queries, 10) >= 0.95
+
+
+@pytest.mark.parametrize("clusters", [1, 7, 14, 19])
+def test_a_filter_on_a_part_of_the_space_loses_nothing(graph: Graph, clusters: int) -> None:
+    passing = np.arange(len(graph.ids)) % 20 < clusters
+
+    found = graph.index().search(graph.queries, 10, graph.ids[passing])
+
+    assert np.isin(found.ids, graph.ids[passing]).all()
+    assert recall(found, graph.metric, graph.ids[passing], graph.vectors[passing], graph.queries, 10) >= 0.95
+
+
+@pytest.mark.parametrize("removed_share", [0.3, 0.5, 0.95, 0.9995])
+def test_tombstones_do_not_hide_the_rest_of_a_graph(graph: Graph, removed_share: float) -> None:
+    index = graph.index()
+    # The nearest ones go: what is left is where no walk from the query's surroundings would look.
+    order = np.argsort(((graph.vectors - graph.queries[0]) ** 2).sum(axis=1))
+    kept = order[int(removed_share * len(order)) :]
+
+    index.remove(np.setdiff1d(graph.ids, graph.ids[kept]))
+
+    found = index.search(graph.queries, 10)
+    if len(kept) < 10:
+        rows = as_rows(graph.ids[kept], graph.vectors[kept])
+        assert_is_nearest(found, graph.metric, rows, graph.queries, 10, FLOAT16_CODES)
+    else:
+        assert recall(found, graph.metric, graph.ids[kept], graph.vectors[kept], graph.queries, 10) >= 0.95
+
+
+def test_a_graph_gives_every_row_when_asked_for_more(graph: Graph) -> None:
+    rows = as_rows(graph.ids, graph.vectors)
+
+    assert_finds_the_nearest(graph.index(), graph.metric, rows, graph.queries[:2], 6_001, tolerance=FLOAT16_CODES)
+
+
+def test_copies_of_one_vector_are_all_found_in_a_graph() -> None:
+    ids, vectors = some_ids(4_000), some_vectors(4_000, 8)
+    vectors[:1_000] = vectors[0]
+    index = sealed("l2", ids, vectors, "hnsw")
+
+    found = index.search(vectors[:1], 60)
+
+    assert np.isin(found.ids, ids[:1_000]).all()
+    assert len(np.unique(found.ids)) == 60
