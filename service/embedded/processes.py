@@ -6,12 +6,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 
-# See `launch.py`: as ourselves, or, for programs that refuse to run as root, one of the two ways around that.
-AsWhom = Literal["self", "namespace", "nobody"]
+
+class Account(NamedTuple):
+    """Whom root starts a program as, when the program refuses to run as root."""
+
+    uid: int
+    gid: int
 
 
 def spawn(
@@ -19,21 +23,23 @@ def spawn(
     *,
     log_path: Path | None,
     environment: Mapping[str, str],
-    as_whom: AsWhom = "self",
+    account: Account | None = None,
     death_signal: signal.Signals = signal.SIGTERM,
+    inherited: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
     """Start `command` in its own session (Ctrl-C reaches only us); it gets `death_signal` when we die.
 
     Call it from the main thread: the kernel watches the *thread* that started the child. With `log_path`, its output
-    is appended there; otherwise it goes where ours goes.
+    is appended there; otherwise it goes where ours goes. `inherited` are open file descriptors that it keeps.
     """
-    full_command = [*_launcher(death_signal, as_whom), *command]
+    full_command = [*_launcher(death_signal, account), *command]
     if log_path is None:
-        return subprocess.Popen(full_command, env=dict(environment), start_new_session=True)
+        return subprocess.Popen(full_command, env=dict(environment), pass_fds=inherited, start_new_session=True)
     with log_path.open("ab") as log:
         return subprocess.Popen(
             full_command,
             env=dict(environment),
+            pass_fds=inherited,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -42,19 +48,23 @@ def spawn(
 
 
 def run(
-    command: Sequence[str], *, environment: Mapping[str, str], as_whom: AsWhom = "self"
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    account: Account | None = None,
+    inherited: Sequence[int] = (),
 ) -> "subprocess.CompletedProcess[str]":
     """Run `command` to its end, like `spawn`, and return its output."""
-    full_command = [*_launcher(signal.SIGTERM, as_whom), *command]
-    return subprocess.run(full_command, env=dict(environment), capture_output=True, text=True, check=False)
-
-
-def way_around_root() -> AsWhom:
-    """Return how a program that refuses to run as root can be run here."""
-    if os.geteuid() != 0:
-        return "self"
-    probe = run(["true"], environment=os.environ, as_whom="namespace")
-    return "namespace" if probe.returncode == 0 else "nobody"
+    return subprocess.run(
+        [*_launcher(signal.SIGTERM, account), *command],
+        env=dict(environment),
+        pass_fds=inherited,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def stop(process: "subprocess.Popen[bytes]", stop_signal: signal.Signals, wait_seconds: float) -> None:
@@ -69,5 +79,6 @@ def stop(process: "subprocess.Popen[bytes]", stop_signal: signal.Signals, wait_s
         process.wait()
 
 
-def _launcher(death_signal: signal.Signals, as_whom: AsWhom) -> list[str]:
-    return [sys.executable, "-I", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), as_whom]
+def _launcher(death_signal: signal.Signals, account: Account | None) -> list[str]:
+    whom = "self" if account is None else f"{account.uid}:{account.gid}"
+    return [sys.executable, "-I", str(_LAUNCHER), str(os.getpid()), str(int(death_signal)), whom]

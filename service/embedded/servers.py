@@ -1,45 +1,64 @@
 """`EmbeddedServers`: PostgreSQL with pgvector, and Valkey, on unix sockets inside a data folder.
 
     <folder>/lock            held by the process that runs the servers
+    <folder>/servers.lock    held by the servers and everything they start: who can take it knows that all have gone
     <folder>/postgres/       the cluster; made under another name and renamed, so a kill in initdb leaves no half one
     <folder>/valkey/         the append-only file
     <folder>/*.log           what the servers print
 
-The sockets are in the folder too, or in a short temporary folder when the path would be too long for a socket.
+The sockets are in the folder too, or in a folder of ours among the temporary files when the path does not suit a
+socket. Both folders are closed to other users, because whoever reaches a socket is trusted. Started by root, the
+servers run as `nobody` (see `launch.py`).
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
 import os
 import platform
+import pwd
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
-from urllib.parse import quote
 
 import psycopg
 import redis
 
-from service.embedded.processes import AsWhom, run, spawn, stop, way_around_root
+from service.embedded.processes import Account, run, spawn, stop
 
 POSTGRES_MAJOR = 18
-_MAX_SOCKET_PATH = 100  # the kernel's limit is 107 bytes
-_START_SECONDS = 60.0
-_STOP_SECONDS = 30.0
+_PORT = 5432  # only a part of the socket's name; said everywhere, or PGPORT would decide
+_POSTGRES_SOCKET = f".s.PGSQL.{_PORT}"
+_MAX_SOCKET_PATH_BYTES = 107
+_START_SECONDS = 300.0  # the recovery after a crash included
+_STOP_SECONDS = 60.0
 _DATABASE = "gallery"
+_LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 _POSTGRES_OPTIONS = {
     "listen_addresses": "",
+    "port": str(_PORT),
+    "unix_socket_permissions": "0700",
     "max_connections": "100",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
     "wal_level": "minimal",
     "max_wal_senders": "0",
+}
+_VALKEY_OPTIONS = {
+    "port": "0",
+    "unixsocketperm": "700",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "maxmemory-policy": "noeviction",
+    "save": "",
 }
 
 
@@ -77,25 +96,29 @@ class EmbeddedServers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
-        self._sockets = self._folder
-        if len(str(self._folder / ".s.PGSQL.5432")) > _MAX_SOCKET_PATH:
-            name = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
-            self._sockets = Path(tempfile.gettempdir()) / f"gallery-upgrade-{os.geteuid()}-{name}"
+        self._cluster = self._folder / "postgres"
+        self._sockets = _socket_folder(self._folder)
         # A user's own settings for psql must not reach our server.
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        self._as_whom: AsWhom = "self"
+        self._account: Account | None = None
         self._lock: TextIO | None = None
+        self._servers_lock: TextIO | None = None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def database_url(self) -> str:
         """The SQLAlchemy URL of the database."""
-        return f"postgresql+psycopg://postgres@/{_DATABASE}?host={quote(str(self._sockets))}"
+        return f"postgresql+psycopg://postgres@:{_PORT}/{_DATABASE}?host={self._sockets}"
 
     @property
     def broker_url(self) -> str:
         """The URL that Celery wants."""
         return f"redis+socket://{self._valkey_socket}"
+
+    @property
+    def redis_url(self) -> str:
+        """The URL that redis-py wants."""
+        return f"unix://{self._valkey_socket}"
 
     @property
     def _valkey_socket(self) -> Path:
@@ -106,16 +129,19 @@ class EmbeddedServers:
 
         Raises `DataFolderInUse` and `EmbeddedServerError`.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
         try:
-            self._sockets.mkdir(mode=0o700, exist_ok=True)
-            self._as_whom = way_around_root()
+            self._take_folder()
+            self._end_leftovers()
             self._make_cluster()
             self._start_valkey()
             self._start_postgres()
-        except BaseException:
+            self._wait_until("valkey", self._ask_valkey)
+            self._wait_until("postgres", self._ask_postgres)
+            self._make_database()
+        except BaseException as error:
             self.stop()
+            if isinstance(error, OSError):
+                raise EmbeddedServerError(f"The servers of {self._folder} cannot start: {error}.") from error
             raise
 
     def check(self) -> None:
@@ -125,14 +151,17 @@ class EmbeddedServers:
                 raise ServerDied(f"{name} ended by itself (code {process.returncode}); see {self._log(name)}.")
 
     def stop(self) -> None:
-        """Stop both servers cleanly; nothing of them is left running."""
+        """Stop both servers cleanly and give the folder back; does nothing unless started."""
         for name, stop_signal in (("postgres", signal.SIGINT), ("valkey", signal.SIGTERM)):
-            process = self._children.pop(name, None)
-            if process is not None:
-                stop(process, stop_signal, _STOP_SECONDS)
-        if self._sockets != self._folder:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+            if name in self._children:
+                stop(self._children[name], stop_signal, _STOP_SECONDS)
+                del self._children[name]
+        if self._servers_lock is not None:
+            self._servers_lock.close()
+            self._servers_lock = None
         if self._lock is not None:
+            if self._sockets != self._folder:
+                shutil.rmtree(self._sockets, ignore_errors=True)
             self._lock.close()
             self._lock = None
 
@@ -143,157 +172,210 @@ class EmbeddedServers:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def _take_lock(self) -> None:
+    def _take_folder(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (self._folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _locked(lock):
             lock.close()
-            raise DataFolderInUse(f"Another process runs the servers of {self._folder}.") from error
+            raise DataFolderInUse(f"Another process runs the servers of {self._folder}.")
         self._lock = lock
+        self._folder.chmod(0o700)
+        if self._sockets != self._folder:
+            self._sockets.mkdir(mode=0o700, exist_ok=True)
+            found = self._sockets.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                raise EmbeddedServerError(f"{self._sockets} was not made by this program; remove it.")
+
+    def _end_leftovers(self) -> None:
+        """End what a killed owner left behind, if it does not end by itself, and take the servers' lock.
+
+        The pid files are only good for sending signals: what counts is the lock, which every process that was started
+        below us inherited, an orphaned back end included.
+        """
+        servers_lock = self._servers_lock = (self._folder / "servers.lock").open("w")
+        postmaster_pid = self._cluster / "postmaster.pid"
+        ends = time.monotonic() + _STOP_SECONDS
+        while True:
+            leftovers = [
+                (_process_of(postmaster_pid, self._cluster), signal.SIGINT),
+                (_process_of(self._folder / "valkey.pid", self._valkey_socket), signal.SIGTERM),
+            ]
+            for pid, stop_signal in leftovers:
+                if pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, stop_signal)
+            if not any(pid for pid, _ in leftovers) and _locked(servers_lock):
+                break
+            if time.monotonic() > ends:
+                raise EmbeddedServerError(f"Servers of an earlier run still work in {self._folder}; try again later.")
+            time.sleep(0.1)
+        _make_stale(postmaster_pid)
+        (self._sockets / f"{_POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
 
     def _make_cluster(self) -> None:
-        cluster = self._folder / "postgres"
-        if cluster.exists():
-            major = (cluster / "PG_VERSION").read_text().strip()
+        if os.geteuid() == 0:
+            self._account = _nobody()
+        if self._cluster.exists():
+            self._give(self._cluster)
+            major = (self._cluster / "PG_VERSION").read_text().strip()
             if major != str(POSTGRES_MAJOR):
                 raise EmbeddedServerError(
-                    f"{cluster} was made by PostgreSQL {major}; dump it with that version and restore it with"
+                    f"{self._cluster} was made by PostgreSQL {major}; dump it with that version and restore it with"
                     f" {POSTGRES_MAJOR}."
                 )
             return
         part = self._folder / "postgres.part"
-        shutil.rmtree(part, ignore_errors=True)
+        if part.exists():
+            shutil.rmtree(part)
         part.mkdir(mode=0o700)
         self._give(part)
-        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]
         made = run(
-            [_postgres_binary("initdb"), "-D", str(part), *options],
+            [_postgres_binary("initdb"), "-D", str(part), "--username=postgres", "--auth=trust", *_LOCALE],
             environment=self._environment,
-            as_whom=self._as_whom,
+            account=self._account,
+            inherited=self._inherited,
         )
         if made.returncode != 0:
-            hint = ""
-            if self._as_whom == "nobody":
-                hint = (
-                    " As root, PostgreSQL runs as the account 'nobody', which must be able to enter every folder above"
-                    f" {_postgres_binary('initdb')} and {self._folder}; or run as an ordinary user."
-                )
-            raise EmbeddedServerError(f"initdb failed: {made.stderr.strip()[-500:]}{hint}")
-        part.rename(cluster)
+            raise EmbeddedServerError(f"initdb failed: {made.stderr.strip()[-500:]}")
+        part.rename(self._cluster)
+        _sync_folder(self._folder)
 
-    def _give(self, path: Path) -> None:
-        """Make the account that PostgreSQL runs as the owner of a folder."""
-        if self._as_whom == "nobody":
-            shutil.chown(path, "nobody")
-            shutil.chown(self._sockets, "nobody")
+    def _give(self, folder: Path) -> None:
+        """Let the account that the servers run as own a folder of root's: a new one, or one restored from a copy."""
+        if self._account is None:
+            return
+        owner = folder.stat().st_uid
+        if owner == 0:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, *self._account, follow_symlinks=False)
+        elif owner != self._account.uid:
+            # It would also be wrong to run as that user: see `launch.py` for the power that comes with it.
+            raise EmbeddedServerError(f"{folder} belongs to the user with id {owner}; start as that user, not as root.")
 
     def _start_valkey(self) -> None:
         data = self._folder / "valkey"
-        data.mkdir(exist_ok=True)
-        self._wait_for_leftover(self._folder / "valkey.pid")
+        data.mkdir(mode=0o700, exist_ok=True)
+        self._give(data)
         options = {
-            "port": "0",
+            **_VALKEY_OPTIONS,
             "unixsocket": str(self._valkey_socket),
-            "unixsocketperm": "700",
             "pidfile": str(self._folder / "valkey.pid"),
             "dir": str(data),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "maxmemory-policy": "noeviction",
-            "save": "",
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        self._children["valkey"] = spawn(
-            [_valkey_binary(), *arguments], log_path=self._log("valkey"), environment=self._environment
-        )
-        self._wait_until("valkey", self._valkey_answers)
+        self._spawn("valkey", [_valkey_binary(), *arguments], death_signal=signal.SIGTERM)
 
     def _start_postgres(self) -> None:
-        cluster = self._folder / "postgres"
-        self._wait_for_leftover(cluster / "postmaster.pid")
         options = {**_POSTGRES_OPTIONS, "unix_socket_directories": str(self._sockets)}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        self._children["postgres"] = spawn(
-            [_postgres_binary("postgres"), "-D", str(cluster), *arguments],
-            log_path=self._log("postgres"),
+        command = [_postgres_binary("postgres"), "-D", str(self._cluster), *arguments]
+        self._spawn("postgres", command, death_signal=signal.SIGINT)  # the fast shutdown
+
+    def _spawn(self, name: str, command: list[str], death_signal: signal.Signals) -> None:
+        self._children[name] = spawn(
+            command,
+            log_path=self._log(name),
             environment=self._environment,
-            as_whom=self._as_whom,
-            death_signal=signal.SIGINT,  # PostgreSQL's fast shutdown
+            account=self._account,
+            death_signal=death_signal,
+            inherited=self._inherited,
         )
-        self._wait_until("postgres", self._postgres_answers)
+
+    @property
+    def _inherited(self) -> list[int]:
+        return [] if self._servers_lock is None else [self._servers_lock.fileno()]
+
+    def _make_database(self) -> None:
         with self._connect() as connection:
             found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_DATABASE,)).fetchone()
             if found is None:
                 connection.execute(f"CREATE DATABASE {_DATABASE}")
 
-    def _wait_for_leftover(self, pid_file: Path) -> None:
-        """Stop what a killed owner left behind, if the kernel has not yet; a stale file names nothing of ours."""
-        ends = time.monotonic() + _STOP_SECONDS
-        while time.monotonic() < ends:
-            process = _process_of(pid_file, self._folder)
-            if process is None:
-                break
-            os.kill(process, signal.SIGINT)
-            time.sleep(0.2)
-        if pid_file.name == "postmaster.pid":
-            # Back ends of a killed postmaster hold its shared memory for a moment. Then nobody works in the cluster,
-            # and its lock files would only mislead PostgreSQL: their pid may be a zombie's or another's by now.
-            _wait_for_backends(self._folder)
-            pid_file.unlink(missing_ok=True)
-            (self._sockets / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
-
     def _connect(self) -> psycopg.Connection:
-        return psycopg.connect(host=str(self._sockets), user="postgres", dbname="postgres", autocommit=True)
+        host = str(self._sockets)
+        return psycopg.connect(host=host, port=_PORT, user="postgres", dbname="postgres", autocommit=True)
 
-    def _postgres_answers(self) -> bool:
-        try:
-            self._connect().close()
-        except psycopg.OperationalError:
-            return False
-        return True
+    def _ask_postgres(self) -> None:
+        self._connect().close()
 
-    def _valkey_answers(self) -> bool:
-        try:
-            with redis.Redis(unix_socket_path=str(self._valkey_socket)) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
+    def _ask_valkey(self) -> None:
+        with redis.Redis.from_url(self.redis_url, retry=None) as client:
+            client.ping()
 
-    def _wait_until(self, name: str, answers: Callable[[], bool]) -> None:
+    def _wait_until(self, name: str, ask: Callable[[], None]) -> None:
+        """Return when `ask` raises no more."""
         ends = time.monotonic() + _START_SECONDS
-        while not answers():
-            self.check()
-            if time.monotonic() > ends:
-                raise EmbeddedServerError(f"{name} did not answer in {_START_SECONDS:.0f} s; see {self._log(name)}.")
+        while True:
+            try:
+                return ask()
+            except (psycopg.OperationalError, redis.RedisError) as error:
+                self.check()
+                if time.monotonic() > ends:
+                    raise EmbeddedServerError(
+                        f"{name} did not answer in {_START_SECONDS:.0f} s ({error}); see {self._log(name)}."
+                    ) from error
             time.sleep(0.05)
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
 
 
-def _process_of(pid_file: Path, folder: Path) -> int | None:
-    """Return the pid in the file if that process runs and works in our folder."""
+def _socket_folder(folder: Path) -> Path:
+    """Return `folder`, or a folder that suits a socket better: a short path, and plain, since it is put into URLs."""
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    temporary = Path(tempfile.gettempdir()).resolve() / f"gallery-upgrade-{os.geteuid()}-{name}"
+    for candidate in (folder, temporary):
+        plain = re.fullmatch(r"[A-Za-z0-9/._-]+", str(candidate))
+        if plain and len(str(candidate / _POSTGRES_SOCKET)) <= _MAX_SOCKET_PATH_BYTES:
+            return candidate
+    raise EmbeddedServerError(
+        f"Neither {folder} nor {temporary.parent} is short and plain enough for a socket; set TMPDIR to such a folder."
+    )
+
+
+def _locked(file: TextIO) -> bool:
+    """Take the lock on an open file unless another process holds it."""
     try:
-        pid = int(pid_file.read_text().split()[0])
-        return pid if _works_in(pid, folder) else None
-    except (FileNotFoundError, IndexError, ValueError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _process_of(pid_file: Path, mentioned: Path) -> int | None:
+    """Return the pid in the file if that process runs and its command line mentions a path of ours."""
+    try:
+        pid = int(pid_file.read_bytes().split()[0])
+        return pid if os.fsencode(mentioned) in Path(f"/proc/{pid}/cmdline").read_bytes() else None
+    except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
         return None
 
 
-def _works_in(pid: int, folder: Path) -> bool:
+def _make_stale(postmaster_pid: Path) -> None:
+    """Let no pid that another process has by now pass for a running PostgreSQL.
+
+    PostgreSQL knows its parent's pid for a stale one. The rest of the file stays, for its own check that no process
+    uses the cluster's shared memory; without a rest, after a power cut, it would refuse the file.
+    """
+    if postmaster_pid.exists():
+        _, _, rest = postmaster_pid.read_bytes().partition(b"\n")
+        if rest:
+            postmaster_pid.write_bytes(b"%d\n%b" % (os.getpid(), rest))
+        else:
+            postmaster_pid.unlink()
+
+
+def _nobody() -> Account:
     try:
-        return Path(f"/proc/{pid}/cwd").resolve(strict=True).is_relative_to(folder)
-    except (FileNotFoundError, PermissionError, ProcessLookupError):
-        return False
+        nobody = pwd.getpwnam("nobody")
+    except KeyError as error:
+        raise EmbeddedServerError("PostgreSQL does not run as root, and there is no account 'nobody'.") from error
+    return Account(nobody.pw_uid, nobody.pw_gid)
 
 
-def _wait_for_backends(folder: Path) -> None:
-    """Wait until no process works in the cluster; back ends notice their postmaster's death within a second."""
-    ends = time.monotonic() + _STOP_SECONDS
-    cluster = folder / "postgres"
-    while time.monotonic() < ends:
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        if not any(_works_in(pid, cluster) for pid in pids):
-            return
-        time.sleep(0.1)
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
