@@ -101,25 +101,35 @@ class VersionEncoder:
         return values
 
 
+class _Slot:
+    """A place for one version's encoder; its lock is held while the encoder is loaded."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.encoder: VersionEncoder | None = None
+
+
 class Encoders:
-    """The encoders in use, each loaded once; digests are checked at every load. Safe to use from many threads."""
+    """The encoders in use, each loaded once; digests are checked at every load. Safe to use from many threads: who asks
+    for one that is loading waits for it, who asks for another does not."""
 
     def __init__(self, blobs: BlobStore, settings: Settings) -> None:
         self._blobs = blobs
         self._settings = settings
-        self._loaded: OrderedDict[int, VersionEncoder] = OrderedDict()
+        self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, version: ModelVersion) -> VersionEncoder:
         """Return the version's encoder. Raises `BlobMissing`, `BlobDamaged` or `ArtifactUnusable` (500)."""
         with self._lock:
-            encoder = self._loaded.get(version.id)
-            if encoder is None:
-                encoder = self._loaded[version.id] = self._load(version)
-            self._loaded.move_to_end(version.id)
-            while len(self._loaded) > _MAX_LOADED:
-                self._loaded.popitem(last=False)
-            return encoder
+            slot = self._slots.setdefault(version.id, _Slot())
+            self._slots.move_to_end(version.id)
+            while len(self._slots) > _MAX_LOADED:
+                self._slots.popitem(last=False)
+        with slot.lock:
+            if slot.encoder is None:
+                slot.encoder = self._load(version)
+            return slot.encoder
 
     def decode(self, data: bytes) -> Image:
         """Return RGB pixels. Raises `InvalidImage` (422) with a sentence."""

@@ -4,6 +4,7 @@ The answer is kept for a day under (key, path). An advisory lock, held on a conn
 runs, tells a request that still runs (409) from one whose process died (the retry runs it again).
 """
 
+import asyncio
 import hashlib
 import re
 import tempfile
@@ -22,6 +23,8 @@ from service.tables import IdempotencyKey
 
 _KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
 _KEPT_HEADERS = {b"content-type", b"location"}
+# Each holds a pooled connection besides the one that its endpoint takes: half the pool would be too many.
+_MAX_RUNNING = 16
 _IN_MEMORY_BYTES = 16 * 2**20
 _READ_BYTES = 2**20
 _KEPT_INTERVAL = text("interval '1 day'")
@@ -48,6 +51,7 @@ class IdempotencyMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._turns = asyncio.Semaphore(_MAX_RUNNING)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = Headers(scope=scope).get("idempotency-key") if scope["type"] == "http" else None
@@ -70,15 +74,16 @@ class IdempotencyMiddleware:
             more = message.get("more_body", False)
         database: Database = scope["app"].state.parts.database
         digest = await run_in_threadpool(_digest, scope, body)
-        begun = await run_in_threadpool(_begin, database, key, scope["path"], digest)
-        if isinstance(begun, Response):
-            await begun(scope, receive, send)
-            return
-        answer = _Answer()
-        try:
-            await self._app(scope, _replayed(body, receive), _recording(answer, send))
-        finally:
-            await run_in_threadpool(_finish, begun, answer)
+        async with self._turns:
+            begun = await run_in_threadpool(_begin, database, key, scope["path"], digest)
+            if isinstance(begun, Response):
+                await begun(scope, receive, send)
+                return
+            answer = _Answer()
+            try:
+                await self._app(scope, _replayed(body, receive), _recording(answer, send))
+            finally:
+                await run_in_threadpool(_finish, begun, answer)
 
 
 def _replayed(body: IO[bytes], receive: Receive) -> Receive:
@@ -178,8 +183,10 @@ def _finish(running: _Running, answer: _Answer) -> None:
 
 
 def _release(running: _Running) -> None:
-    running.connection.execute(select(func.pg_advisory_unlock(_lock_number(running.key, running.path))))
-    running.connection.close()
+    try:
+        running.connection.execute(select(func.pg_advisory_unlock(_lock_number(running.key, running.path))))
+    finally:
+        running.connection.close()
 
 
 def _lock_number(key: str, path: str) -> int:

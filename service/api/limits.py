@@ -14,7 +14,10 @@ _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIdMiddleware:
-    """Takes the client's X-Request-ID, if it is a sane one, or makes one; every answer carries it."""
+    """Takes the client's X-Request-ID, if it is a sane one, or makes one; answers carry it.
+
+    The id stays set after the request: the handler of unexpected errors logs outside of this middleware.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -25,17 +28,14 @@ class RequestIdMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         identifier = given if _ID_PATTERN.fullmatch(given) else uuid.uuid4().hex
-        token = logs.request_id.set(identifier)
+        logs.request_id.set(identifier)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = identifier
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            logs.request_id.reset(token)
+        await self._app(scope, receive, send_with_id)
 
 
 class BodyLimitMiddleware:
@@ -54,7 +54,7 @@ class BodyLimitMiddleware:
         if declared.isdecimal() and int(declared) > self._max_bytes:
             await problem(413, detail)(scope, receive, send)
             return
-        received = 0
+        received, started = 0, False
 
         async def receive_limited() -> Message:
             nonlocal received
@@ -64,4 +64,18 @@ class BodyLimitMiddleware:
                 raise HTTPException(413, detail)
             return message
 
-        await self._app(scope, receive_limited, send)
+        async def send_within_limit(message: Message) -> None:
+            nonlocal started
+            if started or received <= self._max_bytes:
+                started = True
+                await send(message)
+
+        # What the application makes of the exception differs (a form reader says 400, a middleware passes it on), so
+        # the answer is given here.
+        try:
+            await self._app(scope, receive_limited, send_within_limit)
+        except HTTPException:
+            if received <= self._max_bytes:
+                raise
+        if received > self._max_bytes and not started:
+            await problem(413, detail)(scope, receive, send)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.api.dependencies import IdPath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.api.uploads import UploadForm, file_part, optional_file_part, refuse_other_parts, text_part
+from service.api.uploads import UploadForm, file_part, name_part, optional_file_part, refuse_other_parts
 from service.domain import registry
 from service.tables import ModelVersion, Transformation
 
@@ -78,8 +78,8 @@ def register_transformation(
         session,
         parts.blobs,
         parts.settings,
-        text_part(form, "from_version"),
-        text_part(form, "to_version"),
+        name_part(form, "from_version"),
+        name_part(form, "to_version"),
         file_part(form, "h"),
         optional_file_part(form, "g"),
     )

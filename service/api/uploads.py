@@ -4,11 +4,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from service.api.dependencies import Name
 from service.errors import GalleryError, TooLarge, Unprocessable
 
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = 64 * 2**20
 
@@ -23,6 +26,10 @@ class InvalidForm(GalleryError):
 
 class MissingPart(Unprocessable):
     """A part that is needed is not in the form."""
+
+
+class InvalidName(Unprocessable):
+    """A text part is to be a name and is not one."""
 
 
 async def read_upload_form(request: Request) -> AsyncIterator[FormData]:
@@ -51,6 +58,14 @@ def text_part(form: FormData, name: str) -> str:
     if len(values) != 1 or not isinstance(values[0], str):
         raise MissingPart(f"The form has one text part named {name!r}.")
     return values[0]
+
+
+def name_part(form: FormData, name: str) -> str:
+    """Return a text part that is a name, or raise `MissingPart` or `InvalidName` (422)."""
+    try:
+        return _NAME.validate_python(text_part(form, name))
+    except ValidationError as error:
+        raise InvalidName(f"The part {name!r} is not a name: {error.errors()[0]['msg']}.") from error
 
 
 def file_part(form: FormData, name: str) -> bytes:

@@ -1,7 +1,8 @@
 """Model versions and transformations: registering, finding and deleting them.
 
 Artifacts are tried before anything is stored, so a refused one leaves nothing behind. Blobs are kept under their digest
-and shared; a blob whose row never came to be, or was deleted, is removed when nothing refers to it any more.
+and shared; the blobs of a deleted row are removed when nothing refers to them any more. A registration that fails after
+its blobs were stored (it lost the race for a name, or the process died) leaves blobs that no row names, and no more.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from service.encoder import check_encoder, check_preprocessing, check_transforma
 from service.errors import Conflict, NotFound, Unprocessable
 from service.settings import Settings
 from service.tables import Gallery, Generation, ModelVersion, Transformation, Upgrade
+
+# One arbitrary number. A registration holds this advisory lock shared from before it stores blobs until its row has
+# committed; removing blobs holds it alone, so it never misses a row that is about to name one.
+_BLOBS_LOCK = 7_240_612
 
 
 class UnknownVersion(NotFound):
@@ -74,6 +79,7 @@ def register_model_version(
     side_kind = None
     if side_information_model is not None and spec.side_information_dim is not None:
         side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, settings)
+    session.execute(select(func.pg_advisory_xact_lock_shared(_BLOBS_LOCK)))
     version = ModelVersion(
         name=name,
         embedding_dim=spec.embedding_dim,
@@ -158,6 +164,7 @@ def register_transformation(
     architecture: dict[str, object] = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
     if g is not None and after.side_information_dim is not None:
         architecture["g"] = check_transformation_network(g, before, after.side_information_dim, settings)
+    session.execute(select(func.pg_advisory_xact_lock_shared(_BLOBS_LOCK)))
     transformation = Transformation(
         from_version_id=before.id,
         to_version_id=after.id,
@@ -168,7 +175,10 @@ def register_transformation(
         architecture=architecture,
     )
     session.add(transformation)
-    session.flush()  # its id is the answer
+    try:
+        session.flush()  # its id is the answer
+    except IntegrityError as error:
+        raise UnknownVersion(f"Model version {from_version!r} or {to_version!r} has just been deleted.") from error
     session.refresh(transformation)
     return transformation
 
@@ -205,6 +215,7 @@ def delete_transformation(session: Session, transformation_id: int) -> list[str]
 def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: list[str]) -> None:
     """Remove blobs that no row refers to. Call it after the deletion has committed: a crash before leaves a blob that
     nothing names, never a row without its blob."""
+    session.execute(select(func.pg_advisory_xact_lock(_BLOBS_LOCK)))
     for digest in digests:
         references = session.scalar(
             select(func.count())
