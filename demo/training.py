@@ -54,8 +54,8 @@ PHOTOGRAPHS = Recipe(
     embedding_dim=128,
     old_encoder=lambda: SmallResNet(16, 1, 128),
     new_encoder=lambda: SmallResNet(24, 1, 128),
-    encoder=EncoderTraining(epochs=12, batch=256, learning_rate=0.2),
-    simclr=SimclrTraining(epochs=10, batch=512),
+    encoder=EncoderTraining(epochs=8, batch=256, learning_rate=0.2),
+    simclr=SimclrTraining(epochs=6, batch=512),
     transformation=TransformationTraining(),
 )
 

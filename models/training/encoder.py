@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.training.augmentation import light_views, view
-from models.training.loop import Progress, no_progress, shuffled_batches, warm_up_then_cosine
+from models.training.loop import Progress, lay_out, no_progress, shuffled_batches, warm_up_then_cosine
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,17 @@ def train_encoder(
         nesterov=True,
     )
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
+    lay_out(encoder, torch.channels_last)
     encoder.train()
     for epoch in range(config.epochs):
         for positions in shuffled_batches(len(images), config.batch, generator):
-            logits = head(encoder(normalize(view(augment, images[positions]))))  # (b, classes)
+            views = normalize(view(augment, images[positions])).to(memory_format=torch.channels_last)
+            logits = head(encoder(views))  # (b, classes)
             loss = functional.cross_entropy(logits, labels[positions], label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             optimizer.step()
         schedule.step()
         progress(epoch + 1, config.epochs)
+    lay_out(encoder, torch.contiguous_format)
     encoder.eval()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.losses import nt_xent
 from models.side_information import SimCLR
 from models.training.augmentation import contrastive_views, view
-from models.training.loop import Progress, no_progress, shuffled_batches, warm_up_then_cosine
+from models.training.loop import Progress, lay_out, no_progress, shuffled_batches, warm_up_then_cosine
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,18 @@ def train_simclr(
     augment = contrastive_views(images.shape[-1], flip=config.flip)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
+    lay_out(model, torch.channels_last)
     model.train()
     for epoch in range(config.epochs):
         for positions in shuffled_batches(len(images), config.batch, generator):
             batch = images[positions]
             both = torch.cat([view(augment, batch), view(augment, batch)])  # (2b, 3, H, W)
-            first, second = model(normalize(both)).chunk(2)
+            first, second = model(normalize(both).to(memory_format=torch.channels_last)).chunk(2)
             loss = nt_xent(first, second, config.temperature)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             optimizer.step()
         schedule.step()
         progress(epoch + 1, config.epochs)
+    lay_out(encoder, torch.contiguous_format)
     encoder.eval()
