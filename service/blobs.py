@@ -33,10 +33,12 @@ class BlobStore:
         self._filesystem.makedirs(self._root, exist_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Store `data` (once) and return its SHA-256 in hex."""
+        """Store `data` (once, or again when what is stored was damaged) and return its SHA-256 in hex."""
         digest = hashlib.sha256(data).hexdigest()
         path = self._path(digest)
-        if not self._filesystem.exists(path):
+        try:
+            self.get(digest)
+        except (BlobMissing, BlobDamaged):
             # Written under another name first: a half-written file never carries a digest's name.
             temporary = f"{self._root}/{uuid.uuid4().hex}.part"
             self._filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
@@ -91,6 +93,14 @@ class BlobStore:
             self._filesystem.get_file(f"{self._root}/{name}", str(part))
             part.rename(target)
         return target
+
+    def list_files(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder; none when there is no such folder."""
+        try:
+            paths = self._filesystem.ls(f"{self._root}/{folder}", detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [path.rsplit("/", 1)[1] for path in paths]
 
     def delete_file(self, name: str) -> None:
         """Remove a named file; one that is not there is not an error."""

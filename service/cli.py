@@ -12,6 +12,9 @@ from service.settings import Settings
 
 main = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
+# How long requests that run, event streams among them, keep the API from stopping.
+_SHUTDOWN_SECONDS = 10
+
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
 
@@ -41,13 +44,22 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Run the HTTP API alone, against GALLERY_DATABASE_URL, GALLERY_BROKER_URL and GALLERY_BLOB_URL."""
     import uvicorn
 
+    from service import crash_points
     from service.app import create_app
     from service.logs import configure_logging
 
     settings = _external_settings()
     configure_logging()
     _migrate(settings)
-    uvicorn.run(create_app(settings), host=host, port=port, log_config=None, access_log=False)
+    crash_points.arm(settings.crash_at)
+    uvicorn.run(
+        create_app(settings),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
 
 
 @main.command()

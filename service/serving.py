@@ -17,7 +17,7 @@ import httpx
 from service import logs
 from service.cli import worker_command
 from service.embedded.processes import spawn
-from service.embedded.servers import EmbeddedServers
+from service.embedded.servers import EmbeddedServers, ServerDied
 from service.settings import Settings
 
 events = logs.Events(__name__)
@@ -117,7 +117,16 @@ def _watch(children: list[_Child], servers: EmbeddedServers | None) -> None:
         for child in children:
             child.restart_if_dead()
         if servers is not None:
-            servers.check()
+            _restart_if_dead(servers)
+
+
+def _restart_if_dead(servers: EmbeddedServers) -> None:
+    try:
+        servers.check()
+    except ServerDied as error:
+        events.warning("serve.server_died", reason=str(error))
+        servers.stop()
+        servers.start()
 
 
 def _wait_until_ready(api: _Child, url: str) -> None:

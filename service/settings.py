@@ -35,10 +35,15 @@ class Settings(BaseSettings):
     rows_per_chunk: int = Field(default=4_096, ge=1)
     lease_seconds: float = Field(default=30.0, gt=0)
     max_batch_attempts: int = Field(default=5, ge=1)
-    cutover_remainder_items: int = Field(default=2_000, ge=0)
+    retry_base_seconds: float = Field(default=1.0, ge=0)
+    cutover_max_changes: int = Field(default=2_000, ge=0)
+    removal_wait_seconds: float = 30.0
     task_slice_seconds: float = 5.0
     sweep_every_seconds: float = 2.0
     cutover_wait_seconds: float = 60.0
+
+    # For tests only: the name of a point at which the process dies (see `service.crash_points`).
+    crash_at: str | None = None
 
     # Index.
     follow_every_seconds: float = 0.5

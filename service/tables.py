@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -41,6 +42,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as a class attribute
         str: Text,
         int: BigInteger,
+        float: Double,
         datetime: DateTime(timezone=True),
         Json: JSONB,
         list[Any]: JSONB,
@@ -160,7 +162,9 @@ class Upgrade(Base):
     """The job that derives the next generation; its states are in `service.domain.upgrade_state`.
 
     `legs` are tried in order for every item: [{"generation": id, "transformations": [ids]}]; the first is the path of
-    fewest hops, a second one starts at the active generation when the first does not.
+    fewest hops, a second one starts at the active generation when the first does not. Every live item with a revision
+    up to `verified_revision` has a current row in the next generation; `live_revision` is the gallery's revision at the
+    cutover.
     """
 
     __tablename__ = "upgrades"
@@ -171,9 +175,12 @@ class Upgrade(Base):
     to_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     legs: Mapped[list[Any]]
     cutover: Mapped[str]
+    speed: Mapped[float] = mapped_column(server_default=text("1"))
     state: Mapped[str]
     resume_state: Mapped[str | None]
     start_revision: Mapped[int]
+    verified_revision: Mapped[int] = mapped_column(server_default=text("0"))
+    live_revision: Mapped[int | None]
     batches_planned_at: Mapped[datetime | None]
     cutover_requested_at: Mapped[datetime | None]
     evaluation: Mapped[Json | None]
@@ -185,6 +192,7 @@ class Upgrade(Base):
 
     __table_args__ = (
         CheckConstraint("cutover IN ('auto', 'manual')", name="cutover"),
+        CheckConstraint("speed BETWEEN 0 AND 1", name="speed"),
         Index(
             "uq_upgrades_open",
             "gallery_id",
@@ -199,7 +207,7 @@ class Upgrade(Base):
 class UpgradeBatch(Base):
     """A range of item ids, both ends included, that held `items` items to transform when it was planned.
 
-    `state`: `pending`, `claimed` or `done`. `rows` is how many rows it wrote.
+    `state`: `pending`, `claimed` or `done`. `rows` is how many rows it wrote; after a failure it waits for `retry_at`.
     """
 
     __tablename__ = "upgrade_batches"
@@ -214,6 +222,7 @@ class UpgradeBatch(Base):
     claim_token: Mapped[uuid.UUID | None]
     lease_expires_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    retry_at: Mapped[datetime | None]
     rows: Mapped[int] = mapped_column(server_default=text("0"))
     error: Mapped[str | None]
     done_at: Mapped[datetime | None]
@@ -223,6 +232,20 @@ class UpgradeBatch(Base):
         CheckConstraint("phase IN ('transforming', 'catching_up')", name="phase"),
         Index(None, "upgrade_id", "state", "id"),
     )
+
+
+class UpgradeEvent(Base):
+    """One change of an upgrade's state; written with it, so that ids ascend in the order of the changes."""
+
+    __tablename__ = "upgrade_events"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    upgrade_id: Mapped[int] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))
+    state: Mapped[str]
+    error: Mapped[str | None]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (Index(None, "upgrade_id", "id"),)
 
 
 class Job(Base):

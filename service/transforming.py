@@ -1,6 +1,6 @@
 """The h and g of each transformation, loaded once per process, and their application to stored rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,10 +9,11 @@ from models.artifacts import load_transformation_network
 from models.normalize import l2_normalize
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.batches import PoisonedItem
 from service.domain.generations import StoredGeneration
 from service.settings import Settings
 from service.tables import ModelVersion, Transformation
-from service.vectors.rows import EmbeddingRows, to_storage
+from service.vectors.rows import EmbeddingRows, NotStorable, to_storage
 
 Vectors = NDArray[np.float32]
 Network = Callable[[Vectors, Vectors | None], Vectors]
@@ -47,7 +48,7 @@ class TransformationNetworks:
     ) -> EmbeddingRows:
         """Return rows of `target`'s format, same ids and revisions; `service.domain.batches.Transform`.
 
-        Raises `service.vectors.rows.NotStorable` when a value is not finite or does not fit the stored dtype.
+        Raises `PoisonedItem` when a value of a row comes out not finite, or too large for the stored dtype.
         """
         embedding = rows.embedding.astype(np.float32)
         side_information = None
@@ -56,16 +57,25 @@ class TransformationNetworks:
         for transformation_id in path:
             embedding, side_information = self._hop(transformation_id)(embedding, side_information)
         stored_side = None
-        if target.vector_format.side_information_dim is not None:
-            assert side_information is not None
-            stored_side = to_storage(side_information, target.vector_format.dtype)
+        try:
+            stored_embedding = to_storage(embedding, target.vector_format.dtype)
+            if target.vector_format.side_information_dim is not None:
+                assert side_information is not None
+                stored_side = to_storage(side_information, target.vector_format.dtype)
+        except NotStorable as error:
+            raise PoisonedItem(int(rows.item_id[error.row]), error.reason) from error
         return EmbeddingRows(
             item_id=rows.item_id,
             revision=rows.revision,
             origin=rows.origin,
-            embedding=to_storage(embedding, target.vector_format.dtype),
+            embedding=stored_embedding,
             side_information=stored_side,
         )
+
+    def load(self, transformation_ids: Iterable[int]) -> None:
+        """Have the networks ready, so that nothing that holds a lock waits for them."""
+        for transformation_id in transformation_ids:
+            self._hop(transformation_id)
 
     def _hop(self, transformation_id: int) -> Hop:
         if transformation_id not in self._hops:

@@ -9,12 +9,14 @@ from functools import lru_cache
 
 from celery import Celery
 
+from service import crash_points
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
 from service.logs import configure_logging
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
-from workers.networks import TransformationNetworks
+from service.transforming import TransformationNetworks
+from workers.throttle import Throttle
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class WorkerParts:
     database: Database
     blobs: BlobStore
     networks: TransformationNetworks
+    throttle: Throttle = field(default_factory=Throttle)
     # Set while this process works on an upgrade: then it asks for its next slice itself, and its sweep is silent.
     working: threading.Event = field(default_factory=threading.Event)
 
@@ -46,5 +49,6 @@ def worker_parts() -> WorkerParts:
 
 configure_logging()
 settings = Settings()
+crash_points.arm(settings.crash_at)
 app = celery_application(settings)
 app.conf.imports = ("workers.tasks", "workers.sweep")

@@ -1,4 +1,4 @@
-"""The sweep: one thread per worker that sends lost nudges again and removes the files of dropped generations."""
+"""The sweep: one thread per worker that sends lost nudges again and removes what dropped generations leave."""
 
 import socket
 import threading
@@ -6,7 +6,7 @@ import threading
 from celery.signals import worker_ready, worker_shutting_down
 
 from service import logs
-from service.domain.index_builds import remove_dropped_files
+from service.domain.removal import remove_dropped
 from service.domain.upgrades import unfinished_upgrades
 from service.queue import ADVANCE_UPGRADE
 from workers.app import WorkerParts, worker_parts
@@ -28,7 +28,7 @@ def sweep(parts: WorkerParts) -> None:
         upgrade_ids = unfinished_upgrades(session)
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
-    remove_dropped_files(parts.database, parts.blobs)
+    remove_dropped(parts.database, parts.blobs, wait_seconds=1.0)
 
 
 def _sweep_until_stopped() -> None:

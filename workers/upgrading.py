@@ -8,29 +8,25 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from models.metrics import cmc
 from service import logs
-from service.domain.batches import (
-    claim_batch,
-    plan_batches,
-    plan_catch_up,
-    release_batch,
-    unfinished_batches,
-    work_on_batch,
-)
-from service.domain.cutover import NotComplete, cut_over
+from service.crash_points import crash_point
+from service.domain.batches import PoisonedItem, claim_batch, plan_batches, release_batch, work_on_batch
+from service.domain.catch_up import Behind, plan_catch_up, unfinished_batches, verify
+from service.domain.cutover import NotComplete, TooFarBehind, cut_over
 from service.domain.evaluation import labelled_sample, record_evaluation
-from service.domain.generations import count_missing
+from service.domain.generations import GenerationGone
 from service.domain.index_builds import build_generation_index
 from service.domain.upgrade_state import Action, IllegalTransition, State
 from service.domain.upgrades import PHASE_LOCK, change_state, fail_upgrade, get_upgrade
-from service.tables import Upgrade
-from service.vectors.rows import NotStorable
+from service.tables import Item, Upgrade
 from workers.app import WorkerParts
 
 events = logs.Events(__name__)
+
+_REST_SLICE_SECONDS = 0.2
 
 
 def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
@@ -40,7 +36,16 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
         with parts.database.session_scope() as session:
             upgrade = get_upgrade(session, upgrade_id)
         step = _STEPS.get(State(upgrade.state))
-        if step is None or not step(parts, upgrade):
+        if step is None:
+            return False
+        if upgrade.cutover_requested_at is None:  # somebody waits for a cutover: it is not throttled
+            if upgrade.speed == 0:
+                return False
+            rest = parts.throttle.rest_seconds(upgrade_id, upgrade.speed)
+            if rest > 0:
+                time.sleep(min(rest, _REST_SLICE_SECONDS))  # short: other upgrades get their turn, the speed may change
+                return True
+        if not step(parts, upgrade):
             return False
     return True
 
@@ -58,20 +63,25 @@ def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
     with _phase(parts, upgrade.id) as mine:
         if not mine:
             return False
-        with parts.database.session_scope() as session:
-            if unfinished_batches(session, upgrade.id):
-                return False  # in another worker's hands; its own task goes on, or the sweep finds the lease ended
-            waiting = count_missing(session, upgrade.gallery_id, upgrade.to_generation_id)
-        if waiting <= parts.settings.cutover_remainder_items:
+        behind = _verify(parts, upgrade.id)
+        if behind is None:
+            return False
+        if behind.changes <= parts.settings.cutover_max_changes:
             return _change(parts, upgrade.id, Action.TRANSFORMED)
         return _catch_up(parts, upgrade)
 
 
-def _catch_up(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    """Plan batches for what waits; fail if the round before could not derive a single row."""
+def _verify(parts: WorkerParts, upgrade_id: int) -> Behind | None:
+    """Return how far the next generation is behind; None while a batch is in another worker's hands, or rests after a
+    failure: that worker goes on itself, or the sweep finds it later. The phase lock is held."""
     with parts.database.session_scope() as session:
-        current = get_upgrade(session, upgrade.id)
-        planned = plan_catch_up(session, current, parts.settings.batch_items)
+        return None if unfinished_batches(session, upgrade_id) else verify(session, upgrade_id)
+
+
+def _catch_up(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    """Plan batches for what waits."""
+    with parts.database.session_scope() as session:
+        planned = plan_catch_up(session, upgrade.id, parts.settings.batch_items)
     events.info("upgrade.catching_up", upgrade_id=upgrade.id, items=planned)
     return planned > 0
 
@@ -80,14 +90,12 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
     with _phase(parts, upgrade.id) as mine:
         if not mine:
             return False
-        build_generation_index(
-            parts.database,
-            parts.blobs,
-            parts.settings,
-            upgrade.gallery_id,
-            upgrade.to_generation_id,
-            upgrade.id,
-        )
+        try:
+            build_generation_index(
+                parts.database, parts.blobs, parts.settings, upgrade.gallery_id, upgrade.to_generation_id, upgrade.id
+            )
+        except GenerationGone:
+            return False
         return _change(parts, upgrade.id, Action.INDEXED)
 
 
@@ -114,23 +122,32 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Keep the remainder small while the upgrade is ready, and cut over when that was asked for."""
     if _run_batch(parts, upgrade.id):
         return True
-    with parts.database.session_scope() as session:
-        waiting = count_missing(session, upgrade.gallery_id, upgrade.to_generation_id)
-    if waiting > parts.settings.cutover_remainder_items:
-        return _catch_up(parts, upgrade)
+    with _phase(parts, upgrade.id) as mine:
+        behind = _verify(parts, upgrade.id) if mine else None
+        if behind is None:
+            return False
+        if behind.changes > parts.settings.cutover_max_changes:
+            return _catch_up(parts, upgrade)
     if upgrade.cutover == "manual" and upgrade.cutover_requested_at is None:
         return False
+    return _cut_over(parts, upgrade)
+
+
+def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    parts.networks.load(transformation for leg in upgrade.legs for transformation in leg["transformations"])
+    settings = parts.settings
     try:
         with parts.database.session_scope() as session:
             cut_over(
-                session,
-                upgrade.id,
-                parts.networks.transform,
-                parts.settings.rows_per_chunk,
-                parts.settings.cutover_remainder_items,
+                session, upgrade.id, parts.networks.transform, settings.rows_per_chunk, settings.cutover_max_changes
             )
+        crash_point("switch.committed")
+    except TooFarBehind:
+        return True  # writers were faster than the look before; look again
     except NotComplete as error:
         _fail(parts, upgrade.id, f"The cutover was refused: {error.message}")
+    except PoisonedItem as error:
+        _fail_for_item(parts, upgrade.id, error)
     except IllegalTransition:
         events.info("upgrade.cutover_overtaken", upgrade_id=upgrade.id)
     return False
@@ -146,28 +163,32 @@ _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {
 
 
 def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
-    """Claim and run one batch; return whether there was one. A failure is recorded and raised again."""
-    claim = claim_batch(parts.database, upgrade_id, parts.settings.lease_seconds)
+    """Claim and run one batch; return whether there is reason to look for another."""
+    settings = parts.settings
+    claim = claim_batch(parts.database, upgrade_id, settings.lease_seconds)
     if claim is None:
         return False
-    if claim.attempts > parts.settings.max_batch_attempts:
+    if claim.attempts > settings.max_batch_attempts:
         _fail(
             parts,
             upgrade_id,
-            f"Batch {claim.batch_id} was tried {parts.settings.max_batch_attempts} times and never finished; its last"
-            " error is in the worker's log. Retry the upgrade when the cause is gone.",
+            f"Batch {claim.batch_id} was tried {settings.max_batch_attempts} times and never finished; its last error:"
+            f" {claim.last_error or 'none, its worker died'}. Retry the upgrade when the cause is gone.",
         )
         return False
+    began = time.monotonic()
     try:
         with parts.database.session_scope() as session:
-            work_on_batch(session, claim, parts.networks.transform, parts.settings.rows_per_chunk)
-    except NotStorable as error:
-        _fail(parts, upgrade_id, f"The transformation gave values that cannot be stored: {error}")
+            work_on_batch(session, claim, parts.networks.transform, settings.rows_per_chunk)
+        crash_point("batch.committed")
+    except PoisonedItem as error:
+        _fail_for_item(parts, upgrade_id, error)
         return False
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - any batch may fail; recorded, and tried again after a pause
+        events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.batch_id)
         with parts.database.session_scope() as session:
-            release_batch(session, claim, f"{type(error).__name__}: {error}")
-        raise
+            release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
+    parts.throttle.worked(upgrade_id, time.monotonic() - began)
     return True
 
 
@@ -185,6 +206,17 @@ def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:
 def _fail(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:
     with parts.database.session_scope() as session:
         fail_upgrade(session, upgrade_id, sentence)
+
+
+def _fail_for_item(parts: WorkerParts, upgrade_id: int, error: PoisonedItem) -> None:
+    with parts.database.session_scope() as session:
+        name = session.scalar(select(Item.external_id).where(Item.id == error.item_id))
+    _fail(
+        parts,
+        upgrade_id,
+        f"Item {name!r} cannot be upgraded: a value of its transformed vectors {error.reason}. Replace or delete the"
+        " item and retry, or cancel.",
+    )
 
 
 @contextmanager

@@ -47,7 +47,8 @@ def post_embeddings(
 ) -> ImportAnswer:
     """Store an Arrow IPC stream or a Parquet file with columns id, embedding, side_information?, label?, metadata?.
 
-    All rows or none. With `model_version`, 409 unless it is the active generation's.
+    All rows or none. With `model_version`, 409 unless it is the active generation's. Between a cutover and its
+    finalize, previous_embedding and previous_side_information keep the rows for a rollback.
     """
     count = import_embeddings(parts.database, parts.replicas, parts.settings, name, body, model_version)
     return ImportAnswer(count=count)

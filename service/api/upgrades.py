@@ -1,31 +1,50 @@
 """`/v1/galleries/{g}/upgrades` and `/v1/upgrades/{id}`."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict
+from fastapi import APIRouter, Depends, Header, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.crash_points import crash_point
 from service.domain import cutover, upgrades
 from service.domain.cutover_requests import cut_over_and_wait
+from service.domain.dry_run import dry_run
 from service.domain.progress import progress_of
-from service.tables import Gallery, Generation, ModelVersion, Upgrade
+from service.domain.removal import remove_dropped
+from service.domain.upgrade_state import OPEN, State
+from service.tables import Gallery, Generation, ModelVersion, Upgrade, UpgradeEvent
+from service.transforming import TransformationNetworks
 
 router = APIRouter(tags=["upgrades"])
 
+Speed = Annotated[float, Field(ge=0, le=1)]
+
 
 class NewUpgrade(BaseModel):
-    """`transformation` is the id of one to use; else the path of fewest hops is found."""
+    """`transformation` is the id of one to use; else the path of fewest hops is found. `speed` is the share of the time
+    that each worker works on it. With `dry_run` nothing is written: the answer says what the upgrade would take."""
 
     model_config = ConfigDict(extra="forbid")
 
     to_version: Name
     transformation: int | None = None
     cutover: Literal["auto", "manual"] = "manual"
+    speed: Speed = 1.0
+    dry_run: bool = False
+
+
+class NewSpeed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    speed: Speed
 
 
 class LegView(BaseModel):
@@ -41,11 +60,24 @@ class PhaseView(BaseModel):
     eta_seconds: float | None
 
 
+class DryRunView(BaseModel):
+    """`bytes` go into the database and `index_bytes` into the blob store; `seconds` is for one worker at the rate that
+    was measured on `measured_items` rows, without the index; null for an empty gallery."""
+
+    path: list[LegView]
+    items: int
+    bytes: int
+    index_bytes: int
+    measured_items: int
+    seconds: float | None
+
+
 class UpgradeView(BaseModel):
     id: int
     gallery: str
     state: str
     cutover: str
+    speed: float
     from_version: str
     to_version: str
     from_generation: int
@@ -60,6 +92,10 @@ class UpgradeView(BaseModel):
     finished_at: datetime | None
 
 
+def _known_upgrade(upgrade_id: IdPath, session: SessionDependency) -> int:
+    return upgrades.get_upgrade(session, upgrade_id).id
+
+
 def _view(session: Session, upgrade: Upgrade) -> UpgradeView:
     before = session.get_one(Generation, upgrade.from_generation_id)
     after = session.get_one(Generation, upgrade.to_generation_id)
@@ -68,6 +104,7 @@ def _view(session: Session, upgrade: Upgrade) -> UpgradeView:
         gallery=session.get_one(Gallery, upgrade.gallery_id).name,
         state=upgrade.state,
         cutover=upgrade.cutover,
+        speed=upgrade.speed,
         from_version=session.get_one(ModelVersion, before.model_version_id).name,
         to_version=session.get_one(ModelVersion, after.model_version_id).name,
         from_generation=before.id,
@@ -83,13 +120,33 @@ def _view(session: Session, upgrade: Upgrade) -> UpgradeView:
     )
 
 
-@router.post("/galleries/{name}/upgrades", status_code=202)
-def plan_upgrade(name: NamePath, new: NewUpgrade, session: SessionDependency, response: Response) -> UpgradeView:
+@router.post("/galleries/{name}/upgrades", status_code=202, responses={200: {"model": DryRunView}})
+def plan_upgrade(
+    name: NamePath, new: NewUpgrade, parts: PartsDependency, response: Response
+) -> UpgradeView | DryRunView:
     """Start an upgrade: the worker derives the next generation while the active one goes on answering."""
-    upgrade = upgrades.plan_upgrade(session, name, new.to_version, new.cutover, new.transformation)
+    if new.dry_run:
+        response.status_code = 200
+        return _dry_run(parts, name, new)
+    with parts.database.session_scope() as session:
+        upgrade = upgrades.plan_upgrade(session, name, new.to_version, new.cutover, new.transformation, new.speed)
+        session.refresh(upgrade)
+        view = _view(session, upgrade)
     response.headers["Location"] = f"/v1/upgrades/{upgrade.id}"
-    session.refresh(upgrade)
-    return _view(session, upgrade)
+    return view
+
+
+def _dry_run(parts: Parts, name: str, new: NewUpgrade) -> DryRunView:
+    networks = TransformationNetworks(parts.database, parts.blobs, parts.settings)
+    found = dry_run(parts.database, networks, name, new.to_version, new.transformation)
+    return DryRunView(
+        path=[LegView(**leg.to_json()) for leg in found.legs],
+        items=found.items,
+        bytes=found.bytes,
+        index_bytes=found.index_bytes,
+        measured_items=found.measured_items,
+        seconds=found.seconds,
+    )
 
 
 @router.get("/galleries/{name}/upgrades")
@@ -105,6 +162,43 @@ def list_upgrades(
 def get_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
     """Return an upgrade with its progress, counted from rows."""
     return _view(session, upgrades.get_upgrade(session, upgrade_id))
+
+
+@router.get("/upgrades/{upgrade_id}/events", response_class=EventSourceResponse)
+async def stream_events(
+    upgrade_id: Annotated[int, Depends(_known_upgrade)],
+    parts: PartsDependency,
+    last_event_id: Annotated[int, Header(alias="Last-Event-ID", ge=0, lt=2**63)] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream the upgrade's changes of state (`state`, each with an id, from after `Last-Event-ID` on) and its progress
+    (`progress`, whenever it changed); ends when the upgrade has ended."""
+    shown: dict[str, Any] | None = None
+    while True:
+        changes, progress, ended = await run_in_threadpool(_look, parts, upgrade_id, last_event_id)
+        for change in changes:
+            last_event_id = change.id
+            data = {"state": change.state, "error": change.error, "at": change.at}
+            yield ServerSentEvent(event="state", id=str(change.id), data=data)
+        if progress != shown:
+            shown = progress
+            yield ServerSentEvent(event="progress", data=progress)
+        if ended:
+            return
+        await asyncio.sleep(parts.settings.follow_every_seconds)
+
+
+def _look(parts: Parts, upgrade_id: int, after: int) -> tuple[list[UpgradeEvent], dict[str, Any], bool]:
+    """Return the changes of state after an event, the progress, and whether there is nothing more to come."""
+    with parts.database.session_scope(snapshot=True) as session:
+        upgrade = upgrades.get_upgrade(session, upgrade_id)
+        ended = State(upgrade.state) not in OPEN | {State.LIVE}
+        return upgrades.events_after(session, upgrade_id, after), progress_of(session, upgrade), ended
+
+
+@router.patch("/upgrades/{upgrade_id}")
+def set_speed(upgrade_id: IdPath, new: NewSpeed, session: SessionDependency) -> UpgradeView:
+    """Throttle an open upgrade, from each worker's next batch on; 0 stops it."""
+    return _view(session, upgrades.set_speed(session, upgrade_id, new.speed))
 
 
 @router.post("/upgrades/{upgrade_id}/pause")
@@ -128,7 +222,7 @@ def retry_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView
 @router.post("/upgrades/{upgrade_id}/cancel")
 def cancel_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Give up an upgrade that is not live; its generation is dropped."""
-    return _act(parts, upgrade_id, upgrades.cancel_upgrade)
+    return _end(parts, upgrade_id, upgrades.cancel_upgrade)
 
 
 @router.post("/upgrades/{upgrade_id}/cutover")
@@ -142,19 +236,27 @@ def cut_over(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
 def roll_back(upgrade_id: IdPath, parts: PartsDependency, accept_loss: bool = False) -> UpgradeView:
     """Make the previous generation active again. 409 names the items that only the new generation has; they are
     deleted with `accept_loss=true`."""
-    return _act(parts, upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss))
+    return _end(parts, upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss))
 
 
 @router.post("/upgrades/{upgrade_id}/finalize")
 def finalize(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Drop the previous generation of a live upgrade; from then on there is no rollback."""
-    return _act(parts, upgrade_id, cutover.finalize)
+    return _end(parts, upgrade_id, cutover.finalize)
+
+
+def _end(parts: Parts, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> UpgradeView:
+    """Act; answer when the generation that this gives up is gone, rows and file."""
+    view = _act(parts, upgrade_id, action)
+    remove_dropped(parts.database, parts.blobs, parts.settings.removal_wait_seconds)
+    return view
 
 
 def _act(parts: Parts, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> UpgradeView:
     """Commit the action, then bring this process's replica along before answering."""
     with parts.database.session_scope() as session:
         upgrade = action(session, upgrade_id)
+    crash_point("switch.committed")
     parts.replicas.refresh(upgrade.gallery_id)
     with parts.database.session_scope() as session:
         return _view(session, upgrades.get_upgrade(session, upgrade_id))

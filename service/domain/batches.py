@@ -4,23 +4,29 @@ A batch is first claimed in a short transaction that counts the attempt; then on
 reads, transforms, writes and marks it done. The row lock says that the worker lives: it ends with the worker's
 connection. The lease only covers the moment between the two transactions.
 
-A crash after each step leaves:
-1. claimed: the claim, which the next claimer takes over when its lease has ended;
-2. read, transformed, staged or written: nothing, the transaction is gone;
-3. committed: the rows and the `done` mark together.
+A crash after each step (and at the crash point of its name) leaves:
+1. `batch.claimed`: the claim, which the next claimer takes over when its lease has ended;
+2. `batch.transformed`, `batch.staged`, `batch.written`: the same, the transaction is gone;
+3. `batch.committed`: the rows and the `done` mark together.
+
+A batch that fails is tried again after a pause that doubles with every attempt. A row that cannot be transformed or
+stored (`PoisonedItem`) is not tried again: the upgrade fails at once and names the item.
 """
 
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from psycopg import sql
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.crash_points import crash_point
 from service.db import Database, driver_connection
+from service.domain.catch_up import insert_batches
 from service.domain.generations import (
     StoredGeneration,
     columns_of,
@@ -30,11 +36,21 @@ from service.domain.generations import (
 )
 from service.domain.upgrade_state import Action, State
 from service.domain.upgrades import change_state, lock_state
-from service.tables import Upgrade, UpgradeBatch, embeddings_table
+from service.tables import Upgrade, UpgradeBatch
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, Origin
 
 events = logs.Events(__name__)
+
+
+class PoisonedItem(Exception):
+    """A row cannot be transformed into one that can be stored; trying again would not help."""
+
+    def __init__(self, item_id: int, reason: str) -> None:
+        super().__init__(reason)
+        self.item_id = item_id
+        self.reason = reason
+
 
 TRANSFORMABLE = frozenset({State.TRANSFORMING, State.READY})
 
@@ -47,58 +63,19 @@ class Claim:
     upgrade_id: int
     token: uuid.UUID
     attempts: int
+    last_error: str | None
 
 
-# (rows of the leg's generation, transformation ids, format to give) -> (embedding, side_information), as stored.
+# (rows of the leg's generation, that generation, the one to give rows of, transformation ids) -> rows as stored.
 Transform = Callable[[EmbeddingRows, StoredGeneration, StoredGeneration, tuple[int, ...]], EmbeddingRows]
 
 
 def plan_batches(session: Session, upgrade_id: int, batch_items: int) -> None:
     """Cut the items of the start revision into batches and start transforming."""
     upgrade = change_state(session, upgrade_id, Action.START, batches_planned_at=func.now())
-    session.execute(
-        text(
-            _BATCHES.format(
-                source="items WHERE gallery_id = :gallery_id AND deleted_at IS NULL AND revision <= :start_revision"
-            )
-        ),
-        {
-            "upgrade_id": upgrade_id,
-            "phase": "transforming",
-            "batch_items": batch_items,
-            "gallery_id": upgrade.gallery_id,
-            "start_revision": upgrade.start_revision,
-        },
-    )
-
-
-def plan_catch_up(session: Session, upgrade: Upgrade, batch_items: int) -> int:
-    """Cut the items that have no current row in the next generation into batches; return how many items there are."""
-    table = embeddings_table(upgrade.to_generation_id)
-    planned = session.execute(
-        text(
-            _BATCHES.format(
-                source=f"items i WHERE gallery_id = :gallery_id AND deleted_at IS NULL AND NOT EXISTS"
-                f" (SELECT FROM {table} e WHERE e.item_id = i.id AND e.revision = i.revision)"
-            )
-        ),
-        {
-            "upgrade_id": upgrade.id,
-            "phase": "catching_up",
-            "batch_items": batch_items,
-            "gallery_id": upgrade.gallery_id,
-        },
-    ).scalars()
-    return sum(planned)
-
-
-_BATCHES = """
-INSERT INTO upgrade_batches (upgrade_id, phase, first_item_id, last_item_id, items)
-SELECT :upgrade_id, :phase, min(id), max(id), count(*)
-FROM (SELECT id, (row_number() OVER (ORDER BY id) - 1) / :batch_items AS batch FROM {source}) AS numbered
-GROUP BY batch ORDER BY batch
-RETURNING items
-"""
+    source = "items WHERE gallery_id = :gallery_id AND deleted_at IS NULL AND revision <= :start_revision"
+    parameters = {"gallery_id": upgrade.gallery_id, "start_revision": upgrade.start_revision}
+    insert_batches(session, upgrade, "transforming", batch_items, source, parameters)
 
 
 def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Claim | None:
@@ -106,7 +83,8 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
 
     Committed at once, so that an attempt counts even if it kills the worker.
     """
-    claimable = (UpgradeBatch.state == "pending") | (
+    rested = UpgradeBatch.retry_at.is_(None) | (UpgradeBatch.retry_at < func.now())
+    claimable = ((UpgradeBatch.state == "pending") & rested) | (
         (UpgradeBatch.state == "claimed") & (UpgradeBatch.lease_expires_at < func.now())
     )
     token = uuid.uuid4()
@@ -120,24 +98,19 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
         )
         if batch_id is None:
             return None
-        attempts = session.scalar(
+        claimed = session.execute(
             update(UpgradeBatch)
             .where(UpgradeBatch.id == batch_id)
             .values(
                 state="claimed",
                 claim_token=token,
                 attempts=UpgradeBatch.attempts + 1,
-                lease_expires_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, lease_seconds),
+                lease_expires_at=_seconds_from_now(lease_seconds),
             )
-            .returning(UpgradeBatch.attempts)
-        )
-    return Claim(batch_id, upgrade_id, token, attempts or 1)
-
-
-def unfinished_batches(session: Session, upgrade_id: int) -> int:
-    """Return how many batches are not done, in anybody's hands."""
-    query = select(func.count()).where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != "done")
-    return session.scalar(query) or 0
+            .returning(UpgradeBatch.attempts, UpgradeBatch.error)
+        ).one()
+    crash_point("batch.claimed")
+    return Claim(batch_id, upgrade_id, token, claimed.attempts, claimed.error)
 
 
 def work_on_batch(session: Session, claim: Claim, transform: Transform, rows_per_chunk: int) -> int | None:
@@ -166,8 +139,10 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform, rows_per
     return rows
 
 
-def release_batch(session: Session, claim: Claim, sentence: str) -> None:
-    """Give a claim back after a failure, with the reason."""
+def release_batch(session: Session, claim: Claim, sentence: str, retry_base_seconds: float) -> None:
+    """Give a claim back after a failure, with the reason; it can be claimed again after a pause that doubles with every
+    attempt, from `retry_base_seconds` up to a minute."""
+    pause = min(60.0, retry_base_seconds * 2.0 ** (claim.attempts - 1))
     session.execute(
         update(UpgradeBatch)
         .where(
@@ -175,8 +150,12 @@ def release_batch(session: Session, claim: Claim, sentence: str) -> None:
             UpgradeBatch.claim_token == claim.token,
             UpgradeBatch.state == "claimed",
         )
-        .values(state="pending", error=sentence)
+        .values(state="pending", error=sentence, retry_at=_seconds_from_now(pause))
     )
+
+
+def _seconds_from_now(seconds: float) -> ColumnElement[datetime]:
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
 def transform_items(
@@ -186,8 +165,11 @@ def transform_items(
     last_item_id: int,
     transform: Transform,
     rows_per_chunk: int,
+    after_revision: int = 0,
 ) -> int:
     """Give every item of the range that lacks a current row in the next generation one, and return how many.
+
+    Only items that changed after `after_revision` are looked at.
 
     Rows that are current there (encoded from pixels, or transformed by an earlier run) are not read and never
     overwritten, so running twice has the effect of running once.
@@ -197,13 +179,16 @@ def transform_items(
     for number, leg in enumerate(upgrade.legs):
         source = get_stored_generation(session, upgrade.gallery_id, leg["generation"])
         path = tuple(leg["transformations"])
-        chunks = list(_rows_to_transform(session, source, target, first_item_id, last_item_id, rows_per_chunk))
+        bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
+        chunks = list(_rows_to_transform(session, source, target, bounds, rows_per_chunk))
         if not chunks:
             continue
         transformed = EmbeddingRows.concatenate([transform(rows, source, target, path) for rows in chunks])
+        crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
         staging = f"staging_{upgrade.to_generation_id}_{first_item_id}_{number}"
         stage_embeddings(session, staging, transformed, target.vector_format)
+        crash_point("batch.staged")
         columns = columns_of(target.vector_format)
         inserted = session.scalar(
             text(
@@ -215,6 +200,7 @@ def transform_items(
             )
         )
         written += inserted or 0
+        crash_point("batch.written")
     return written
 
 
@@ -222,10 +208,10 @@ def _rows_to_transform(
     session: Session,
     source: StoredGeneration,
     target: StoredGeneration,
-    first_item_id: int,
-    last_item_id: int,
+    bounds: tuple[int, int, int, int],
     rows_per_chunk: int,
 ) -> Iterator[EmbeddingRows]:
+    """`bounds` are the first and last item id, the gallery's id, and the revision after which items count."""
     columns = sql.SQL(", ").join(
         sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
     )
@@ -233,8 +219,7 @@ def _rows_to_transform(
         "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e"
         " JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
         " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision"
-        " WHERE e.item_id BETWEEN %s AND %s AND t.item_id IS NULL ORDER BY e.item_id"
+        " WHERE e.item_id BETWEEN %s AND %s AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL"
+        " ORDER BY e.item_id"
     ).format(columns=columns, source=sql.Identifier(source.table), target=sql.Identifier(target.table))
-    return read_rows(
-        driver_connection(session), query, (first_item_id, last_item_id), source.vector_format, rows_per_chunk
-    )
+    return read_rows(driver_connection(session), query, bounds, source.vector_format, rows_per_chunk)

@@ -8,7 +8,7 @@ from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from service.domain.following import read_current_rows
-from service.domain.generations import StoredGeneration, count_live, count_missing, get_stored_generation
+from service.domain.generations import StoredGeneration, count_live, get_stored_generation, missing_items
 from service.domain.upgrades import get_upgrade
 from service.index.protocol import Metric
 from service.tables import Gallery, Generation, Upgrade
@@ -67,7 +67,9 @@ def record_evaluation(
     generation = session.get_one(Generation, upgrade.to_generation_id)
     evaluation = {
         "items": count_live(session, upgrade.gallery_id),
-        "items_waiting": count_missing(session, upgrade.gallery_id, upgrade.to_generation_id),
+        "items_waiting": len(
+            missing_items(session, upgrade.gallery_id, upgrade.to_generation_id, upgrade.verified_revision)
+        ),
         "index": generation.index_parameters,
         "labelled_items": sample_items,
         "cmc_at_1": {"before": cmc_before, "after": cmc_after},

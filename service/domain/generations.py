@@ -12,11 +12,14 @@ from service.tables import (
     Generation,
     ModelVersion,
     create_embeddings_table,
-    drop_embeddings_table,
     embeddings_table,
 )
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows, StoredDtype, VectorFormat
+
+
+class GenerationGone(LookupError):
+    """The generation was dropped: its upgrade was cancelled, rolled back or finalized meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def add_generation(
 
 
 def drop_generation(session: Session, generation_id: int) -> None:
-    """Drop a generation's table; its row stays as history."""
+    """Give a generation up: nothing writes to it any more. `service.domain.removal` removes its table and its file,
+    outside of this transaction, because dropping a table waits for who still reads it. Its row stays as history."""
     session.get_one(Generation, generation_id).state = "dropped"
-    drop_embeddings_table(session, generation_id)
 
 
 def format_of(gallery: Gallery, generation: Generation, version: ModelVersion) -> VectorFormat:
@@ -95,11 +98,11 @@ def stored_generations(session: Session, gallery_id: int) -> list[StoredGenerati
 
 
 def get_stored_generation(session: Session, gallery_id: int, generation_id: int) -> StoredGeneration:
-    """Return one stored generation; raises `LookupError` when it has no table any more."""
+    """Return one stored generation, or raise `GenerationGone`."""
     for generation in stored_generations(session, gallery_id):
         if generation.id == generation_id:
             return generation
-    raise LookupError(f"Generation {generation_id} has no table.")
+    raise GenerationGone(f"Generation {generation_id} was dropped.")
 
 
 def stage_embeddings(session: Session, staging: str, rows: EmbeddingRows, vector_format: VectorFormat) -> None:
@@ -154,22 +157,39 @@ def count_live(session: Session, gallery_id: int) -> int:
     return session.scalar(query, {"gallery_id": gallery_id}) or 0
 
 
-def missing_items(session: Session, gallery_id: int, generation_id: int, limit: int | None = None) -> list[int]:
-    """Return ids (ascending, at most `limit`) of live items without a current row in the generation: promise 2."""
-    query = text(
-        f"SELECT i.id FROM items i LEFT JOIN {embeddings_table(generation_id)} e"
-        " ON e.item_id = i.id AND e.revision = i.revision"
-        " WHERE i.gallery_id = :gallery_id AND i.deleted_at IS NULL AND e.item_id IS NULL"
-        " ORDER BY i.id" + ("" if limit is None else f" LIMIT {int(limit)}")
-    )
-    return list(session.scalars(query, {"gallery_id": gallery_id}))
+_WITHOUT_CURRENT_ROW = """
+FROM items i WHERE i.gallery_id = :gallery_id AND i.revision > :after AND i.deleted_at IS NULL
+AND NOT EXISTS (SELECT FROM {table} e WHERE e.item_id = i.id AND e.revision = i.revision)
+"""
 
 
-def count_missing(session: Session, gallery_id: int, generation_id: int) -> int:
-    """Return how many live items have no current row in the generation."""
+def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
+    """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
+    query = text(f"SELECT i.id {_WITHOUT_CURRENT_ROW.format(table=embeddings_table(generation_id))} ORDER BY i.id")
+    return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
+
+
+def missing_between(
+    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+) -> tuple[int, int | None]:
+    """Return how many live items, changed within (after, up to], have no current row in the generation, and the
+    lowest revision among them."""
+    condition = _WITHOUT_CURRENT_ROW.format(table=embeddings_table(generation_id))
+    query = text(f"SELECT count(*), min(i.revision) {condition} AND i.revision <= :up_to")
+    parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
+    count, first = session.execute(query, parameters).one()
+    return count, first
+
+
+def delete_orphans(
+    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+) -> None:
+    """Remove rows of items that were deleted, within (after, up to], while a batch was writing them.
+
+    No batch may be in flight. One that starts later sees the deletions, so it writes no such row again.
+    """
     query = text(
-        f"SELECT count(*) FROM items i LEFT JOIN {embeddings_table(generation_id)} e"
-        " ON e.item_id = i.id AND e.revision = i.revision"
-        " WHERE i.gallery_id = :gallery_id AND i.deleted_at IS NULL AND e.item_id IS NULL"
+        f"DELETE FROM {embeddings_table(generation_id)} e USING items i WHERE e.item_id = i.id"
+        " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
     )
-    return session.scalar(query, {"gallery_id": gallery_id}) or 0
+    session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})

@@ -1,6 +1,7 @@
 """Import of vectors that a user already has, as an Arrow IPC stream or Parquet.
 
-They go into the active generation; an open upgrade's catch-up transforms them.
+They go into the active generation; an open upgrade's catch-up transforms them. Between a cutover and its finalize, they
+may come with the previous version's values beside them, so that a rollback keeps them.
 """
 
 import json
@@ -17,12 +18,21 @@ from service.db import Database
 from service.domain.galleries import get_gallery
 from service.domain.generations import StoredGeneration, stored_generations
 from service.domain.ingest import GenerationsChanged, NewItem, check_items, write_items
+from service.domain.upgrades import previous_generation
 from service.errors import Conflict, GalleryError, Unavailable, Unprocessable
 from service.index.replica import Replicas
 from service.settings import Settings
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
-COLUMNS = {"id", "embedding", "side_information", "label", "metadata"}
+COLUMNS = {
+    "id",
+    "embedding",
+    "side_information",
+    "previous_embedding",
+    "previous_side_information",
+    "label",
+    "metadata",
+}
 _WRITE_ATTEMPTS = 10
 
 
@@ -41,10 +51,19 @@ class OtherSpace(Conflict):
 
 
 @dataclass(frozen=True)
-class _Table:
-    items: list[NewItem]
+class _Vectors:
+    """(N, D) and (N, S) under one model version; `prefix` is that of their columns' names."""
+
+    prefix: str
     embedding: NDArray[np.float32]
     side_information: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class _Table:
+    items: list[NewItem]
+    active: _Vectors
+    previous: _Vectors | None
 
 
 def import_embeddings(
@@ -66,13 +85,19 @@ def import_embeddings(
         with database.session_scope() as session:
             gallery = get_gallery(session, gallery_name)
             generations = stored_generations(session, gallery.id)
+            previous_id = previous_generation(session, gallery.active_generation_id)
         active = next(g for g in generations if g.id == gallery.active_generation_id)
         if model_version not in (None, active.version.name):
             raise OtherSpace(
                 f"The active generation of {gallery_name!r} is under model version {active.version.name!r}, not"
                 f" {model_version!r}."
             )
-        rows = _rows(table, active)
+        rows = {active.id: _rows(table.active, active)}
+        if table.previous is not None:
+            previous = next((generation for generation in generations if generation.id == previous_id), None)
+            if previous is None:
+                raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
+            rows[previous.id] = _rows(table.previous, previous)
         try:
             with database.session_scope() as session:
                 written = write_items(
@@ -80,7 +105,7 @@ def import_embeddings(
                     gallery.id,
                     table.items,
                     generations,
-                    {active.id: rows},
+                    rows,
                     active_generation_id=active.id,
                 )
         except GenerationsChanged:
@@ -95,11 +120,18 @@ def _read(body: BinaryIO) -> pa.Table:
     body.seek(0)
     try:
         if magic == b"PAR1":
-            return pq.read_table(body)
-        with pa.ipc.open_stream(body) as reader:
-            return reader.read_all()
+            table = pq.read_table(body)
+        else:
+            with pa.ipc.open_stream(body) as reader:
+                table = reader.read_all()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UnknownFormat(f"The body is not a readable Parquet file or Arrow IPC stream: {error}") from error
+    try:
+        # The stream's offsets are the sender's. Unchecked, a wrong one reads this process's memory, or ends it.
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise InvalidImport(f"The table is damaged: {error}") from error
+    return table
 
 
 def _parse(table: pa.Table) -> _Table:
@@ -115,8 +147,21 @@ def _parse(table: pa.Table) -> _Table:
     labels = _strings(table, "label", nullable=True)
     metadata = _metadata(table)
     items = [NewItem(str(id_), metadata[row], label) for row, (id_, label) in enumerate(zip(ids, labels, strict=True))]
-    side_information = _vectors(table, "side_information") if "side_information" in table.column_names else None
-    return _Table(items, _vectors(table, "embedding"), side_information)
+    previous = None
+    if "previous_embedding" in table.column_names:
+        previous = _vectors_of(table, "previous_")
+    elif "previous_side_information" in table.column_names:
+        raise InvalidImport("The column 'previous_side_information' comes with 'previous_embedding'.")
+    return _Table(items, _vectors_of(table, ""), previous)
+
+
+def _vectors_of(table: pa.Table, prefix: str) -> _Vectors:
+    side_information = f"{prefix}side_information"
+    return _Vectors(
+        prefix,
+        _vectors(table, f"{prefix}embedding"),
+        _vectors(table, side_information) if side_information in table.column_names else None,
+    )
 
 
 def _strings(table: pa.Table, name: str, *, nullable: bool) -> list[str | None]:
@@ -129,10 +174,7 @@ def _strings(table: pa.Table, name: str, *, nullable: bool) -> list[str | None]:
         raise InvalidImport(f"The column {name!r} has strings; got {column.type}.")
     if column.null_count and not nullable:
         raise InvalidImport(f"The column {name!r} has nulls.")
-    try:
-        values: list[str | None] = column.to_pylist()
-    except UnicodeDecodeError as error:
-        raise InvalidImport(f"The column {name!r} has bytes that are not UTF-8.") from error
+    values: list[str | None] = column.to_pylist()
     return values
 
 
@@ -140,8 +182,12 @@ def _metadata(table: pa.Table) -> list[dict[str, Any]]:
     """Metadata comes as structs, maps or JSON text; null is no metadata."""
     if "metadata" not in table.column_names:
         return [{} for _ in range(table.num_rows)]
+    try:
+        values = table.column("metadata").to_pylist(maps_as_pydicts="strict")
+    except (ValueError, KeyError, OverflowError) as error:  # a key that occurs twice, a date that Python has not
+        raise InvalidImport(f"The column 'metadata' cannot be read as JSON objects: {error}") from error
     rows: list[dict[str, Any]] = []
-    for number, value in enumerate(table.column("metadata").to_pylist(maps_as_pydicts="strict")):
+    for number, value in enumerate(values):
         try:
             parsed = json.loads(value) if isinstance(value, str) else value
             json.dumps(parsed)
@@ -167,25 +213,27 @@ def _vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
     flat = pc.list_flatten(column)
     if flat.null_count:
         raise InvalidImport(f"The column {name!r} has nulls inside its vectors.")
-    values: NDArray[np.float32] = flat.to_numpy().astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused by name before it is stored
+        values: NDArray[np.float32] = flat.to_numpy().astype(np.float32, copy=False)
     return values.reshape(table.num_rows, -1)
 
 
-def _rows(table: _Table, generation: StoredGeneration) -> EmbeddingRows:
+def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
     vector_format = generation.vector_format
-    count = len(table.items)
-    side_information = table.side_information
+    count = len(vectors.embedding)
+    side_information = vectors.side_information
+    names = (f"{vectors.prefix}embedding", f"{vectors.prefix}side_information")
     if (side_information is None) != (vector_format.side_information_dim is None):
         verb = "needs" if side_information is None else "has no"
-        raise InvalidImport(f"The active generation, under {generation.version.name!r}, {verb} side_information.")
+        raise InvalidImport(f"The generation under {generation.version.name!r} {verb} {names[1]}.")
     stored_side = None
     if side_information is not None and vector_format.side_information_dim is not None:
-        stored_side = _stored(side_information, vector_format.side_information_dim, "side_information", generation)
+        stored_side = _stored(side_information, vector_format.side_information_dim, names[1], generation)
     return EmbeddingRows(
         item_id=np.arange(count, dtype=np.int64),
         revision=np.zeros(count, np.int64),
         origin=np.full(count, Origin.IMPORTED, np.int16),
-        embedding=_stored(table.embedding, vector_format.embedding_dim, "embedding", generation),
+        embedding=_stored(vectors.embedding, vector_format.embedding_dim, names[0], generation),
         side_information=stored_side,
     )
 

@@ -1,28 +1,32 @@
 """Building a generation's index file. A worker builds it once; API replicas load it ahead of the cutover.
 
 1. read the gallery's revision R and stream the rows that are current, in one snapshot;
-2. build the index and measure its recall on a sample against exact search;
-3. publish the file under the generation's own name (temporary name, fsync, rename, fsync of the folder);
-4. name it, its SHA-256 and R in the generation's row.
-A crash after 1 or 2 leaves nothing; after 3, a file that no row names with its digest, replaced by the next build.
-Files of dropped generations are removed by `remove_dropped_files`, which every worker's sweep calls.
+2. build the index and measure its recall on a sample against exact search (crash point `index.built`);
+3. publish the file under the generation's own name: temporary name, fsync, rename, fsync of the folder
+   (`index.published`);
+4. name it, its SHA-256 and R in the generation's row (`index.named`).
+A crash after 1 or 2 leaves nothing but a temporary file; after 3, a file that no row names with its digest. The next
+build replaces both, and `service.domain.removal` removes what a dropped generation leaves.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select, text, update
+from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.blobs import BlobStore
+from service.crash_points import crash_point
 from service.db import Database
 from service.domain.following import read_current_rows
-from service.domain.generations import StoredGeneration, get_stored_generation
-from service.domain.jobs import finish_job, start_job
+from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
+from service.domain.jobs import finish_job, record_progress, start_job
+from service.domain.removal import index_file
 from service.index.faiss_index import BuiltIndex, FaissIndex
 from service.index.files import build_index, measure_recall, save_index
 from service.index.protocol import Metric
@@ -30,6 +34,9 @@ from service.settings import Settings
 from service.tables import Gallery, Generation
 
 events = logs.Events(__name__)
+
+_PROGRESS_SECONDS = 1.0
+_Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,17 @@ def build_generation_index(
     """Build, publish and name the generation's index file; return what was recorded about it.
 
     Running it twice gives the same row: the second file replaces the first in one step. Its job records a failure.
+    Raises `GenerationGone` soon after the generation was dropped.
     """
     with database.session_scope() as session:
         job_id = start_job(session, "index_build", gallery_id, generation_id, upgrade_id)
     try:
-        built = _build(database, settings, gallery_id, generation_id)
-        name = f"indexes/generation_{generation_id}.faiss"
+        built = _build(database, settings, gallery_id, generation_id, _JobProgress(database, job_id))
+        crash_point("index.built")
+        name = index_file(generation_id)
         digests: list[str] = []
         blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
+        crash_point("index.published")
         parameters = {
             "kind": built.index.kind,
             **built.index.parameters,
@@ -78,6 +88,7 @@ def build_generation_index(
                 )
             )
             finish_job(session, job_id, result=parameters)
+        crash_point("index.named")
     except Exception as error:
         with database.session_scope() as session:
             finish_job(session, job_id, error=f"{type(error).__name__}: {error}")
@@ -86,14 +97,35 @@ def build_generation_index(
     return parameters
 
 
-def _build(database: Database, settings: Settings, gallery_id: int, generation_id: int) -> _Built:
+class _JobProgress:
+    """Records, about once a second, how many rows the index has, and stops a build that nobody wants any more."""
+
+    def __init__(self, database: Database, job_id: int) -> None:
+        self._database = database
+        self._job_id = job_id
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _PROGRESS_SECONDS
+        with self._database.session_scope() as session:
+            generation_id = record_progress(session, self._job_id, {"done": done, "total": total})
+            if session.get_one(Generation, generation_id).state == "dropped":
+                raise GenerationGone(f"Generation {generation_id} was dropped.")
+
+
+def _build(
+    database: Database, settings: Settings, gallery_id: int, generation_id: int, progress: Callable[[int, int], None]
+) -> _Built:
     with database.session_scope(snapshot=True) as session:
         gallery = session.get_one(Gallery, gallery_id)
         stored = get_stored_generation(session, gallery_id, generation_id)
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
         dim = stored.vector_format.embedding_dim
-        built = build_index(metric, dim, _vectors(session, stored, settings.rows_per_chunk), count)
+        rows = _counted(_vectors(session, stored, settings.rows_per_chunk), count, progress)
+        built = build_index(metric, dim, rows, count)
         sample = _sample(session, stored, settings.recall_sample_items)
         index = FaissIndex(metric, dim, built)
         rows = _vectors(session, stored, settings.rows_per_chunk)
@@ -101,9 +133,15 @@ def _build(database: Database, settings: Settings, gallery_id: int, generation_i
         return _Built(built, gallery.revision, len(index), recall)
 
 
-def _vectors(
-    session: Session, stored: StoredGeneration, rows_per_chunk: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def _counted(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], None]) -> Iterator[_Chunk]:
+    done = 0
+    for ids, vectors in rows:
+        yield ids, vectors
+        done += len(ids)
+        progress(done, total)
+
+
+def _vectors(session: Session, stored: StoredGeneration, rows_per_chunk: int) -> Iterator[_Chunk]:
     for rows in read_current_rows(session, stored, rows_per_chunk):
         yield rows.item_id, rows.embedding.astype(np.float32)
 
@@ -117,15 +155,3 @@ def _sample(session: Session, stored: StoredGeneration, count: int) -> NDArray[n
         rows.embedding.astype(np.float32) for rows in read_current_rows(session, stored, count, np.array(ids, np.int64))
     ]
     return np.concatenate(chunks) if chunks else np.empty((0, stored.vector_format.embedding_dim), np.float32)
-
-
-def remove_dropped_files(database: Database, blobs: BlobStore) -> None:
-    """Remove the index files of generations that have no table any more."""
-    with database.session_scope() as session:
-        dropped = session.scalars(
-            select(Generation).where(Generation.state == "dropped", Generation.index_name.is_not(None))
-        )
-        for generation in dropped:
-            assert generation.index_name is not None
-            blobs.delete_file(generation.index_name)
-            generation.index_name = None

@@ -21,6 +21,16 @@ def start_job(session: Session, kind: str, gallery_id: int, generation_id: int |
     return job.id
 
 
+def record_progress(session: Session, job_id: int, progress: dict[str, Any]) -> int | None:
+    """Record how far a job is; return the generation that it works on."""
+    return session.scalar(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(progress=progress, updated_at=func.now())
+        .returning(Job.generation_id)
+    )
+
+
 def finish_job(
     session: Session, job_id: int, *, result: dict[str, Any] | None = None, error: str | None = None
 ) -> None:

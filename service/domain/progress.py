@@ -1,43 +1,80 @@
 """An upgrade's progress as a tree per phase, counted from rows."""
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.domain.upgrade_state import State
-from service.tables import Upgrade
+from service.domain.upgrade_state import WORKING, State
+from service.tables import Job, Upgrade, UpgradeBatch
 
-_BATCHES = """
-SELECT phase, coalesce(sum(items) FILTER (WHERE state = 'done'), 0), sum(items),
-       extract(epoch FROM max(done_at) - min(done_at)),
-       coalesce((array_agg(items ORDER BY done_at) FILTER (WHERE state = 'done'))[1], 0)
-FROM upgrade_batches WHERE upgrade_id = :upgrade_id GROUP BY phase
-"""
-
-# States in which the phases after the bulk pass have ended.
-_AFTER_INDEXING = {State.EVALUATING, State.READY, State.LIVE, State.FINALIZED, State.ROLLED_BACK}
-_AFTER_EVALUATING = _AFTER_INDEXING - {State.EVALUATING}
+_RATE_BATCHES = 33
+_AFTER_EVALUATING = {State.READY, State.LIVE, State.FINALIZED, State.ROLLED_BACK}
 
 
 def progress_of(session: Session, upgrade: Upgrade) -> dict[str, dict[str, Any]]:
-    """Return {phase: {done, total, unit, rate, eta_seconds}}; rate in units per second, null before two batches."""
-    tree: dict[str, dict[str, Any]] = {"transforming": _phase(0, 0, None), "catching_up": _phase(0, 0, None)}
-    rows = session.execute(text(_BATCHES), {"upgrade_id": upgrade.id})
-    for phase, done, total, seconds, first in rows:
-        # The clock starts at the end of the first batch, so that batch is not part of the rate.
-        rate = float(done - first) / float(seconds) if seconds and done > first else None
-        tree[phase] = _phase(int(done), int(total), rate)
-    state = (
-        State(upgrade.resume_state or upgrade.state) if upgrade.state in ("paused", "failed") else State(upgrade.state)
-    )
-    tree["indexing"] = _phase(int(state in _AFTER_INDEXING), 1, None, unit="index")
-    tree["evaluating"] = _phase(int(state in _AFTER_EVALUATING), 1, None, unit="evaluation")
-    return tree
+    """Return {phase: {done, total, unit, rate, eta_seconds}}; the rate is in units per second, and null where too
+    little happened to tell. Nothing that rests (paused, failed, speed 0) has an estimate."""
+    now = session.scalars(select(func.now())).one()
+    state = State(upgrade.state)
+    moving = state in WORKING and upgrade.speed > 0
+    reached = State(upgrade.resume_state) if state in (State.PAUSED, State.FAILED) and upgrade.resume_state else state
+    return {
+        "transforming": _batches(session, upgrade, "transforming", now, moving),
+        "catching_up": _batches(session, upgrade, "catching_up", now, moving),
+        "indexing": _indexing(session, upgrade, now, moving),
+        "evaluating": _phase(int(reached in _AFTER_EVALUATING), 1, "evaluation"),
+    }
 
 
-def _phase(done: int, total: int, rate: float | None, unit: str = "items") -> dict[str, Any]:
-    eta = (total - done) / rate if rate else None
+def _batches(session: Session, upgrade: Upgrade, phase: str, now: datetime, moving: bool) -> dict[str, Any]:
+    of_phase = (UpgradeBatch.upgrade_id == upgrade.id) & (UpgradeBatch.phase == phase)
+    is_done = UpgradeBatch.state == "done"
+    done, total = session.execute(
+        select(
+            func.coalesce(func.sum(UpgradeBatch.items).filter(is_done), 0),
+            func.coalesce(func.sum(UpgradeBatch.items), 0),
+        ).where(of_phase)
+    ).one()
+    # The last batches since the state or the speed changed, so that no pause is part of the rate.
+    recent = session.execute(
+        select(UpgradeBatch.items, UpgradeBatch.done_at)
+        .where(of_phase, is_done, UpgradeBatch.done_at > upgrade.updated_at)
+        .order_by(UpgradeBatch.done_at.desc())
+        .limit(_RATE_BATCHES)
+    ).all()
+    rate, since = None, 0.0
+    if len(recent) > 1:
+        # The clock starts at the end of the earliest of them, which is therefore not counted.
+        seconds = (recent[0].done_at - recent[-1].done_at).total_seconds()
+        rate = _rate(float(sum(items for items, _ in recent[:-1])), seconds)
+        since = (now - recent[0].done_at).total_seconds()
+    return _phase(int(done), int(total), "items", rate, since, moving)
+
+
+def _indexing(session: Session, upgrade: Upgrade, now: datetime, moving: bool) -> dict[str, Any]:
+    newest = select(Job).where(Job.upgrade_id == upgrade.id, Job.kind == "index_build").order_by(Job.id.desc()).limit(1)
+    job = session.scalar(newest)
+    if job is None or (not job.progress and job.result is None):
+        return _phase(0, 0, "rows")
+    if job.result is not None:
+        return _phase(job.result["rows"], job.result["rows"], "rows", _rate(job.result["rows"], job.result["seconds"]))
+    seconds = (job.updated_at - job.created_at).total_seconds()
+    rate = _rate(job.progress["done"], seconds)
+    since = (now - job.updated_at).total_seconds()
+    return _phase(job.progress["done"], job.progress["total"], "rows", rate, since, moving)
+
+
+def _rate(count: float, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None
+
+
+def _phase(
+    done: int, total: int, unit: str, rate: float | None = None, since: float = 0.0, moving: bool = False
+) -> dict[str, Any]:
+    """`since` is how many seconds ago `done` was counted."""
+    eta = max(0.0, (total - done) / rate - since) if rate and moving else None
     return {
         "done": done,
         "total": total,

@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.domain import registry
 from service.domain.galleries import get_gallery, lock_gallery
-from service.domain.generations import add_generation, drop_generation, stored_generations
-from service.domain.paths import find_legs
+from service.domain.generations import StoredGeneration, add_generation, drop_generation, stored_generations
+from service.domain.paths import Leg, find_legs
 from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_UPGRADE, send_after_commit
-from service.tables import Upgrade, UpgradeBatch
+from service.tables import Gallery, ModelVersion, Upgrade, UpgradeBatch, UpgradeEvent
 
 events = logs.Events(__name__)
 
@@ -33,6 +33,10 @@ class UpgradeOpen(Conflict):
     """The gallery has an open upgrade already."""
 
 
+class UpgradeEnded(Conflict):
+    """The upgrade is not open any more."""
+
+
 class AlreadyThere(Conflict):
     """The gallery's active generation is under the version asked for."""
 
@@ -43,6 +47,7 @@ def plan_upgrade(
     to_version: str,
     cutover: Literal["auto", "manual"],
     transformation_id: int | None = None,
+    speed: float = 1.0,
 ) -> Upgrade:
     """Create the next generation with its empty table, and the upgrade that will fill it.
 
@@ -51,14 +56,7 @@ def plan_upgrade(
     """
     version = registry.get_version(session, to_version)
     gallery = lock_gallery(session, get_gallery(session, gallery_name).id)
-    open_id = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
-    if open_id is not None:
-        raise UpgradeOpen(f"Upgrade {open_id} of gallery {gallery_name!r} is open; finish or cancel it first.")
-    stored = stored_generations(session, gallery.id)
-    active = next(g for g in stored if g.id == gallery.active_generation_id)
-    if active.version.id == version.id:
-        raise AlreadyThere(f"Gallery {gallery_name!r} is already under model version {to_version!r}.")
-    legs = find_legs(session, version, active, [g for g in stored if g is not active], transformation_id)
+    active, legs = choose_path(session, gallery, version, transformation_id)
     generation = add_generation(
         session,
         gallery,
@@ -74,6 +72,7 @@ def plan_upgrade(
         to_generation_id=generation.id,
         legs=[leg.to_json() for leg in legs],
         cutover=cutover,
+        speed=speed,
         state=State.PLANNED,
         start_revision=gallery.revision,
     )
@@ -82,9 +81,28 @@ def plan_upgrade(
         session.flush()  # the unique index on open upgrades has the last word
     except IntegrityError as error:
         raise UpgradeOpen(f"Gallery {gallery_name!r} has an open upgrade.") from error
+    session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
     send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
     events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=upgrade.legs)
     return upgrade
+
+
+def choose_path(
+    session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None
+) -> tuple[StoredGeneration, list[Leg]]:
+    """Return the gallery's active generation and the path from a stored one to `version`.
+
+    Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
+    """
+    open_id = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
+    if open_id is not None:
+        raise UpgradeOpen(f"Upgrade {open_id} of gallery {gallery.name!r} is open; finish or cancel it first.")
+    stored = stored_generations(session, gallery.id)
+    active = next(g for g in stored if g.id == gallery.active_generation_id)
+    if active.version.id == version.id:
+        raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
+    retained = [generation for generation in stored if generation is not active]
+    return active, find_legs(session, version, active, retained, transformation_id)
 
 
 def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
@@ -93,6 +111,20 @@ def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     if upgrade is None:
         raise UnknownUpgrade(f"There is no upgrade {upgrade_id}.")
     return upgrade
+
+
+def previous_generation(session: Session, active_generation_id: int | None) -> int | None:
+    """Return the generation that a rollback of the live upgrade would make active again."""
+    query = select(Upgrade.from_generation_id).where(
+        Upgrade.to_generation_id == active_generation_id, Upgrade.state == State.LIVE
+    )
+    return session.scalar(query)
+
+
+def events_after(session: Session, upgrade_id: int, event_id: int) -> list[UpgradeEvent]:
+    """Return the changes of an upgrade's state after one of them, in order."""
+    query = select(UpgradeEvent).where(UpgradeEvent.upgrade_id == upgrade_id, UpgradeEvent.id > event_id)
+    return list(session.scalars(query.order_by(UpgradeEvent.id)))
 
 
 def list_upgrades(session: Session, gallery_name: str, after_id: int, limit: int) -> list[Upgrade]:
@@ -134,6 +166,7 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     ).scalar()
     if changed is None:
         raise RuntimeError(f"Upgrade {upgrade_id} left state {state} while its lock was held.")
+    session.add(UpgradeEvent(upgrade_id=upgrade_id, state=target, error=values.get("error")))
     events.info("upgrade.state_changed", upgrade_id=upgrade_id, before=str(state), after=str(target))
     if target in WORKING or target is State.READY:
         send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
@@ -157,9 +190,28 @@ def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
         session.execute(
             update(UpgradeBatch)
             .where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != "done")
-            .values(state="pending", attempts=0, error=None)
+            .values(state="pending", attempts=0, retry_at=None, error=None)
         )
     return change_state(session, upgrade_id, Action.RETRY, error=None)
+
+
+def set_speed(session: Session, upgrade_id: int, speed: float) -> Upgrade:
+    """Let each worker work `speed` (0 to 1) of the time on an open upgrade, from its next batch on; 0 stops it.
+
+    Raises `UpgradeEnded` (409) when there is nothing left to throttle.
+    """
+    upgrade = get_upgrade(session, upgrade_id)
+    changed = session.execute(
+        update(Upgrade)
+        .where(Upgrade.id == upgrade_id, Upgrade.state.in_(OPEN))
+        .values(speed=speed, updated_at=func.now())
+        .returning(Upgrade.id)
+    ).scalar()
+    if changed is None:
+        raise UpgradeEnded(f"An upgrade that is {upgrade.state} has no speed.")
+    if speed > 0:
+        send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
+    return get_upgrade(session, upgrade_id)
 
 
 def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:

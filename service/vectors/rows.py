@@ -31,7 +31,12 @@ class Origin(IntEnum):
 
 
 class NotStorable(ValueError):
-    """A value is not finite, or does not fit the stored dtype."""
+    """A value of row `row` is not finite, or does not fit the stored dtype."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"a value of row {row} {reason}.")
+        self.row = row
+        self.reason = reason
 
 
 class UnexpectedRow(RuntimeError):
@@ -128,5 +133,5 @@ def to_storage(values: NDArray[np.float32], dtype: StoredDtype) -> NDArray[Any]:
     if not finite.all():
         row = int(np.argmin(finite))
         reason = "is not finite" if not np.isfinite(values[row]).all() else "is too large for float16 (65504)"
-        raise NotStorable(f"a value of row {row} {reason}.")
+        raise NotStorable(row, reason)
     return stored

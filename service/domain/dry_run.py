@@ -1,0 +1,112 @@
+"""What an upgrade would take: its path, rows, bytes and seconds, from a short measured run that writes nothing."""
+
+import time
+from dataclasses import dataclass
+
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service.db import Database, driver_connection
+from service.domain import registry
+from service.domain.batches import Transform
+from service.domain.galleries import get_gallery
+from service.domain.generations import (
+    StoredGeneration,
+    count_live,
+    current_rows_query,
+    get_stored_generation,
+    stage_embeddings,
+)
+from service.domain.paths import Leg
+from service.domain.upgrades import choose_path
+from service.tables import ModelVersion
+from service.transforming import TransformationNetworks
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows, VectorFormat
+
+_SAMPLE_ITEMS = 4_096
+# PostgreSQL's own share of a row of a generation's table: tuple header, line pointer, id, revision, origin, padding,
+# the vectors' headers, and the entry in the primary key.
+_ROW_OVERHEAD_BYTES = 24 + 4 + 24 + 16 + 20
+# A HNSW index keeps float16 codes and 64 links of 4 bytes; a flat one, of at most some ten thousand rows, float32.
+_INDEX_LINK_BYTES = 64 * 4 + 8
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """`bytes` is what the new generation adds to the database and `index_bytes` to the blob store; `seconds` is what
+    one worker takes for the rows at the measured rate, without the index. None for an empty gallery."""
+
+    legs: list[Leg]
+    items: int
+    bytes: int
+    index_bytes: int
+    measured_items: int
+    seconds: float | None
+
+
+def dry_run(
+    database: Database,
+    networks: TransformationNetworks,
+    gallery_name: str,
+    to_version: str,
+    transformation_id: int | None,
+) -> DryRun:
+    """Measure reading, transforming and copying a sample on this machine; refuses what an upgrade would refuse."""
+    with database.session_scope() as session:
+        version = registry.get_version(session, to_version)
+        gallery = get_gallery(session, gallery_name)
+        active, legs = choose_path(session, gallery, version, transformation_id)
+        items = count_live(session, gallery.id)
+    side_dim = version.side_information_dim if legs[0].gives_side_information else None
+    target_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
+    networks.load(legs[0].transformation_ids)
+    measured, seconds = 0, 0.0
+    for _ in range(2):  # the first one warms caches and threads
+        measured, seconds = _measure(database, networks.transform, version, target_format, legs[0], gallery.id)
+    return DryRun(
+        legs=legs,
+        items=items,
+        bytes=items * _row_bytes(target_format),
+        index_bytes=items * (2 * version.embedding_dim + _INDEX_LINK_BYTES),
+        measured_items=measured,
+        seconds=items * seconds / measured if measured else None,
+    )
+
+
+def _row_bytes(vector_format: VectorFormat) -> int:
+    numbers = vector_format.embedding_dim + (vector_format.side_information_dim or 0)
+    return _ROW_OVERHEAD_BYTES + numbers * (2 if vector_format.dtype == "float16" else 4)
+
+
+def _measure(
+    database: Database,
+    transform: Transform,
+    version: ModelVersion,
+    target_format: VectorFormat,
+    leg: Leg,
+    gallery_id: int,
+) -> tuple[int, float]:
+    """Return how many rows were read, transformed and copied into a temporary table, and the seconds that it took."""
+    with database.session_scope() as session:
+        source = get_stored_generation(session, gallery_id, leg.generation_id)
+        target = StoredGeneration(0, gallery_id, version, target_format, "building")
+        began = time.perf_counter()
+        rows = _read_sample(session, source)
+        if rows is None:
+            return 0, 0.0
+        transformed = transform(rows, source, target, leg.transformation_ids)
+        stage_embeddings(session, "dry_run", transformed, target_format)
+        session.execute(text("CREATE TEMP TABLE dry_run_rows (LIKE dry_run, PRIMARY KEY (item_id)) ON COMMIT DROP"))
+        session.execute(text("INSERT INTO dry_run_rows SELECT * FROM dry_run ORDER BY item_id"))
+        seconds = time.perf_counter() - began
+        session.rollback()
+    return len(rows), seconds
+
+
+def _read_sample(session: Session, source: StoredGeneration) -> EmbeddingRows | None:
+    side_information = source.vector_format.side_information_dim is not None
+    query = current_rows_query(source, side_information=side_information) + sql.SQL(f" LIMIT {_SAMPLE_ITEMS}")
+    chunks = list(read_rows(driver_connection(session), query, (), source.vector_format, _SAMPLE_ITEMS))
+    return EmbeddingRows.concatenate(chunks) if chunks else None

@@ -1,0 +1,19 @@
+"""The live throttle: after every batch, a worker rests in proportion to the time that the batch took."""
+
+import time
+
+
+class Throttle:
+    """How long this process still rests, per upgrade; the speed is read anew every time."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, tuple[float, float]] = {}
+
+    def worked(self, upgrade_id: int, seconds: float) -> None:
+        """Remember that a batch took `seconds` and ended now."""
+        self._last[upgrade_id] = (time.monotonic(), seconds)
+
+    def rest_seconds(self, upgrade_id: int, speed: float) -> float:
+        """Return the seconds still to rest before the next batch, so that batches take `speed` of the time."""
+        ended, seconds = self._last.get(upgrade_id, (0.0, 0.0))
+        return max(0.0, ended + seconds * (1 / speed - 1) - time.monotonic())
