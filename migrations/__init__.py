@@ -22,5 +22,6 @@ def upgrade_database(engine: Engine) -> None:
             command.upgrade(config, "head")
             connection.commit()
         finally:
+            connection.execute(text("RESET lock_timeout"))  # set by env.py; the connection goes back to its pool
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
             connection.commit()

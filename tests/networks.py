@@ -42,13 +42,15 @@ def onnx_encoder_bytes(dim: int, seed: int, trailing: bool = False) -> bytes:
     """Return an ONNX network (B, 3, 8, 8) -> (B, dim), or (B, dim, 1, 1) with `trailing`: one strided convolution."""
     weights = np.random.default_rng(seed).standard_normal((dim, 3, SIZE, SIZE)).astype(np.float32)
     nodes = [helper.make_node("Conv", ["images", "weights"], ["features"])]
+    output, trailing_axes = "features", [1, 1]
     if not trailing:
         nodes.append(helper.make_node("Flatten", ["features"], ["output"]))
+        output, trailing_axes = "output", []
     graph = helper.make_graph(
         nodes,
         "encoder",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("features" if trailing else "output", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", dim, *trailing_axes])],
         [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

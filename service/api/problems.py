@@ -63,14 +63,17 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
-def _database_away(request: Request, error: Exception) -> JSONResponse:
+def database_away(request: Request, error: Exception) -> JSONResponse:
+    """Return the answer to a request for which the database does not answer."""
     events.exception("request.database_away", error, path=request.url.path)
     return problem(503, "The database does not answer; try again shortly.", headers={"Retry-After": "1"})
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     events.exception("request.failed", error, path=request.url.path)
-    return problem(500, "The service failed on this request; its log has the reason.")
+    # This answer does not pass through the middleware that gives the others their id.
+    headers = {"X-Request-ID": logs.request_id.get()}
+    return problem(500, "The service failed on this request; its log has the reason.", headers=headers)
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -78,5 +81,5 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(GalleryError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(OperationalError, _database_away)
+    app.add_exception_handler(OperationalError, database_away)
     app.add_exception_handler(Exception, _unexpected)

@@ -3,17 +3,21 @@
 {"label": "cat"}                          equality, of any JSON scalar
 {"metadata.year": {"gte": 2020, "lt": 2024}}   gt, gte, lt, lte, ne, in
 {"and": [...]}, {"or": [...]}, {"not": {...}}; several keys in one object mean "and"
+
+A dot in a path goes one object deeper, so a metadata key that holds a dot cannot be named.
 """
 
+import math
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, cast, false, func, literal, not_, or_, true
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Text, and_, cast, false, func, literal, not_, or_, select, true
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from service.errors import Unprocessable
 from service.tables import Item
 
 MAX_DEPTH = 16
+MAX_CONDITIONS = 1_000
 MAX_VALUES = 10_000
 _COMPARISONS = {"gt", "gte", "lt", "lte", "ne", "in"}
 
@@ -22,49 +26,73 @@ class InvalidFilter(Unprocessable):
     """The filter is not in the grammar above."""
 
 
-def compile_filter(condition: object, depth: int = 0) -> ColumnElement[bool]:
+def compile_filter(condition: object) -> ColumnElement[bool]:
     """Return the condition as SQL over `items`; a field that is missing fails every comparison but `ne`.
 
     Raises `InvalidFilter` (422) with a sentence.
     """
-    if depth > MAX_DEPTH:
-        raise InvalidFilter(f"The filter is nested deeper than {MAX_DEPTH}.")
-    if not isinstance(condition, dict):
-        raise InvalidFilter("A filter is a JSON object.")
-    return and_(true(), *(_compile_entry(key, value, depth) for key, value in condition.items()))
+    return _Compiler().compile(condition, 0)
 
 
-def _compile_entry(key: str, value: Any, depth: int) -> ColumnElement[bool]:
-    if key in ("and", "or"):
-        if not isinstance(value, list):
-            raise InvalidFilter(f"{key!r} takes a list of filters.")
-        parts = [compile_filter(part, depth + 1) for part in value]
-        return and_(true(), *parts) if key == "and" else or_(false(), *parts)
-    if key == "not":
-        return not_(compile_filter(value, depth + 1))
-    if key in ("id", "label"):
-        field: ColumnElement[Any] = func.to_jsonb(Item.external_id if key == "id" else Item.label)
-    elif key.startswith("metadata.") and len(key) > len("metadata."):
-        field = Item.metadata_[tuple(key.removeprefix("metadata.").split("."))]
-    else:
-        raise InvalidFilter(f"{key!r} is not id, label, metadata.<path>, and, or, or not.")
-    return _compile_field(field, key, value)
+class _Compiler:
+    """Compiles one filter, and counts its conditions: each costs a bound parameter, planning and a pass over rows."""
 
+    def __init__(self) -> None:
+        self._conditions = 0
 
-def _compile_field(field: ColumnElement[Any], key: str, value: Any) -> ColumnElement[bool]:
-    if isinstance(value, dict):
+    def compile(self, condition: object, depth: int) -> ColumnElement[bool]:
+        if depth > MAX_DEPTH:
+            raise InvalidFilter(f"The filter is nested deeper than {MAX_DEPTH}.")
+        if not isinstance(condition, dict):
+            raise InvalidFilter("A filter is a JSON object.")
+        return and_(true(), *(self._entry(key, value, depth) for key, value in condition.items()))
+
+    def _entry(self, key: str, value: Any, depth: int) -> ColumnElement[bool]:
+        if key in ("and", "or"):
+            if not isinstance(value, list):
+                raise InvalidFilter(f"{key!r} takes a list of filters.")
+            parts = [self.compile(part, depth + 1) for part in value]
+            return and_(true(), *parts) if key == "and" else or_(false(), *parts)
+        if key == "not":
+            return not_(self.compile(value, depth + 1))
+        field = _field(key)
+        if not isinstance(value, dict):
+            return self._compare(field, key, "eq", value)
         if not value or set(value) - _COMPARISONS:
             raise InvalidFilter(f"{key!r} takes a value or one of {', '.join(sorted(_COMPARISONS))}.")
-        return and_(*(_compare(field, key, name, operand) for name, operand in value.items()))
-    return func.coalesce(field == _json(key, value), false())
+        return and_(*(self._compare(field, key, name, operand) for name, operand in value.items()))
+
+    def _compare(self, field: ColumnElement[Any], key: str, name: str, operand: Any) -> ColumnElement[bool]:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise InvalidFilter(f"The filter has more than {MAX_CONDITIONS} conditions; 'in' takes a list of values.")
+        return _compare(field, key, name, operand)
+
+
+def _field(key: str) -> ColumnElement[Any]:
+    """Return the field as JSON; SQL NULL when it is missing."""
+    if key in ("id", "label"):
+        return func.to_jsonb(Item.external_id if key == "id" else Item.label)
+    path = key.removeprefix("metadata.")
+    if path in ("", key) or not _storable(path):
+        raise InvalidFilter(f"{key!r} is not id, label, metadata.<path>, and, or, or not.")
+    # Given as a real array: SQLAlchemy's own JSON path is one text, in which commas, braces and spaces mean something.
+    keys = literal(path.split("."), ARRAY(Text))
+    return Item.metadata_.op("#>", return_type=JSONB())(keys)
 
 
 def _compare(field: ColumnElement[Any], key: str, name: str, operand: Any) -> ColumnElement[bool]:
     if name == "in":
         if not isinstance(operand, list) or len(operand) > MAX_VALUES:
             raise InvalidFilter(f"'in' of {key!r} takes a list of at most {MAX_VALUES} values.")
-        return func.coalesce(field.in_([_json(key, value) for value in operand]), false())
-    value = _json(key, operand)
+        for value in operand:
+            _check_scalar(key, value)
+        # One parameter for the whole list, and a hash of it in the plan.
+        return func.coalesce(field.in_(select(func.jsonb_array_elements(_json(operand)))), false())
+    _check_scalar(key, operand)
+    value = _json(operand)
+    if name == "eq":
+        return func.coalesce(field == value, false())
     if name == "ne":
         return func.coalesce(field != value, true())
     comparison = {"gt": field > value, "gte": field >= value, "lt": field < value, "lte": field <= value}[name]
@@ -73,9 +101,19 @@ def _compare(field: ColumnElement[Any], key: str, name: str, operand: Any) -> Co
     return func.coalesce(and_(same_type, comparison), false())
 
 
-def _json(key: str, value: Any) -> ColumnElement[Any]:
+def _check_scalar(key: str, value: object) -> None:
     if isinstance(value, dict | list):
         raise InvalidFilter(f"{key!r} is compared with strings, numbers, true, false or null.")
-    if isinstance(value, str) and ("\x00" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value)):
+    if isinstance(value, str) and not _storable(value):
         raise InvalidFilter(f"{key!r} is compared with a string that holds a NUL or is not valid Unicode.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidFilter(f"{key!r} is compared with a number that is not finite.")
+
+
+def _storable(value: str) -> bool:
+    """PostgreSQL has no NUL and no lone surrogate."""
+    return "\x00" not in value and not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+
+
+def _json(value: Any) -> ColumnElement[Any]:
     return cast(literal(value, JSONB), JSONB)

@@ -30,6 +30,7 @@ from service.tables import embeddings_table
 from service.vectors.rows import EmbeddingRows
 
 MAX_ID_LENGTH = 512
+MAX_METADATA_DEPTH = 64
 
 
 class InvalidItem(Unprocessable):
@@ -68,11 +69,18 @@ def check_items(items: Sequence[NewItem], max_metadata_bytes: int) -> None:
         seen.add(item.external_id)
         if item.label is not None and (not _storable(item.label) or len(item.label) > MAX_ID_LENGTH):
             raise InvalidItem(f"The label of {item.external_id!r} cannot be stored: at most 512 characters, no NUL.")
+        if _nested_deeper(item.metadata, MAX_METADATA_DEPTH):
+            raise InvalidItem(f"The metadata of {item.external_id!r} is nested deeper than {MAX_METADATA_DEPTH}.")
         encoded = json.dumps(item.metadata, ensure_ascii=False)
         if len(encoded) > max_metadata_bytes:
             raise InvalidItem(f"The metadata of {item.external_id!r} is larger than {max_metadata_bytes} bytes.")
         if not _storable(encoded) or "\\u0000" in encoded or "NaN" in encoded or "Infinity" in encoded:
             _check_metadata_values(item.external_id, item.metadata)
+
+
+def _nested_deeper(value: object, levels: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_nested_deeper(child, levels - 1) for child in children)
 
 
 def check_external_id(external_id: str) -> None:

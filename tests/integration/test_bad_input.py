@@ -159,6 +159,7 @@ BAD_ITEMS: dict[str, object] = {
     "surrogate in metadata": '[{"metadata": {"\\udc00": 1}}]',
     "metadata is a list": [{"metadata": []}],
     "large metadata": [{"metadata": {"a": "x" * 70_000}}],
+    "deep metadata": '[{"metadata": {"a": ' + "[" * 200 + "]" * 200 + "}}]",
     "deep": "[" * 100_000,
 }
 

@@ -1,0 +1,222 @@
+"""Two API replicas on one database: what is written through one is seen by the other when it next polls.
+
+The second replica's own thread sleeps for an hour, so a test says when it polls; one test waits for the first's.
+"""
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi.testclient import TestClient
+
+from service.api.dependencies import Parts
+from service.app import create_app
+from service.domain.cutover import request_cutover
+from service.queue import celery_application
+from service.settings import Settings
+from tests.networks import image_bytes
+from tests.scenario import (
+    create_gallery,
+    post_images,
+    register_transformation,
+    register_version,
+    search,
+    start_upgrade,
+    state_of,
+)
+from workers.app import WorkerParts, make_worker_parts
+from workers.upgrading import advance_upgrade
+
+NAMES = [f"image-{seed}.png" for seed in range(6)]
+
+
+@dataclass(frozen=True)
+class Follower:
+    """The replica that takes no writes here."""
+
+    client: TestClient
+    parts: Parts
+
+    def poll(self) -> None:
+        """Do what its thread does at every interval."""
+        for gallery_id in self.parts.replicas.sizes():
+            self.parts.replicas.refresh(gallery_id, every_generation=True)
+
+
+@pytest.fixture
+def first(client: TestClient) -> TestClient:
+    """The replica that takes the writes, with a gallery of six images and the way to v2."""
+    register_version(client, "v1")
+    register_version(client, "v2")
+    register_transformation(client, "v1", "v2")
+    create_gallery(client)
+    post_images(client, range(6))
+    return client
+
+
+@pytest.fixture
+def second(first: TestClient, settings: Settings) -> Iterator[Follower]:
+    app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield Follower(client, app.state.parts)
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[WorkerParts]:
+    parts = make_worker_parts(settings, celery_application(settings))
+    yield parts
+    parts.database.engine.dispose()
+
+
+def run_until(worker: WorkerParts, client: TestClient, upgrade_id: int, state: str) -> None:
+    for _ in range(20):
+        advance_upgrade(worker, upgrade_id)
+        if state_of(client, upgrade_id) == state:
+            return
+    raise AssertionError(client.get(f"/v1/upgrades/{upgrade_id}").json())
+
+
+def found(client: TestClient, seed: int = 0) -> list[str]:
+    return sorted(neighbor["id"] for neighbor in search(client, seed, k=50)["neighbors"])
+
+
+def check_same(answer: dict[str, Any], other: dict[str, Any]) -> None:
+    """Both say the same; distances may differ in their last bits, by the order of the rows in an index."""
+    neighbors, others = ([n | {"distance": 0} for n in a["neighbors"]] for a in (answer, other))
+    distances, other_distances = ([n["distance"] for n in a["neighbors"]] for a in (answer, other))
+    assert answer | {"neighbors": neighbors} == other | {"neighbors": others}
+    assert distances == pytest.approx(other_distances, abs=1e-5)
+
+
+def nearest(client: TestClient, seed: int) -> tuple[str, bool]:
+    """Return the nearest item of an image, and whether it is that very image."""
+    neighbor = search(client, seed, k=1)["neighbors"][0]
+    return neighbor["id"], neighbor["distance"] < 1e-3
+
+
+def test_new_images_are_found_by_the_other_replica_after_its_poll(first: TestClient, second: Follower) -> None:
+    post_images(first, [20])
+
+    assert found(first) == sorted([*NAMES, "image-20.png"])  # who took the write sees it at once
+    assert found(second.client) == NAMES
+    second.poll()
+    check_same(search(second.client, 20), search(first, 20))
+    assert nearest(second.client, 20) == ("image-20.png", True)
+
+
+def test_a_replaced_image_is_found_by_its_new_pixels_alone_after_a_poll(first: TestClient, second: Follower) -> None:
+    first.post("/v1/galleries/g/images", files=[("files", ("image-3.png", image_bytes(30)))])
+
+    second.poll()
+
+    assert nearest(second.client, 30) == ("image-3.png", True)
+    assert not nearest(second.client, 3)[1]
+    assert found(second.client) == NAMES
+
+
+def test_a_deleted_item_is_not_found_even_before_a_poll_and_stays_gone_after(
+    first: TestClient, second: Follower
+) -> None:
+    first.delete("/v1/galleries/g/items/image-3.png")
+
+    before = found(second.client, 3)
+    second.poll()
+
+    assert before == found(second.client, 3) == sorted(set(NAMES) - {"image-3.png"})
+    assert len(search(second.client, 3, k=5)["neighbors"]) == 5  # the index has let go of it: no place is lost
+
+
+def test_many_writes_between_two_polls_come_out_as_the_last_of_them(first: TestClient, second: Follower) -> None:
+    post_images(first, [7, 8])
+    first.delete("/v1/galleries/g/items/image-7.png")
+    first.delete("/v1/galleries/g/items/image-0.png")
+    post_images(first, [0, 1])
+    first.post("/v1/galleries/g/images", files=[("files", ("image-8.png", image_bytes(80)))])
+
+    second.poll()
+
+    assert found(second.client) == sorted([*NAMES, "image-8.png"])
+    for seed in (0, 1, 8, 80):
+        check_same(search(second.client, seed, k=50), search(first, seed, k=50))
+
+
+def test_imported_vectors_reach_the_other_replica_too(first: TestClient, second: Follower) -> None:
+    embedding, side = np.full((1, 6), 3, np.float32), np.ones((1, 5), np.float32)
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"id": ["x"], "embedding": list(embedding), "side_information": list(side)}), stream)
+    first.post("/v1/galleries/g/embeddings", content=stream.getvalue())
+
+    second.poll()
+
+    answer = second.client.post("/v1/galleries/g/search/vectors", json={"vectors": embedding.tolist(), "k": 1}).json()
+    assert [(n["id"], n["distance"], n["origin"]) for n in answer["neighbors"][0]] == [("x", 0.0, "imported")]
+
+
+def test_a_gallery_made_by_one_is_served_by_the_other_at_once_and_one_deleted_is_gone(
+    first: TestClient, second: Follower
+) -> None:
+    create_gallery(first, "more", "v2")
+    post_images(first, [1], gallery="more")
+
+    assert search(second.client, 1, gallery="more")["neighbors"][0]["id"] == "image-1.png"
+    first.delete("/v1/galleries/more")
+    gone = second.client.post("/v1/galleries/more/search", content=image_bytes(1))
+    create_gallery(first, "more", "v1")
+
+    assert gone.status_code == 404
+    assert search(second.client, 1, gallery="more")["neighbors"] == []
+
+
+def test_a_cutover_and_a_rollback_flip_a_replica_that_has_loaded_the_candidate_without_a_poll(
+    first: TestClient, second: Follower, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(first, "v2", cutover="manual")
+    run_until(worker, first, upgrade_id, "ready")
+    second.poll()
+    assert search(second.client, 1)["model_version"] == "v1"
+    candidate = search(second.client, 1, k=6, generation="next")
+
+    with worker.database.session_scope() as session:
+        request_cutover(session, upgrade_id)
+    run_until(worker, first, upgrade_id, "live")
+
+    after = search(second.client, 1, k=6)
+    check_same(after, candidate)
+    assert after["model_version"] == "v2"
+    post_images(first, [9])
+    first.post(f"/v1/upgrades/{upgrade_id}/rollback")
+    back = search(second.client, 1)
+    assert (back["model_version"], nearest(second.client, 1)) == ("v1", ("image-1.png", True))
+    second.poll()
+    assert nearest(second.client, 9) == ("image-9.png", True)
+
+
+def test_a_replica_that_missed_a_whole_upgrade_never_fails_a_query(
+    first: TestClient, second: Follower, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(first, "v2", cutover="auto")
+    run_until(worker, first, upgrade_id, "live")
+
+    kept = search(second.client, 1)
+    first.post(f"/v1/upgrades/{upgrade_id}/finalize")  # drops the table that the second replica still serves
+    after = search(second.client, 1, k=6)
+
+    assert (kept["model_version"], nearest(first, 1)[0]) == ("v1", after["neighbors"][0]["id"])
+    check_same(after, search(first, 1, k=6))
+    assert after["model_version"] == "v2"
+
+
+def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
+    post_images(second.client, [20])
+
+    ends = time.monotonic() + 20
+    while "image-20.png" not in found(first) and time.monotonic() < ends:
+        pass
+
+    assert nearest(first, 20) == ("image-20.png", True)

@@ -1,0 +1,105 @@
+"""The migrations and `service.tables` describe one schema; applying them is safe at any time and from anywhere."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import ProgrammingError
+
+from migrations import upgrade_database
+from service.db import Database
+from service.tables import Base
+
+# Everything that `Base.metadata` can say about a table, as the server itself spells it; the order of columns is free.
+CATALOG = {
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+               pg_get_expr(d.adbin, d.adrelid)
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = 'public'::regnamespace""",
+    "indexes": "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+}
+
+
+def schema_of(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
+    """Return what the catalog says of every table but Alembic's own."""
+    with engine.connect() as connection:
+        rows = {part: connection.execute(text(query)).all() for part, query in CATALOG.items()}
+    return {
+        part: sorted((tuple(row) for row in found if row[0] != "alembic_version"), key=repr)
+        for part, found in rows.items()
+    }
+
+
+def revision_of(engine: Engine) -> str:
+    with engine.connect() as connection:
+        revision: str = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+        return revision
+
+
+@pytest.fixture
+def empty(database: Database) -> Engine:
+    """A database with nothing in it, the extension and Alembic's table included."""
+    with database.engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    return database.engine
+
+
+def test_the_migrations_make_the_tables_that_the_code_declares(empty: Engine) -> None:
+    Base.metadata.create_all(empty)
+    declared = schema_of(empty)
+    Base.metadata.drop_all(empty)
+
+    upgrade_database(empty)
+
+    migrated = schema_of(empty)
+    for part in CATALOG:
+        assert migrated[part] == declared[part]
+
+
+def test_migrating_again_changes_nothing(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO jobs (kind, state) VALUES ('import', 'done')"))
+    before = schema_of(database.engine), revision_of(database.engine)
+
+    upgrade_database(database.engine)
+
+    assert (schema_of(database.engine), revision_of(database.engine)) == before
+    with database.engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM jobs")) == 1
+
+
+def test_processes_that_start_at_once_migrate_one_after_the_other(empty: Engine) -> None:
+    together = threading.Barrier(4)
+
+    def start() -> None:
+        together.wait()
+        upgrade_database(empty)
+
+    with ThreadPoolExecutor(4) as threads:
+        for started in [threads.submit(start) for _ in range(4)]:
+            started.result()
+
+    with empty.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+        assert connection.scalar(text("SELECT count(*) FROM galleries")) == 0
+
+
+def test_a_migration_that_fails_says_why_and_leaves_neither_tables_nor_its_lock(empty: Engine) -> None:
+    with empty.begin() as connection:
+        connection.execute(text("CREATE TABLE upgrade_batches (mine int)"))
+    before = schema_of(empty)
+
+    with pytest.raises(ProgrammingError, match='relation "upgrade_batches" already exists'):
+        upgrade_database(empty)
+
+    assert schema_of(empty) == before
+    with empty.connect() as connection:
+        locks = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory'"
+        assert connection.scalar(text(f"{locks} AND datname = current_database()")) == 0

@@ -1,0 +1,186 @@
+"""The path of an upgrade through registered transformations: fewest hops, through g, and which one when several tie."""
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy.orm import Session
+
+from service.db import Database
+from service.domain.generations import StoredGeneration
+from service.domain.paths import Leg, NoPath, find_legs
+from service.domain.registry import UnknownTransformation
+from service.tables import ModelVersion, Transformation
+from service.vectors.rows import VectorFormat
+
+# v3 has no ψ; every other version has one.
+SIDE_DIMS = {"v1": 5, "v2": 4, "v3": None, "v4": 3}
+
+
+class Registry:
+    """Versions and transformations as rows, and the questions of an upgrade."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.versions = {
+            name: ModelVersion(
+                name=name,
+                embedding_dim=8,
+                side_information_dim=side_dim,
+                normalize=False,
+                preprocessing={},
+                embedding_model_digest="φ",
+                embedding_model_kind="onnx",
+            )
+            for name, side_dim in SIDE_DIMS.items()
+        }
+        session.add_all(self.versions.values())
+        session.flush()
+
+    def transformation(self, before: str, after: str, *, g: bool) -> int:
+        transformation = Transformation(
+            from_version_id=self.versions[before].id,
+            to_version_id=self.versions[after].id,
+            h_digest="h",
+            h_kind="onnx",
+            g_digest="g" if g else None,
+        )
+        self._session.add(transformation)
+        self._session.flush()
+        return transformation.id
+
+    def generation(self, id_: int, version: str, *, side_information: bool = True) -> StoredGeneration:
+        side_dim = SIDE_DIMS[version] if side_information else None
+        return StoredGeneration(id_, 1, self.versions[version], VectorFormat(8, side_dim, "float16"), "complete")
+
+    def legs(
+        self,
+        to_version: str,
+        active: StoredGeneration,
+        *retained: StoredGeneration,
+        transformation_id: int | None = None,
+    ) -> list[Leg]:
+        return find_legs(self._session, self.versions[to_version], active, retained, transformation_id)
+
+
+@pytest.fixture
+def registry(database: Database) -> Iterator[Registry]:
+    with database.session_scope() as session:
+        yield Registry(session)
+
+
+def test_a_direct_transformation_is_one_hop(registry: Registry) -> None:
+    with_g = registry.transformation("v1", "v2", g=True)
+    without_g = registry.transformation("v1", "v3", g=False)
+    active = registry.generation(1, "v1")
+
+    assert registry.legs("v2", active) == [Leg(1, (with_g,), gives_side_information=True)]
+    assert registry.legs("v3", active) == [Leg(1, (without_g,), gives_side_information=False)]
+
+
+def test_a_chain_goes_through_the_versions_between_when_they_have_a_g(registry: Registry) -> None:
+    first = registry.transformation("v1", "v2", g=True)
+    second = registry.transformation("v2", "v4", g=True)
+    third = registry.transformation("v4", "v3", g=False)
+
+    assert registry.legs("v3", registry.generation(1, "v1")) == [Leg(1, (first, second, third), False)]
+
+
+def test_fewest_hops_win_over_newer_transformations(registry: Registry) -> None:
+    direct = registry.transformation("v1", "v4", g=False)
+    registry.transformation("v1", "v2", g=True)
+    registry.transformation("v2", "v4", g=True)
+
+    assert registry.legs("v4", registry.generation(1, "v1")) == [Leg(1, (direct,), False)]
+
+
+def test_of_equally_short_paths_the_newest_transformation_wins(registry: Registry) -> None:
+    registry.transformation("v1", "v2", g=True)
+    newest = registry.transformation("v1", "v2", g=True)
+
+    assert registry.legs("v2", registry.generation(1, "v1")) == [Leg(1, (newest,), True)]
+
+
+def test_a_newer_transformation_without_g_does_not_hide_the_one_that_leads_on(registry: Registry) -> None:
+    with_g = registry.transformation("v1", "v2", g=True)
+    registry.transformation("v1", "v2", g=False)
+    onward = registry.transformation("v2", "v3", g=False)
+
+    assert registry.legs("v3", registry.generation(1, "v1")) == [Leg(1, (with_g, onward), False)]
+
+
+def test_there_is_no_path_against_the_arrow_through_a_missing_g_or_from_rows_without_side_information(
+    registry: Registry,
+) -> None:
+    registry.transformation("v1", "v2", g=False)
+    registry.transformation("v2", "v3", g=False)
+    registry.transformation("v4", "v1", g=True)
+
+    for to_version, active in (
+        ("v4", registry.generation(1, "v1")),
+        ("v3", registry.generation(1, "v1")),
+        ("v3", registry.generation(1, "v2", side_information=False)),
+    ):
+        with pytest.raises(NoPath, match=f"from model version '{active.version.name}' to '{to_version}'") as refusal:
+            registry.legs(to_version, active)
+        assert refusal.value.status_code == 409
+
+
+def test_a_version_without_side_information_can_be_left_by_h_alone(registry: Registry) -> None:
+    onward = registry.transformation("v3", "v4", g=True)
+
+    assert registry.legs("v4", registry.generation(1, "v3")) == [Leg(1, (onward,), True)]
+
+
+def test_circles_end(registry: Registry) -> None:
+    registry.transformation("v1", "v2", g=True)
+    registry.transformation("v2", "v1", g=True)
+
+    with pytest.raises(NoPath):
+        registry.legs("v4", registry.generation(1, "v1"))
+
+
+def test_a_retained_generation_with_a_shorter_path_comes_first_and_the_active_one_second(registry: Registry) -> None:
+    direct = registry.transformation("v1", "v4", g=True)
+    back = registry.transformation("v2", "v1", g=True)
+    retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
+
+    assert registry.legs("v4", active, retained) == [Leg(1, (direct,), True), Leg(2, (back, direct), True)]
+
+
+def test_the_active_generation_alone_is_read_when_its_path_is_as_short(registry: Registry) -> None:
+    registry.transformation("v1", "v4", g=True)
+    from_active = registry.transformation("v2", "v4", g=True)
+    retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
+
+    assert registry.legs("v4", active, retained) == [Leg(2, (from_active,), True)]
+
+
+def test_a_retained_generation_alone_is_read_when_the_active_one_has_no_path(registry: Registry) -> None:
+    direct = registry.transformation("v1", "v4", g=True)
+
+    legs = registry.legs("v4", registry.generation(2, "v2"), registry.generation(1, "v1"))
+
+    assert legs == [Leg(1, (direct,), True)]
+
+
+def test_two_legs_that_disagree_on_side_information_become_the_active_generations_one(registry: Registry) -> None:
+    registry.transformation("v1", "v4", g=False)
+    middle = registry.transformation("v2", "v3", g=False)
+    onward = registry.transformation("v3", "v4", g=True)
+    retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
+
+    assert registry.legs("v4", active, retained) == [Leg(2, (middle, onward), True)]
+
+
+def test_the_transformation_asked_for_is_the_only_one_used(registry: Registry) -> None:
+    asked = registry.transformation("v1", "v2", g=False)
+    registry.transformation("v1", "v2", g=True)
+    other = registry.transformation("v2", "v4", g=True)
+    active = registry.generation(1, "v1")
+
+    assert registry.legs("v2", active, transformation_id=asked) == [Leg(1, (asked,), False)]
+    with pytest.raises(NoPath):
+        registry.legs("v2", active, transformation_id=other)
+    with pytest.raises(UnknownTransformation) as refusal:
+        registry.legs("v2", active, transformation_id=999)
+    assert refusal.value.status_code == 404
