@@ -1,0 +1,85 @@
+"""How long writers wait for a cutover, by the size of the gallery and by how much was written since the last look.
+
+    python -m benchmarks.cutover --items 10000 --items 1000000
+
+Every repeat is the cutover's whole transaction but its commit, undone, so that the same one can be measured again.
+"""
+
+import statistics
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+
+from benchmarks.setting import fill_gallery, machine, register_versions, worker_with_servers
+from service.domain.cutover import cut_over
+from service.domain.upgrade_state import State
+from service.domain.upgrades import get_upgrade, plan_upgrade
+from workers.app import WorkerParts
+from workers.upgrading import advance_upgrade
+
+_DIM = 128
+
+
+class _Undo(Exception):
+    """Ends a transaction that was only measured."""
+
+
+def run(
+    items: Annotated[list[int] | None, typer.Option(help="Sizes of the gallery.")] = None,
+    changes: Annotated[list[int] | None, typer.Option(help="Items imported since the last look.")] = None,
+    repeats: int = 5,
+) -> None:
+    """Print the table."""
+    table = Table("items", "items waiting", "transaction, median ms", "min to max ms", title="Cutover, writers waiting")
+    with worker_with_servers() as parts:
+        register_versions(parts, _DIM)
+        for size in items or [10_000, 1_000_000]:
+            name = f"gallery-{size}"
+            fill_gallery(parts, name, size, _DIM)
+            upgrade_id = _make_ready(parts, name)
+            with parts.database.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+            waiting = 0
+            for late in changes or [0, 200, 2_000]:
+                fill_gallery(parts, name, late - waiting, _DIM, first=size + waiting)
+                waiting = late
+                times = [_cut_over(parts, upgrade_id) for _ in range(repeats)]
+                spread = f"{min(times):.0f} to {max(times):.0f}"
+                table.add_row(f"{size:,}", f"{late:,}", f"{statistics.median(times):.0f}", spread)
+    console = Console()
+    console.print(table)
+    console.print(f"{machine()}; {_DIM} dimensions, {repeats} repeats")
+
+
+def _make_ready(parts: WorkerParts, gallery_name: str) -> int:
+    """Run an upgrade up to its index, which a cutover does not look at."""
+    with parts.database.session_scope() as session:
+        upgrade_id = plan_upgrade(session, gallery_name, "v2", "manual").id
+    while True:
+        advance_upgrade(parts, upgrade_id)
+        with parts.database.session_scope() as session:
+            upgrade = get_upgrade(session, upgrade_id)
+            if upgrade.state not in (State.PLANNED, State.TRANSFORMING):
+                upgrade.state = State.READY
+                return upgrade_id
+
+
+def _cut_over(parts: WorkerParts, upgrade_id: int) -> float:
+    settings = parts.settings
+    began = time.perf_counter()
+    try:
+        with parts.database.session_scope() as session:
+            cut_over(
+                session, upgrade_id, parts.networks.transform, settings.rows_per_chunk, settings.cutover_max_changes
+            )
+            raise _Undo
+    except _Undo:
+        return (time.perf_counter() - began) * 1000
+
+
+if __name__ == "__main__":
+    typer.run(run)
