@@ -27,11 +27,16 @@ Neighbors = list[list[dict[str, Any]]]
 
 
 class Steps:
-    """Shows each step's progress bar and keeps its time."""
+    """Shows each step's progress bar, or a line at its end where there is no terminal, and keeps its time."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self.times: list[StepTime] = []
+
+    def _end(self, name: str, started: float, items: int | None) -> None:
+        self.times.append(StepTime(name, time.monotonic() - started, items))
+        if self._bars.disable:
+            self._bars.console.print(f"{name}: {self.times[-1].seconds:.0f} s")
 
     @contextmanager
     def step(self, name: str, items: int | None = None) -> Iterator[Callable[[int, int], None]]:
@@ -39,7 +44,7 @@ class Steps:
         started = time.monotonic()
         yield lambda done, total: self._bars.update(task, completed=done, total=total)
         self._bars.update(task, total=1, completed=1)
-        self.times.append(StepTime(name, time.monotonic() - started, items))
+        self._end(name, started, items)
 
     def bar(self, name: str) -> Callable[[int, int], None]:
         """Return a progress callback whose step ends when it reports its last part."""
@@ -49,7 +54,7 @@ class Steps:
         def report(done: int, total: int) -> None:
             self._bars.update(task, completed=done, total=total)
             if done == total:
-                self.times.append(StepTime(name, time.monotonic() - started, None))
+                self._end(name, started, None)
 
         return report
 
@@ -72,7 +77,8 @@ def run(
         f"{len(training):,} images to train on, {len(gallery):,} in the gallery, {len(gallery.classes)} classes"
     )
     columns = (TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars, tempfile.TemporaryDirectory(prefix="demo-") as folder:
+    bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    with bars, tempfile.TemporaryDirectory(prefix="demo-") as folder:
         steps = Steps(bars)
         networks = train_everything(training, recipe, steps.bar)
         with serving(Path(folder), steps.bar("start the service")) as client:
