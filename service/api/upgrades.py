@@ -16,9 +16,10 @@ from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.crash_points import crash_point
 from service.domain import cutover, upgrades
 from service.domain.cutover_requests import cut_over_and_wait
-from service.domain.dry_run import dry_run
+from service.domain.dry_run import dry_run, outline_upgrade
 from service.domain.progress import progress_of
 from service.domain.removal import remove_dropped
+from service.domain.room import check_room
 from service.domain.upgrade_state import OPEN, State
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, UpgradeEvent
 from service.transforming import TransformationNetworks
@@ -129,6 +130,8 @@ def plan_upgrade(
         response.status_code = 200
         return _dry_run(parts, name, new)
     with parts.database.session_scope() as session:
+        outline = outline_upgrade(session, name, new.to_version, new.transformation)
+        check_room(parts.settings, outline.bytes)
         upgrade = upgrades.plan_upgrade(session, name, new.to_version, new.cutover, new.transformation, new.speed)
         session.refresh(upgrade)
         view = _view(session, upgrade)

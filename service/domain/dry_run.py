@@ -19,18 +19,13 @@ from service.domain.generations import (
     stage_embeddings,
 )
 from service.domain.paths import Leg
+from service.domain.room import Bytes, generation_bytes
 from service.domain.upgrades import choose_path
-from service.tables import ModelVersion
 from service.transforming import TransformationNetworks
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
 _SAMPLE_ITEMS = 4_096
-# PostgreSQL's own share of a row of a generation's table: tuple header, line pointer, id, revision, origin, padding,
-# the vectors' headers, and the entry in the primary key.
-_ROW_OVERHEAD_BYTES = 24 + 4 + 24 + 16 + 20
-# A HNSW index keeps float16 codes and 64 links of 4 bytes; a flat one, of at most some ten thousand rows, float32.
-_INDEX_LINK_BYTES = 64 * 4 + 8
 
 
 @dataclass(frozen=True)
@@ -55,49 +50,54 @@ def dry_run(
 ) -> DryRun:
     """Measure reading, transforming and copying a sample on this machine; refuses what an upgrade would refuse."""
     with database.session_scope() as session:
-        version = registry.get_version(session, to_version)
-        gallery = get_gallery(session, gallery_name)
-        active, legs = choose_path(session, gallery, version, transformation_id)
-        items = count_live(session, gallery.id)
-    side_dim = version.side_information_dim if legs[0].gives_side_information else None
-    target_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
-    networks.load(legs[0].transformation_ids)
+        outline = outline_upgrade(session, gallery_name, to_version, transformation_id)
+    networks.load(outline.legs[0].transformation_ids)
     measured, seconds = 0, 0.0
     for _ in range(2):  # the first one warms caches and threads
-        measured, seconds = _measure(database, networks.transform, version, target_format, legs[0], gallery.id)
+        measured, seconds = _measure(database, networks.transform, outline)
     return DryRun(
-        legs=legs,
-        items=items,
-        bytes=items * _row_bytes(target_format),
-        index_bytes=items * (2 * version.embedding_dim + _INDEX_LINK_BYTES),
+        legs=outline.legs,
+        items=outline.items,
+        bytes=outline.bytes.database,
+        index_bytes=outline.bytes.index,
         measured_items=measured,
-        seconds=items * seconds / measured if measured else None,
+        seconds=outline.items * seconds / measured if measured else None,
     )
 
 
-def _row_bytes(vector_format: VectorFormat) -> int:
-    numbers = vector_format.embedding_dim + (vector_format.side_information_dim or 0)
-    return _ROW_OVERHEAD_BYTES + numbers * (2 if vector_format.dtype == "float16" else 4)
+@dataclass(frozen=True)
+class Outline:
+    """An upgrade that could start now: its path, the generation it would make, and that one's size."""
+
+    legs: list[Leg]
+    target: StoredGeneration
+    items: int
+    bytes: Bytes
 
 
-def _measure(
-    database: Database,
-    transform: Transform,
-    version: ModelVersion,
-    target_format: VectorFormat,
-    leg: Leg,
-    gallery_id: int,
-) -> tuple[int, float]:
+def outline_upgrade(session: Session, gallery_name: str, to_version: str, transformation_id: int | None) -> Outline:
+    """Return what an upgrade would do; refuses what an upgrade would refuse."""
+    version = registry.get_version(session, to_version)
+    gallery = get_gallery(session, gallery_name)
+    active, legs = choose_path(session, gallery, version, transformation_id)
+    side_dim = version.side_information_dim if legs[0].gives_side_information else None
+    vector_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
+    target = StoredGeneration(0, gallery.id, version, vector_format, "building")
+    items = count_live(session, gallery.id)
+    return Outline(legs, target, items, generation_bytes(vector_format, items))
+
+
+def _measure(database: Database, transform: Transform, outline: Outline) -> tuple[int, float]:
     """Return how many rows were read, transformed and copied into a temporary table, and the seconds that it took."""
     with database.session_scope() as session:
-        source = get_stored_generation(session, gallery_id, leg.generation_id)
-        target = StoredGeneration(0, gallery_id, version, target_format, "building")
+        leg, target = outline.legs[0], outline.target
+        source = get_stored_generation(session, target.gallery_id, leg.generation_id)
         began = time.perf_counter()
         rows = _read_sample(session, source)
         if rows is None:
             return 0, 0.0
         transformed = transform(rows, source, target, leg.transformation_ids)
-        stage_embeddings(session, "dry_run", transformed, target_format)
+        stage_embeddings(session, "dry_run", transformed, target.vector_format)
         session.execute(text("CREATE TEMP TABLE dry_run_rows (LIKE dry_run, PRIMARY KEY (item_id)) ON COMMIT DROP"))
         session.execute(text("INSERT INTO dry_run_rows SELECT * FROM dry_run ORDER BY item_id"))
         seconds = time.perf_counter() - began

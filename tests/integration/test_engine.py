@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -298,6 +299,16 @@ def test_a_dry_run_measures_and_writes_nothing(gallery: TestClient, worker: Work
         assert session.scalars(text("SELECT count(*) FROM generations")).one() == 1
     refused = gallery.post("/v1/galleries/g/upgrades", json={"to_version": "v1", "dry_run": True})
     assert refused.status_code == 409
+
+
+def test_an_upgrade_that_the_disk_cannot_hold_is_refused(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+
+    refused = gallery.post("/v1/galleries/g/upgrades", json={"to_version": "v2"})
+
+    assert refused.status_code == 507
+    assert "GiB" in refused.json()["detail"]
+    assert gallery.get("/v1/galleries/g/upgrades").json()["items"] == []
 
 
 def sent(client: TestClient, upgrade_id: int, after: int = 0) -> list[tuple[str, str, Any]]:
