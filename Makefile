@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test lint format types openapi openapi-check lock compose-check clean
+.PHONY: help demo serve test test-real-servers chaos lint format types openapi openapi-check lock compose-check clean
 .DEFAULT_GOAL := help
 
 help: ## List every target
@@ -23,6 +23,9 @@ serve: $(VENV)/.installed ## Start everything embedded, data in ./data
 
 test: $(VENV)/.installed ## Run every test against embedded servers
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-server and a PostgreSQL over TCP
+	$(BIN)/python -m pytest tests/integration tests/end_to_end tests/chaos --servers=real --servers-required $(PYTEST_OPTIONS)
 
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .

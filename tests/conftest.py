@@ -1,16 +1,19 @@
-"""Fixtures: embedded servers for the whole run, and a migrated database of its own for every test.
+"""Fixtures: servers for the whole run, and a migrated database of its own for every test.
 
+`--servers=real` runs the tests against Debian's redis-server and a PostgreSQL over TCP instead of the embedded servers.
 A database per test, copied from a template, instead of one that is rolled back: the code under test commits in several
 transactions, and some of it waits for others.
 """
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import make_url
 
 from migrations import upgrade_database
 from service.app import create_app
@@ -18,13 +21,21 @@ from service.db import Database, create_database_engine
 from service.embedded.servers import EmbeddedServers
 from service.settings import Settings
 from tests.fakes import RecordingQueue
+from tests.real_servers import RealServers, missing_program
 
 _TEMPLATE = "migrated_template"
+Servers = EmbeddedServers | RealServers
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--servers", choices=["embedded", "real"], default="embedded", help="which servers tests use")
+    parser.addoption("--servers-required", action="store_true", help="fail, not skip, where real servers cannot start")
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
-    with EmbeddedServers(tmp_path_factory.mktemp("servers")) as running:
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    folder = tmp_path_factory.mktemp("servers")
+    with real_servers(request, folder) if uses_real_servers(request) else EmbeddedServers(folder) as running:
         engine = create_database_engine(running.database_url)
         upgrade_database(engine)
         engine.dispose()
@@ -33,20 +44,46 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
         yield running
 
 
+def uses_real_servers(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--servers") == "real")
+
+
+def real_servers(request: pytest.FixtureRequest, folder: Path) -> RealServers:
+    """Return real servers, not started; skip the test with the reason where they cannot start."""
+    reason = missing_program()
+    if reason is not None and request.config.getoption("--servers-required"):
+        pytest.fail(f"real servers are required, but {reason}", pytrace=False)
+    if reason is not None:
+        pytest.skip(f"real servers: {reason}")
+    return RealServers(folder)
+
+
 @pytest.fixture
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
+def database_url(servers: Servers) -> Iterator[str]:
+    with fresh_database(servers) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(servers: Servers) -> Iterator[str]:
+    """Make a migrated, empty database, give its URL, and drop it at the end."""
     name = f"test_{uuid.uuid4().hex}"
     with _maintenance(servers) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE} STRATEGY FILE_COPY")
-    yield servers.database_url.replace("/gallery?", f"/{name}?")
+    yield _url(servers, name)
     with _maintenance(servers) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def settings(servers: EmbeddedServers, database_url: str, tmp_path: Path) -> Settings:
+def settings(servers: Servers, database_url: str, tmp_path: Path) -> Settings:
+    return small_settings(servers, database_url, tmp_path / "data")
+
+
+def small_settings(servers: Servers, database_url: str, data: Path) -> Settings:
+    """Settings under which a handful of items makes several batches, and replicas follow soon."""
     return Settings(
-        data=tmp_path / "data",
+        data=data,
         database_url=database_url,
         broker_url=servers.broker_url,
         trust_torchscript=True,
@@ -69,6 +106,24 @@ def client(settings: Settings) -> Iterator[TestClient]:
         yield client
 
 
-def _maintenance(servers: EmbeddedServers) -> psycopg.Connection:
-    host = servers.database_url.split("host=")[1]
-    return psycopg.connect(host=host.replace("%2F", "/"), user="postgres", dbname="postgres", autocommit=True)
+@pytest.fixture
+def serve_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What `gallery-upgrade serve` is told about its servers: nothing, or real ones with an empty database."""
+    if not uses_real_servers(request):
+        yield {}
+        return
+    servers: RealServers = request.getfixturevalue("servers")
+    name = f"served_{uuid.uuid4().hex}"
+    with _maintenance(servers) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield {"database_url": _url(servers, name), "broker_url": servers.new_broker_url()}
+    with _maintenance(servers) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _url(servers: Servers, database: str) -> str:
+    return make_url(servers.database_url).set(database=database).render_as_string(hide_password=False)
+
+
+def _maintenance(servers: Servers) -> psycopg.Connection:
+    return psycopg.connect(_url(servers, "postgres").replace("+psycopg", ""), autocommit=True)

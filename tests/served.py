@@ -30,6 +30,12 @@ class Served:
         return self.data.with_suffix(".log")
 
     @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL of its database: the one it was given, or the embedded one."""
+        embedded = f"postgresql+psycopg://postgres@/gallery?host={self.data.resolve() / 'servers'}"
+        return self._environment.get("GALLERY_DATABASE_URL", embedded)
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

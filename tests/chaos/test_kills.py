@@ -33,9 +33,9 @@ ITEMS = 6_000
 
 
 @pytest.fixture
-def slow(tmp_path: Path) -> Iterator[Served]:
+def slow(tmp_path: Path, serve_settings: dict[str, str]) -> Iterator[Served]:
     """A service whose upgrade has hundreds of batches, so that there is time to kill it."""
-    running = Served(tmp_path / "data", batch_items="20", lease_seconds="1")
+    running = Served(tmp_path / "data", batch_items="20", lease_seconds="1", **serve_settings)
     running.start()
     yield running
     running.stop()
@@ -76,8 +76,7 @@ def done(served: Served, upgrade_id: int) -> int:
 
 def check_rows(served: Served) -> None:
     """Every live item has exactly one row, current and equal to h applied offline, in the next generation."""
-    host = served.data.resolve() / "servers"
-    engine = create_database_engine(f"postgresql+psycopg://postgres@/gallery?host={host}")
+    engine = create_database_engine(served.database_url)
     with Database(engine, RecordingQueue()).session_scope() as session:
         source, target = stored_generations(session, 1)
         assert missing_items(session, 1, target.id) == []

@@ -9,8 +9,8 @@ from tests.served import Served
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    running = Served(tmp_path / "data")
+def served(tmp_path: Path, serve_settings: dict[str, str]) -> Iterator[Served]:
+    running = Served(tmp_path / "data", **serve_settings)
     running.start()
     yield running
     running.stop()
