@@ -38,18 +38,17 @@ def find_legs(
 ) -> list[Leg]:
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
-    The second leg is for items that only the active generation has (vectors imported since a cutover). Raises
-    `NoPath` (409), or `UnknownTransformation` (404) when `transformation_id` is given and does not exist.
+    The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
+    registered transformation. Raises `NoPath` (409), or `UnknownTransformation` (404) when `transformation_id` is given
+    and does not exist.
     """
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
-    if transformation_id is not None:
-        transformations = [get_transformation(session, transformation_id)]
-    else:
-        transformations = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
+    registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
+    usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
     legs = [
         leg
         for generation in (active, *retained)
-        if (leg := _shortest_leg(generation, to_version, transformations, versions)) is not None
+        if (leg := _shortest_leg(generation, to_version, usable, versions)) is not None
     ]
     if not legs:
         raise NoPath(
@@ -59,10 +58,12 @@ def find_legs(
     legs.sort(key=lambda leg: (len(leg.transformation_ids), leg.generation_id != active.id))
     chosen_legs = [legs[0]]
     if legs[0].generation_id != active.id:
-        chosen_legs += [leg for leg in legs if leg.generation_id == active.id]
+        rest = _shortest_leg(active, to_version, registered, versions)
+        chosen_legs += [] if rest is None else [rest]
     if any(leg.gives_side_information != chosen_legs[0].gives_side_information for leg in chosen_legs):
-        # A generation's rows all carry side-information or none does: keep to one leg, the active generation's.
-        chosen_legs = [leg for leg in chosen_legs if leg.generation_id == active.id]
+        # A generation's rows all carry side-information or none does: keep to one leg, the one that was asked for, or
+        # the active generation's, which every item can take.
+        chosen_legs = [leg for leg in chosen_legs if (leg.generation_id == active.id) == (transformation_id is None)]
     return chosen_legs
 
 
