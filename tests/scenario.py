@@ -1,10 +1,12 @@
 """A client's steps, shared by tests that talk HTTP: register versions and transformations, fill a gallery."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
+import pyarrow as pa
 
 from tests.networks import PREPROCESSING, encoder_bytes, image_bytes, transformation_bytes
 
@@ -50,6 +52,23 @@ def post_images(client: httpx.Client, seeds: Iterable[int], gallery: str = "g") 
     answer = client.post(f"/v1/galleries/{gallery}/images", files=files, data={"items": json.dumps(items)})
     assert answer.status_code == 200, answer.text
     return answer
+
+
+def import_vectors(
+    client: httpx.Client, ids: Sequence[str], gallery: str = "g", version: str = "v1", seed: int = 0
+) -> None:
+    """Import random vectors of one version."""
+    embedding_dim, side_dim = DIMS[version]
+    generator = np.random.default_rng(seed)
+    columns: dict[str, Any] = {"id": list(ids), "embedding": list(generator.standard_normal((len(ids), embedding_dim)))}
+    if side_dim is not None:
+        columns["side_information"] = list(generator.standard_normal((len(ids), side_dim)))
+    table = pa.table(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    answer = client.post(f"/v1/galleries/{gallery}/embeddings", content=sink.getvalue().to_pybytes())
+    assert answer.json() == {"count": len(ids)}, answer.text
 
 
 def start_upgrade(client: httpx.Client, to_version: str, gallery: str = "g", **options: Any) -> int:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from psycopg.errors import UndefinedTable
 from sqlalchemy import select, text
+from sqlalchemy.exc import ProgrammingError
 
 from models.metrics import cmc
 from service import logs
@@ -20,7 +22,7 @@ from service.domain.evaluation import labelled_sample, record_evaluation
 from service.domain.generations import GenerationGone
 from service.domain.index_builds import build_generation_index
 from service.domain.upgrade_state import Action, IllegalTransition, State
-from service.domain.upgrades import PHASE_LOCK, change_state, fail_upgrade, get_upgrade
+from service.domain.upgrades import PHASE_LOCK, UnknownUpgrade, change_state, fail_upgrade, get_upgrade
 from service.tables import Item, Upgrade
 from workers.app import WorkerParts
 
@@ -33,8 +35,11 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
     """Work on an upgrade for one time slice; return whether there is more that this worker could do now."""
     ends = time.monotonic() + parts.settings.task_slice_seconds
     while time.monotonic() < ends:
-        with parts.database.session_scope() as session:
-            upgrade = get_upgrade(session, upgrade_id)
+        try:
+            with parts.database.session_scope() as session:
+                upgrade = get_upgrade(session, upgrade_id)
+        except UnknownUpgrade:
+            return False  # its gallery was deleted
         step = _STEPS.get(State(upgrade.state))
         if step is None:
             return False
@@ -45,14 +50,24 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
             if rest > 0:
                 time.sleep(min(rest, _REST_SLICE_SECONDS))  # short: other upgrades get their turn, the speed may change
                 return True
-        if not step(parts, upgrade):
+        try:
+            if not step(parts, upgrade):
+                return False
+        except (GenerationGone, ProgrammingError) as error:
+            if isinstance(error, ProgrammingError) and not isinstance(error.orig, UndefinedTable):
+                raise
+            # A user's cancel came in between; with a table missing otherwise, this is worth a look.
+            events.warning("upgrade.generation_gone", upgrade_id=upgrade_id, state=upgrade.state, reason=str(error))
             return False
     return True
 
 
 def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    with parts.database.session_scope() as session:
-        plan_batches(session, upgrade.id, parts.settings.batch_items)
+    try:
+        with parts.database.session_scope() as session:
+            plan_batches(session, upgrade.id, parts.settings.batch_items)
+    except IllegalTransition as error:  # another worker was first, or a user's action
+        events.info("upgrade.step_overtaken", upgrade_id=upgrade.id, action="start", reason=error.message)
     return True
 
 
@@ -94,7 +109,10 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
             build_generation_index(
                 parts.database, parts.blobs, parts.settings, upgrade.gallery_id, upgrade.to_generation_id, upgrade.id
             )
-        except GenerationGone:
+        except (OSError, RuntimeError, MemoryError) as error:
+            # FAISS or the blob store. A lost database raises none of these: the sweep tries again.
+            reason = f"{type(error).__name__}: {error}"
+            _fail(parts, upgrade.id, f"The index could not be built: {reason}. Retry when the cause is gone.")
             return False
         return _change(parts, upgrade.id, Action.INDEXED)
 

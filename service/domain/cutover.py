@@ -7,6 +7,8 @@ state and the gallery's row (so no write is under way), checks promise 2, and th
 2. at a cutover, transform what changed since the verified revision (`cutover.caught_up`): writers wait only for that;
 3. move the pointer (`switch.moved`), and the state with it;
 4. commit (`switch.committed`): replicas flip when they next read the gallery's row.
+Finalize is one transaction too: it takes the gallery's row (`finalize.locked`), gives the previous generation up, moves
+the state, and commits (`switch.committed`, which a cancel also passes); then `service.domain.removal` begins.
 A crash before the commit leaves everything as it was. The check looks at what changed since the generation was last
 known to be complete, which is when it was verified, or when it stopped being the active one.
 """

@@ -26,7 +26,8 @@ class LabelledSample:
 
 
 def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSample | None:
-    """Return up to `items` random labelled items that are current in both generations; None when fewer than two."""
+    """Return up to `items` random labelled items that are current in both generations; None when no two of them have
+    the same label, so that there is nothing to retrieve."""
     upgrade = get_upgrade(session, upgrade_id)
     gallery = session.get_one(Gallery, upgrade.gallery_id)
     before = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
@@ -40,7 +41,7 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
         ),
         {"gallery_id": gallery.id, "items": items},
     ).all()
-    if len(drawn) < 2:
+    if len({label for _, label in drawn}) == len(drawn):
         return None
     ids = np.array(sorted(id_ for id_, _ in drawn), np.int64)
     label_of = {id_: label for id_, label in drawn}

@@ -7,6 +7,7 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
+from service.domain.jobs import end_jobs_left_running
 from service.tables import (
     Gallery,
     Generation,
@@ -73,6 +74,7 @@ def drop_generation(session: Session, generation_id: int) -> None:
     """Give a generation up: nothing writes to it any more. `service.domain.removal` removes its table and its file,
     outside of this transaction, because dropping a table waits for who still reads it. Its row stays as history."""
     session.get_one(Generation, generation_id).state = "dropped"
+    end_jobs_left_running(session, generation_id)
 
 
 def format_of(gallery: Gallery, generation: Generation, version: ModelVersion) -> VectorFormat:

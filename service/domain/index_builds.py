@@ -1,9 +1,10 @@
 """Building a generation's index file. A worker builds it once; API replicas load it ahead of the cutover.
 
-1. read the gallery's revision R and stream the rows that are current, in one snapshot;
-2. build the index and measure its recall on a sample against exact search (crash point `index.built`);
-3. publish the file under the generation's own name: temporary name, fsync, rename, fsync of the folder
-   (`index.published`);
+1. read the gallery's revision R and stream the rows that are current into the index, in one snapshot (crash point
+   `index.streamed`);
+2. measure its recall on a sample against exact search (`index.built`);
+3. publish the file under the generation's own name: temporary name, fsync, rename, fsync of the folder (the steps of
+   `service.index.files`, then `index.published`);
 4. name it, its SHA-256 and R in the generation's row (`index.named`).
 A crash after 1 or 2 leaves nothing but a temporary file; after 3, a file that no row names with its digest. The next
 build replaces both, and `service.domain.removal` removes what a dropped generation leaves.
@@ -25,7 +26,7 @@ from service.crash_points import crash_point
 from service.db import Database
 from service.domain.following import read_current_rows
 from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
-from service.domain.jobs import finish_job, record_progress, start_job
+from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job
 from service.domain.removal import index_file
 from service.index.faiss_index import BuiltIndex, FaissIndex
 from service.index.files import build_index, measure_recall, save_index
@@ -58,9 +59,11 @@ def build_generation_index(
     """Build, publish and name the generation's index file; return what was recorded about it.
 
     Running it twice gives the same row: the second file replaces the first in one step. Its job records a failure.
+    One process builds at a time (hold the phase lock), so a job that still seems to run is one whose process died.
     Raises `GenerationGone` soon after the generation was dropped.
     """
     with database.session_scope() as session:
+        end_jobs_left_running(session, generation_id)
         job_id = start_job(session, "index_build", gallery_id, generation_id, upgrade_id)
     try:
         built = _build(database, settings, gallery_id, generation_id, _JobProgress(database, job_id))
@@ -126,6 +129,7 @@ def _build(
         dim = stored.vector_format.embedding_dim
         rows = _counted(_vectors(session, stored, settings.rows_per_chunk), count, progress)
         built = build_index(metric, dim, rows, count)
+        crash_point("index.streamed")
         sample = _sample(session, stored, settings.recall_sample_items)
         index = FaissIndex(metric, dim, built)
         rows = _vectors(session, stored, settings.rows_per_chunk)

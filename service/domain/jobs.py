@@ -48,6 +48,21 @@ def finish_job(
     )
 
 
+def end_jobs_left_running(session: Session, generation_id: int) -> None:
+    """Record that the jobs of a generation that still seem to run do not: the process that ran them died, or its work
+    is not wanted any more."""
+    session.execute(
+        update(Job)
+        .where(Job.generation_id == generation_id, Job.state == "running")
+        .values(
+            state="failed",
+            error="It was cut off: its process died, or its upgrade ended.",
+            finished_at=func.now(),
+            updated_at=func.now(),
+        )
+    )
+
+
 def get_job(session: Session, job_id: int) -> Job:
     """Return the job, or raise `UnknownJob` (404)."""
     job = session.get(Job, job_id)

@@ -1,7 +1,8 @@
 """Removing what dropped generations leave: their tables and their index files.
 
-1. drop the table: waits for readers that took the generation before it was dropped, in a transaction of its own;
-2. remove the files.
+1. drop the table: waits for readers that took the generation before it was dropped, in a transaction of its own (crash
+   point `removal.table` before it);
+2. remove the files (`removal.files` before it, `removal.done` after it).
 Cancel, rollback and finalize call it before they answer; a crash before or between leaves the rest to every worker's
 sweep.
 """
@@ -49,6 +50,7 @@ def remove_dropped(database: Database, blobs: BlobStore, wait_seconds: float) ->
         _drop_table(database, generation_id, wait_seconds)
     crash_point("removal.files")
     _remove_files(database, blobs)
+    crash_point("removal.done")
 
 
 def _drop_table(database: Database, generation_id: int, wait_seconds: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import case, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -201,10 +201,12 @@ def set_speed(session: Session, upgrade_id: int, speed: float) -> Upgrade:
     Raises `UpgradeEnded` (409) when there is nothing left to throttle.
     """
     upgrade = get_upgrade(session, upgrade_id)
+    # The rate is measured from `updated_at` on, and the same speed again is no change.
+    updated_at = case((Upgrade.speed == speed, Upgrade.updated_at), else_=func.now())
     changed = session.execute(
         update(Upgrade)
         .where(Upgrade.id == upgrade_id, Upgrade.state.in_(OPEN))
-        .values(speed=speed, updated_at=func.now())
+        .values(speed=speed, updated_at=updated_at)
         .returning(Upgrade.id)
     ).scalar()
     if changed is None:

@@ -1,6 +1,8 @@
 """Building a sealed index, and its file.
 
-`save_index`, in order: 1. write under a temporary name in the same folder; 2. fsync; 3. rename; 4. fsync the folder.
+`save_index`, in order, each step with the crash point after it: 1. write under a temporary name in the same folder
+(`index.written`); 2. fsync (`index.synced`); 3. rename (`index.renamed`); 4. fsync the folder (`index.published`, which
+the caller passes).
 A crash after 1 or 2 leaves a `.part` file, which the next build of the same name overwrites; after 3, the whole file,
 which is not named in any row until its digest is. A file is never changed once it has its name: the next one replaces
 it, and processes that have the old one mapped keep it.
@@ -16,6 +18,7 @@ from typing import Literal
 import faiss
 import numpy as np
 
+from service.crash_points import crash_point
 from service.index.faiss_index import BuiltIndex, FaissIndex
 from service.index.protocol import Ids, Metric, Vectors, exact_distances, nearest, normalized
 
@@ -61,10 +64,13 @@ def save_index(built: BuiltIndex, path: Path) -> str:
     """Write the index to `path` in one step, and return the file's SHA-256."""
     part = path.with_name(path.name + ".part")
     faiss.write_index(built.index, str(part))
+    crash_point("index.written")
     with part.open("rb") as stream:
         os.fsync(stream.fileno())
     digest = _sha256(part)
+    crash_point("index.synced")
     part.rename(path)
+    crash_point("index.renamed")
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,0 +1,72 @@
+"""Steps of a worker and of the API, in a process that dies at the crash point with which it is armed.
+
+The processes are forked from one that has imported everything and run nothing (`forkserver`): a fresh interpreter would
+spend seconds on importing torch, and a fork of the test's own process would inherit its threads' locks.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+
+import torch
+from fastapi.testclient import TestClient
+
+from service import crash_points
+from service.app import create_app
+from service.queue import celery_application
+from service.settings import Settings
+from workers.app import make_worker_parts
+from workers.upgrading import advance_upgrade
+
+Step = Callable[[Settings, int], None]
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__])
+_DIES_SECONDS = 60.0
+
+
+def advance(settings: Settings, upgrade_id: int) -> None:
+    """Do what a worker does for an upgrade."""
+    parts = make_worker_parts(settings, celery_application(settings))
+    while advance_upgrade(parts, upgrade_id):
+        pass
+
+
+def cancel(settings: Settings, upgrade_id: int) -> None:
+    _post(settings, upgrade_id, "cancel")
+
+
+def cutover(settings: Settings, upgrade_id: int) -> None:
+    _post(settings, upgrade_id, "cutover")
+
+
+def rollback(settings: Settings, upgrade_id: int) -> None:
+    _post(settings, upgrade_id, "rollback")
+
+
+def finalize(settings: Settings, upgrade_id: int) -> None:
+    _post(settings, upgrade_id, "finalize")
+
+
+def _post(settings: Settings, upgrade_id: int, action: str) -> None:
+    with TestClient(create_app(settings)) as client:
+        client.post(f"/v1/upgrades/{upgrade_id}/{action}")
+
+
+def exit_code_of(step: Step, settings: Settings, upgrade_id: int, meanwhile: Callable[[], object] = int) -> int | None:
+    """Run a step in a process armed with `settings.crash_at` and call `meanwhile()` until it ends."""
+    process = _CONTEXT.Process(target=_run, args=(step, settings, upgrade_id), daemon=True)
+    process.start()
+    ends = time.monotonic() + _DIES_SECONDS
+    while process.is_alive() and time.monotonic() < ends:
+        meanwhile()
+        process.join(0.02)
+    if process.is_alive():
+        process.kill()
+    return process.exitcode
+
+
+def _run(step: Step, settings: Settings, upgrade_id: int) -> None:
+    torch.set_num_threads(1)
+    crash_points.arm(settings.crash_at)
+    step(settings, upgrade_id)
