@@ -149,6 +149,8 @@ class RealServers:
         with self._superuser("template1") as connection:
             connection.execute("CREATE EXTENSION vector")
             connection.execute(f"CREATE ROLE {_ROLE} LOGIN CREATEDB PASSWORD '{self._password}'")
+            # An autovacuum worker must not keep a test's database from being dropped.
+            connection.execute(f"GRANT pg_signal_backend TO {_ROLE}")
         with self._superuser("postgres") as connection:
             connection.execute(f"CREATE DATABASE {_DATABASE} OWNER {_ROLE}")
 
