@@ -52,11 +52,11 @@ DIGITS = Recipe(
 PHOTOGRAPHS = Recipe(
     size=32,
     embedding_dim=128,
-    old_encoder=lambda: SmallResNet(12, 1, 128),
-    new_encoder=lambda: SmallResNet(20, 1, 128),
-    encoder=EncoderTraining(epochs=6, batch=256, learning_rate=0.2),
-    simclr=SimclrTraining(epochs=4, batch=512),
-    transformation=TransformationTraining(epochs=12),
+    old_encoder=lambda: ConvEncoder(24, 128),
+    new_encoder=lambda: SmallResNet(16, 1, 128),
+    encoder=EncoderTraining(epochs=3, batch=256, learning_rate=0.2),
+    simclr=SimclrTraining(epochs=2, batch=512),
+    transformation=TransformationTraining(epochs=4),
 )
 
 

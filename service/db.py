@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import psycopg
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from service.queue import Sender
@@ -36,6 +37,15 @@ class Database:
                 yield session
             for task_name, arguments in session.info.pop("messages", []):
                 self.queue.send(task_name, *arguments)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether an error of SQLAlchemy or psycopg says that the connection was lost, or could not be made."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(original, psycopg.OperationalError | psycopg.InterfaceError):
+        return False
+    # Class 08 is connection exceptions, 57P the server's shutdowns; without a code the connection broke.
+    return original.sqlstate is None or original.sqlstate.startswith(("08", "57P"))
 
 
 def driver_connection(session: Session) -> psycopg.Connection:

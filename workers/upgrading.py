@@ -10,12 +10,21 @@ from contextlib import contextmanager
 
 from psycopg.errors import UndefinedTable
 from sqlalchemy import select, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from models.metrics import cmc
 from service import logs
 from service.crash_points import crash_point
-from service.domain.batches import PoisonedItem, claim_batch, plan_batches, release_batch, work_on_batch
+from service.db import is_outage
+from service.domain.batches import (
+    Claim,
+    PoisonedItem,
+    claim_batch,
+    plan_batches,
+    release_batch,
+    return_batch,
+    work_on_batch,
+)
 from service.domain.catch_up import Behind, plan_catch_up, unfinished_batches, verify
 from service.domain.cutover import NotComplete, TooFarBehind, cut_over
 from service.domain.evaluation import labelled_sample, record_evaluation
@@ -29,6 +38,7 @@ from workers.app import WorkerParts
 events = logs.Events(__name__)
 
 _REST_SLICE_SECONDS = 0.2
+_OUTAGE_SECONDS = 60.0
 
 
 def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
@@ -203,11 +213,27 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
         _fail_for_item(parts, upgrade_id, error)
         return False
     except Exception as error:  # noqa: BLE001 - any batch may fail; recorded, and tried again after a pause
+        if is_outage(error):
+            _give_back(parts, claim)
+            return True
         events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.batch_id)
         with parts.database.session_scope() as session:
             release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     parts.throttle.worked(upgrade_id, time.monotonic() - began)
     return True
+
+
+def _give_back(parts: WorkerParts, claim: Claim) -> None:
+    """Return a batch that an outage of the database cut off, as if it had not been tried, once the database is back."""
+    ends = time.monotonic() + _OUTAGE_SECONDS
+    while True:
+        try:
+            with parts.database.session_scope() as session:
+                return return_batch(session, claim)
+        except DBAPIError as error:
+            if not is_outage(error) or time.monotonic() > ends:
+                raise
+            time.sleep(_REST_SLICE_SECONDS)
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:

@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from service.api.dependencies import PartsDependency, SessionDependency
+from service.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 
@@ -21,9 +22,11 @@ def livez() -> Health:
 
 
 @router.get("/readyz")
-def readyz(session: SessionDependency) -> Health:
+def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
     """Answer once the replicas are loaded and the database answers; 503 otherwise."""
     session.execute(text("SELECT 1"))
+    if not parts.replicas.is_loaded:
+        raise Unavailable("The galleries are still being loaded.")
     return Health(status="ok")
 
 

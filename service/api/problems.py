@@ -2,11 +2,12 @@
 
 from http import HTTPStatus
 
+import psycopg
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from service import logs
@@ -65,7 +66,7 @@ def _http(request: Request, error: Exception) -> JSONResponse:
 
 def database_away(request: Request, error: Exception) -> JSONResponse:
     """Return the answer to a request for which the database does not answer."""
-    events.exception("request.database_away", error, path=request.url.path)
+    events.warning("request.database_away", path=request.url.path, reason=str(error).splitlines()[0])
     return problem(503, "The database does not answer; try again shortly.", headers={"Retry-After": "1"})
 
 
@@ -81,5 +82,6 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(GalleryError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(OperationalError, database_away)
+    for away in (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError):
+        app.add_exception_handler(away, database_away)
     app.add_exception_handler(Exception, _unexpected)

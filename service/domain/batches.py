@@ -14,7 +14,7 @@ stored (`PoisonedItem`) is not tried again: the upgrade fails at once and names 
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -154,6 +154,19 @@ def release_batch(session: Session, claim: Claim, sentence: str, retry_base_seco
     )
 
 
+def return_batch(session: Session, claim: Claim) -> None:
+    """Give a claim back as if the batch had not been tried."""
+    session.execute(
+        update(UpgradeBatch)
+        .where(
+            UpgradeBatch.id == claim.batch_id,
+            UpgradeBatch.claim_token == claim.token,
+            UpgradeBatch.state == "claimed",
+        )
+        .values(state="pending", attempts=UpgradeBatch.attempts - 1)
+    )
+
+
 def _seconds_from_now(seconds: float) -> ColumnElement[datetime]:
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
@@ -176,11 +189,11 @@ def transform_items(
     """
     target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
     written = 0
-    for number, leg in enumerate(upgrade.legs):
-        source = get_stored_generation(session, upgrade.gallery_id, leg["generation"])
+    sources = [get_stored_generation(session, upgrade.gallery_id, leg["generation"]) for leg in upgrade.legs]
+    for number, (leg, source) in enumerate(zip(upgrade.legs, sources, strict=True)):
         path = tuple(leg["transformations"])
         bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
-        chunks = list(_rows_to_transform(session, source, target, bounds, rows_per_chunk))
+        chunks = list(_rows_to_transform(session, sources[: number + 1], target, bounds, rows_per_chunk))
         if not chunks:
             continue
         transformed = EmbeddingRows.concatenate([transform(rows, source, target, path) for rows in chunks])
@@ -204,14 +217,22 @@ def transform_items(
     return written
 
 
+_NOT_CURRENT_IN = sql.SQL(" AND NOT EXISTS (SELECT FROM {table} b WHERE b.item_id = i.id AND b.revision = i.revision)")
+
+
 def _rows_to_transform(
     session: Session,
-    source: StoredGeneration,
+    sources: Sequence[StoredGeneration],
     target: StoredGeneration,
     bounds: tuple[int, int, int, int],
     rows_per_chunk: int,
 ) -> Iterator[EmbeddingRows]:
-    """`bounds` are the first and last item id, the gallery's id, and the revision after which items count."""
+    """Return the rows that the last of `sources` has and none before it: an item that was written to an earlier leg's
+    generation after that leg had been read is left to the catch-up, so that every item takes the first leg that it can.
+
+    `bounds` are the first and last item id, the gallery's id, and the revision after which items count.
+    """
+    *earlier, source = sources
     columns = sql.SQL(", ").join(
         sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
     )
@@ -219,7 +240,12 @@ def _rows_to_transform(
         "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e"
         " JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
         " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision"
-        " WHERE e.item_id BETWEEN %s AND %s AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL"
+        " WHERE e.item_id BETWEEN %s AND %s AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL{unless}"
         " ORDER BY e.item_id"
-    ).format(columns=columns, source=sql.Identifier(source.table), target=sql.Identifier(target.table))
+    ).format(
+        columns=columns,
+        source=sql.Identifier(source.table),
+        target=sql.Identifier(target.table),
+        unless=sql.Composed([_NOT_CURRENT_IN.format(table=sql.Identifier(before.table)) for before in earlier]),
+    )
     return read_rows(driver_connection(session), query, bounds, source.vector_format, rows_per_chunk)

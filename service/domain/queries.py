@@ -1,6 +1,7 @@
 """Answering a query: one serving pair, its encoder, its index, and the items that it found."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,17 +11,22 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
+from service import logs
 from service.db import Database
 from service.domain.filters import compile_filter
-from service.domain.galleries import UnknownGallery, get_gallery
+from service.domain.galleries import get_gallery
+from service.domain.generations import GenerationGone
 from service.encoder import Encoders
-from service.errors import Conflict, Unprocessable
+from service.errors import Conflict, Unavailable, Unprocessable
 from service.index.protocol import SearchResult
-from service.index.replica import Replicas, ServedGeneration
+from service.index.replica import NotServed, Replicas, ServedGeneration
 from service.tables import Gallery, Item, embeddings_table
 from service.vectors.rows import Origin
 
 MAX_K = 1000
+_ATTEMPTS = 3
+
+events = logs.Events(__name__)
 
 
 class NoNextGeneration(Conflict):
@@ -102,14 +108,17 @@ def search_vectors(
 
 
 def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, vectors_for: Any) -> Answer:
-    """Search once; if the generation was dropped meanwhile, once more with the pair that is served now."""
-    with database.session_scope() as session:
-        gallery = get_gallery(session, gallery_name)
-    try:
-        return _search_once(database, replicas, gallery, query, vectors_for)
-    except ProgrammingError:
-        replicas.refresh(gallery.id)
-        return _search_once(database, replicas, gallery, query, vectors_for)
+    """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
+    for _ in range(_ATTEMPTS):
+        with database.session_scope() as session:
+            gallery = get_gallery(session, gallery_name)
+        try:
+            return _search_once(database, replicas, gallery, query, vectors_for)
+        except (ProgrammingError, GenerationGone, NotServed) as error:
+            events.info("search.repeated", gallery_id=gallery.id, reason=f"{type(error).__name__}: {error}")
+            with suppress(GenerationGone):
+                replicas.refresh(gallery.id)
+    raise Unavailable("The gallery's generations change just now; try again.")
 
 
 def _search_once(database: Database, replicas: Replicas, gallery: Gallery, query: Query, vectors_for: Any) -> Answer:
@@ -130,10 +139,7 @@ def _pair(replicas: Replicas, gallery: Gallery, query: Query) -> ServedGeneratio
         if served is None:
             raise NoNextGeneration("No open upgrade of this gallery has an index to ask yet.")
         return served
-    try:
-        return replicas.active(gallery.id, gallery.active_generation_id)
-    except LookupError as error:
-        raise UnknownGallery("The gallery was deleted meanwhile.") from error
+    return replicas.active(gallery.id, gallery.active_generation_id)
 
 
 def _allowed(session: Session, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:

@@ -49,6 +49,10 @@ class Changes:
     pending: Ids
 
 
+class NotServed(LookupError):
+    """No generation of the gallery is loaded here: the gallery has gone, or its generations just changed."""
+
+
 class GenerationSource(Protocol):
     """Where replicas read rows; every call sees one snapshot."""
 
@@ -64,6 +68,7 @@ class ServedGeneration:
     """The serving pair: the index of one generation, and the version whose encoder its queries need.
 
     `revision` is how far the index has followed the gallery; `pending` are live items without a current row here yet.
+    Such rows come without a new revision, up to the moment of the cutover: `is_settled` once that was looked at.
     """
 
     gallery_id: int
@@ -72,6 +77,7 @@ class ServedGeneration:
     index: FaissIndex
     revision: int
     pending: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    is_settled: bool = False
 
 
 @dataclass
@@ -94,6 +100,8 @@ class Replicas:
         self._follow_every_seconds = follow_every_seconds
         self._galleries: dict[int, _GalleryReplica] = {}
         self._lock = threading.Lock()
+        self._loaded = threading.Event()
+        self._last_failures: dict[str, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="replicas", daemon=True)
 
@@ -101,6 +109,11 @@ class Replicas:
         """Load what is there, then follow in the background."""
         self._follow_once()
         self._thread.start()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether every gallery that there was at the start was loaded once."""
+        return self._loaded.is_set()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -111,7 +124,7 @@ class Replicas:
         """Return the serving pair of the active generation; take it once per request. Loads it when it is new here.
 
         `generation_id` is the active generation in the gallery's row: one that is held already is flipped to at once,
-        and while another is still loading here, the present one goes on answering.
+        and while another is still loading here, the present one goes on answering. Raises `NotServed`.
         """
         replica = self._replica(gallery_id)
         if replica.active is None:
@@ -119,7 +132,7 @@ class Replicas:
         elif replica.active.generation_id != generation_id and generation_id in replica.held:
             self.refresh(gallery_id)
         if replica.active is None:
-            raise LookupError(f"gallery {gallery_id} has gone")
+            raise NotServed(f"No generation of gallery {gallery_id} is loaded here.")
         return replica.active
 
     def next(self, gallery_id: int) -> ServedGeneration | None:
@@ -162,7 +175,7 @@ class Replicas:
 
     def _follow(self) -> None:
         while not self._stopping.wait(self._follow_every_seconds):
-            _logged("replica.follow_failed", self._follow_once)
+            self._try("replica.follow_failed", self._follow_once)
 
     def _follow_once(self) -> None:
         states = self._source.galleries()
@@ -170,9 +183,33 @@ class Replicas:
             gone = set(self._galleries) - {state.id for state in states}
         for gallery_id in gone:
             self.forget(gallery_id)
-        for state in states:
-            step = partial(self._follow_gallery, self._replica(state.id), state)
-            _logged("replica.sync_failed", step, gallery_id=state.id)
+        followed = [
+            self._try(
+                "replica.sync_failed",
+                partial(self._follow_gallery, self._replica(state.id), state),
+                gallery_id=state.id,
+            )
+            for state in states
+        ]
+        if all(followed):
+            self._loaded.set()
+
+    def _try(self, event: str, step: Callable[[], None], **fields: object) -> bool:
+        """Run one step of a loop that must outlive any single failure: log it, and let the next round try again.
+
+        A failure that only repeats itself, as in an outage, is a line and no traceback.
+        """
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - this loop is the process's only follower; logged, then retried
+            key, reason = f"{event} {fields}", f"{type(error).__name__}: {error}"
+            if self._last_failures.get(key) == reason:
+                events.warning(event, reason="the same again", **fields)
+            else:
+                events.exception(event, error, **fields)
+            self._last_failures[key] = reason
+            return False
+        return True
 
     def _follow_gallery(self, replica: _GalleryReplica, state: GalleryState) -> None:
         self._open_missing(replica, state, every_generation=True)
@@ -197,9 +234,8 @@ class Replicas:
         for generation in state.generations:
             served = replica.held.get(generation.id)
             if served is not None:
-                # Rows of a next generation become current without a new revision, up to the moment of the cutover.
-                deriving = generation.is_next or served is replica.next
-                follow(self._source, served, state.revision, look_for_pending=deriving)
+                follow(self._source, served, state.revision, look_for_pending=not served.is_settled)
+                served.is_settled = not generation.is_next
         upcoming = [replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held]
         replica.next = upcoming[0] if upcoming else None
         replica.active = replica.held[state.active_generation_id]
@@ -220,14 +256,6 @@ def follow(source: GenerationSource, served: ServedGeneration, to_revision: int,
         served.index.add(changes.added, changes.vectors)
     served.pending = changes.pending
     served.revision = max(served.revision, to_revision)
-
-
-def _logged(event: str, call: Callable[[], None], **fields: object) -> None:
-    """Run one step of a loop that must outlive any single failure: log it, and let the next round try again."""
-    try:
-        call()
-    except Exception as error:  # noqa: BLE001 - this loop is the process's only follower; logged, then retried
-        events.exception(event, error, **fields)
 
 
 def difference(ids: Sequence[int] | Ids, other: Sequence[int] | Ids) -> Ids:

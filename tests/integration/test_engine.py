@@ -15,6 +15,7 @@ from sqlalchemy import text
 from torch import nn
 
 from models.artifacts import save_network
+from service.db import Database
 from service.domain import batches
 from service.domain.catch_up import verify
 from service.domain.generations import missing_items
@@ -172,6 +173,31 @@ def test_a_failing_batch_is_tried_again_and_others_go_on(
     with worker.database.session_scope() as session:
         attempts = session.scalars(text("SELECT attempts FROM upgrade_batches ORDER BY attempts")).all()
     assert sum(attempts) == len(attempts) + 2
+
+
+def test_an_outage_of_the_database_is_not_an_attempt(
+    gallery: TestClient, worker: WorkerParts, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform, outages = worker.networks.transform, iter(range(6))  # more than a batch has attempts
+
+    def cut_off(*arguments: Any) -> Any:
+        if next(outages, None) is not None:
+            with database.session_scope() as session:
+                session.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                        " AND datname = current_database() AND state = 'idle in transaction'"
+                    )
+                )
+        return transform(*arguments)
+
+    monkeypatch.setattr(worker.networks, "transform", cut_off)
+    upgrade_id = start_upgrade(gallery, "v2")
+
+    run_to(worker, gallery, upgrade_id, "ready")
+
+    with worker.database.session_scope() as session:
+        assert set(session.scalars(text("SELECT attempts FROM upgrade_batches"))) == {1}
 
 
 def test_a_batch_that_always_fails_stops_the_upgrade_with_its_reason_and_retry_goes_on(

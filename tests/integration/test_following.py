@@ -4,10 +4,12 @@ The second replica's own thread sleeps for an hour, so a test says when it polls
 """
 
 import io
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,8 @@ from fastapi.testclient import TestClient
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.domain.cutover import request_cutover
+from service.domain.following import GenerationRows
+from service.index.replica import NotServed, Replicas
 from service.queue import celery_application
 from service.settings import Settings
 from tests.networks import image_bytes
@@ -30,6 +34,7 @@ from tests.scenario import (
     start_upgrade,
     state_of,
 )
+from tests.served import wait_for
 from workers.app import WorkerParts, make_worker_parts
 from workers.upgrading import advance_upgrade
 
@@ -220,3 +225,46 @@ def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
         pass
 
     assert nearest(first, 20) == ("image-20.png", True)
+
+
+def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_version(client, "v1")
+    create_gallery(client)
+    post_images(client, range(3))
+    replicas: Replicas = client.app.state.parts.replicas  # type: ignore[attr-defined]  # Starlette's state is untyped
+    active, misses = replicas.active, iter([True, True])
+
+    def sometimes(*arguments: Any) -> Any:
+        if next(misses, False):
+            raise NotServed
+        return active(*arguments)
+
+    monkeypatch.setattr(replicas, "active", sometimes)
+    assert search(client, 1)["neighbors"][0]["id"] == "image-1.png"
+
+    monkeypatch.setattr(replicas, "active", Mock(side_effect=NotServed))
+    refused = client.post("/v1/galleries/g/search/vectors", json={"vectors": [[0.0] * 6], "k": 1})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def test_a_process_is_ready_when_every_gallery_is_loaded(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_version(client, "v1")
+    create_gallery(client)
+    opened, broken = GenerationRows.open, threading.Event()
+
+    def sometimes(*arguments: Any) -> Any:
+        if not broken.is_set():
+            raise OSError("the disk is away")
+        return opened(*arguments)
+
+    monkeypatch.setattr(GenerationRows, "open", sometimes)
+    with TestClient(create_app(settings)) as second:
+        before = second.get("/readyz").status_code
+        broken.set()
+        wait_for(lambda: second.get("/readyz").status_code == 200)
+
+    assert before == 503
