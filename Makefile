@@ -27,6 +27,10 @@ test: $(VENV)/.installed ## Run every test against embedded servers
 test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-server and a PostgreSQL over TCP
 	$(BIN)/python -m pytest tests/integration tests/end_to_end tests/chaos --servers=real --servers-required $(PYTEST_OPTIONS)
 
+chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000 items (needs redis-server), the model at length
+	$(BIN)/python -m tests.chaos.storm $(CHAOS_OPTIONS)
+	$(BIN)/python -m pytest tests/chaos/test_model.py --hypothesis-profile=long
+
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url
 
 from migrations import upgrade_database
@@ -24,6 +25,8 @@ from tests.fakes import RecordingQueue
 from tests.real_servers import RealServers, missing_program
 
 _TEMPLATE = "migrated_template"
+# `--hypothesis-profile=long`: the long form of `tests/chaos/test_model.py`.
+hypothesis_settings.register_profile("long", max_examples=1_000, stateful_step_count=80)
 Servers = EmbeddedServers | RealServers
 
 

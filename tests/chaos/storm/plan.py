@@ -1,0 +1,212 @@
+"""What the gallery's upgrade goes through during a run, in a thread of its own, asking until it is answered.
+
+A step is repeated until the service says that it is done: every action is safe to ask for again.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from tests.chaos.storm.traffic import GALLERY, Client, Traffic
+from tests.chaos.storm.values import Kind
+
+_STEP_SECONDS = 300.0
+_POLL_SECONDS = 0.1
+
+Plan = Callable[["Conductor"], None]
+
+
+class Stuck(Exception):
+    """The service did not do in time what it was asked for."""
+
+
+class Conductor:
+    """Asks for upgrades and what becomes of them; `dwell_seconds` of traffic pass after each step."""
+
+    def __init__(self, traffic: Traffic, client: Client, dwell_seconds: float) -> None:
+        self._traffic = traffic
+        self._client = client
+        self._dwell_seconds = dwell_seconds
+        self.upgrade_id = 0
+        self.steps_done = 0
+
+    def start_upgrade(self, speed: float = 1.0) -> None:
+        """Start the upgrade to v2; one that was started by a request whose answer was lost is found."""
+
+        def ask() -> bool:
+            wanted = {"to_version": "v2", "speed": speed}
+            answer = self._client.send("POST", f"{GALLERY}/upgrades", json=wanted)
+            self._allow(answer, 202, 409)
+            found = self._get(f"{GALLERY}/upgrades")
+            upgrades = [] if found is None else found["items"]
+            if not upgrades or upgrades[-1]["state"] in ("cancelled", "rolled_back"):
+                return False
+            self.upgrade_id = upgrades[-1]["id"]
+            for side in ("from", "to"):
+                self._traffic.learn_generation(upgrades[-1][f"{side}_generation"], upgrades[-1][f"{side}_version"])
+            return True
+
+        self._until("the upgrade has started", ask)
+
+    def wait_for_progress(self, share: float) -> None:
+        """Return when this share of the bulk pass is done."""
+
+        def ask() -> bool:
+            upgrade = self._upgrade()
+            if upgrade is None:
+                return False
+            phase = upgrade["progress"]["transforming"]
+            return upgrade["state"] not in ("planned", "transforming") or phase["done"] > share * phase["total"]
+
+        self._until(f"{share:.0%} are transformed", ask)
+
+    def wait_until_ready(self) -> None:
+        self._until("the upgrade is ready", lambda: self._state() == "ready")
+
+    def act(self, action: str, *wanted: str) -> None:
+        """Ask for an action until the upgrade is in one of the states wanted, and let some traffic pass.
+
+        The first is the one that a success must be answered with.
+        """
+
+        def ask() -> bool:
+            answer = self._client.send("POST", f"/v1/upgrades/{self.upgrade_id}/{action}")
+            self._allow(answer, 200, 409)
+            if answer is not None and answer.is_success and answer.json()["state"] not in wanted:
+                self._traffic.violations.add(f"{action} was answered with {answer.json()['state']}, not {wanted[0]}")
+            return self._state() in wanted
+
+        self._until(f"{action} is done", ask)
+        self.dwell()
+
+    def set_speed(self, speed: float) -> None:
+        def ask() -> bool:
+            answer = self._client.send("PATCH", f"/v1/upgrades/{self.upgrade_id}", json={"speed": speed})
+            self._allow(answer, 200)
+            return answer is not None and answer.is_success
+
+        self._until(f"the speed is {speed}", ask)
+
+    def dwell(self) -> None:
+        time.sleep(self._dwell_seconds)
+
+    def import_in(self, space: Kind) -> None:
+        """From now on, vectors are imported in this space."""
+        self._traffic.space = space
+
+    def write_at_least(self, count: int) -> None:
+        """Let the traffic go on until this many writes were acknowledged."""
+        self._until(f"{count} writes are acknowledged", lambda: self._traffic.counts["writes"] >= count)
+
+    def check_pause(self) -> None:
+        """A paused upgrade writes nothing."""
+        if self._state() != "paused":
+            return  # it was ready before it could be paused
+        before = self._done()
+        self.dwell()
+        after = self._done()
+        if None not in (before, after) and before != after:
+            self._traffic.violations.add(f"a paused upgrade went on: {before} and then {after} items")
+
+    def _done(self) -> int | None:
+        upgrade = self._upgrade()
+        return None if upgrade is None else sum(phase["done"] for phase in upgrade["progress"].values())
+
+    def _state(self) -> str | None:
+        """Return the upgrade's state; one that failed is retried, as an operator would."""
+        upgrade = self._upgrade()
+        if upgrade is None:
+            return None
+        if upgrade["state"] == "failed":
+            self._traffic.count("retries of failed upgrades")
+            print(f"  upgrade {upgrade['id']} failed and is retried: {upgrade['error']}", flush=True)
+            self._client.send("POST", f"/v1/upgrades/{self.upgrade_id}/retry")
+        state: str = upgrade["state"]
+        return state
+
+    def _upgrade(self) -> dict[str, Any] | None:
+        return self._get(f"/v1/upgrades/{self.upgrade_id}")
+
+    def _get(self, path: str) -> dict[str, Any] | None:
+        answer = self._client.send("GET", path)
+        self._allow(answer, 200)
+        if answer is None or not answer.is_success:
+            return None
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def _allow(self, answer: httpx.Response | None, *statuses: int) -> None:
+        if answer is not None and answer.status_code < 500 and answer.status_code not in statuses:
+            self._traffic.violations.add(f"{answer.request.url}: {answer.status_code} {answer.text[:300]}")
+
+    def _until(self, what: str, ask: Callable[[], bool]) -> None:
+        ends = time.monotonic() + _STEP_SECONDS
+        while not ask():
+            if self._traffic.stopping.is_set():
+                raise Stuck(f"the traffic ended before: {what}")
+            if time.monotonic() > ends:
+                raise Stuck(f"after {_STEP_SECONDS:.0f} s still not: {what}; the upgrade is {self._upgrade()}")
+            time.sleep(_POLL_SECONDS)
+        self.steps_done += 1
+
+
+def _cut_over(conductor: Conductor) -> None:
+    conductor.start_upgrade()
+    conductor.wait_until_ready()
+    conductor.act("cutover", "live")
+    conductor.import_in("v2")
+    conductor.dwell()
+
+
+def _finalize(conductor: Conductor) -> None:
+    _cut_over(conductor)
+    conductor.act("finalize", "finalized")
+
+
+def _roll_back(conductor: Conductor) -> None:
+    """After the cutover, imports bring the vectors of v1 with those of v2, so that none is lost by the rollback."""
+    conductor.start_upgrade()
+    conductor.wait_until_ready()
+    conductor.act("cutover", "live")
+    conductor.import_in("both")
+    conductor.dwell()
+    conductor.act("rollback", "rolled_back")
+    conductor.import_in("v1")
+    conductor.dwell()
+
+
+def _roll_back_and_again(conductor: Conductor) -> None:
+    _roll_back(conductor)
+    _cut_over(conductor)
+
+
+def _cancel_and_again(conductor: Conductor) -> None:
+    conductor.start_upgrade(speed=0.3)
+    conductor.wait_for_progress(0.1)
+    conductor.act("cancel", "cancelled")
+    _cut_over(conductor)
+
+
+def _pause(conductor: Conductor) -> None:
+    conductor.start_upgrade(speed=0.3)
+    conductor.wait_for_progress(0.1)
+    conductor.act("pause", "paused", "ready")
+    conductor.check_pause()
+    conductor.act("resume", "transforming", "indexing", "evaluating", "ready")
+    conductor.set_speed(1.0)
+    conductor.wait_until_ready()
+    conductor.act("cutover", "live")
+    conductor.import_in("v2")
+    conductor.dwell()
+
+
+PLANS: dict[str, Plan] = {
+    "cut over": _cut_over,
+    "roll back": _roll_back,
+    "cancel, again": _cancel_and_again,
+    "finalize": _finalize,
+    "pause, resume": _pause,
+    "roll back, again": _roll_back_and_again,
+}
