@@ -65,6 +65,8 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
 @main.command()
 def worker() -> None:
     """Run one worker alone, one per device, against the same variables as `api`."""
+    from service.serving import worker_command
+
     _external_settings()
     os.execv(sys.executable, worker_command())
 
@@ -81,12 +83,6 @@ def openapi() -> None:
     from service.app import create_app
 
     typer.echo(json.dumps(create_app(Settings()).openapi(), indent=2, sort_keys=True))
-
-
-def worker_command() -> list[str]:
-    """Return the command line of a worker process."""
-    options = ["--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
-    return [sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options]
 
 
 def _external_settings() -> Settings:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 import httpx
 
 from service import logs
-from service.cli import worker_command
 from service.embedded.processes import spawn
 from service.embedded.servers import EmbeddedServers, ServerDied
 from service.settings import Settings
@@ -105,6 +104,12 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
             child.stop()
         if servers is not None:
             servers.stop()
+
+
+def worker_command() -> list[str]:
+    """Return the command line of a worker process."""
+    options = ["--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+    return [sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options]
 
 
 def _raise_stop(number: int, frame: object) -> None:

@@ -20,9 +20,11 @@ from migrations import upgrade_database
 from service.app import create_app
 from service.db import Database, create_database_engine
 from service.embedded.servers import EmbeddedServers
+from service.queue import celery_application
 from service.settings import Settings
 from tests.fakes import RecordingQueue
 from tests.real_servers import RealServers, missing_program
+from workers.app import WorkerParts, make_worker_parts
 
 _TEMPLATE = "migrated_template"
 # `--hypothesis-profile=long`: the long form of `tests/chaos/test_model.py`.
@@ -92,6 +94,7 @@ def small_settings(servers: Servers, database_url: str, data: Path) -> Settings:
         trust_torchscript=True,
         follow_every_seconds=0.1,
         batch_items=7,
+        retry_base_seconds=0.0,
         rows_per_chunk=4,
     )
 
@@ -107,6 +110,14 @@ def database(database_url: str) -> Iterator[Database]:
 def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[WorkerParts]:
+    """A worker's parts on the test's database; its batches are tried again at once."""
+    parts = make_worker_parts(settings, celery_application(settings))
+    yield parts
+    parts.database.engine.dispose()
 
 
 @pytest.fixture

@@ -54,20 +54,34 @@ def post_images(client: httpx.Client, seeds: Iterable[int], gallery: str = "g") 
     return answer
 
 
-def import_vectors(
-    client: httpx.Client, ids: Sequence[str], gallery: str = "g", version: str = "v1", seed: int = 0
-) -> None:
-    """Import random vectors of one version."""
-    embedding_dim, side_dim = DIMS[version]
+def post_vectors(
+    client: httpx.Client,
+    ids: Sequence[str],
+    gallery: str = "g",
+    version: str = "v1",
+    previous: str | None = None,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> httpx.Response:
+    """Post random vectors of one version, or of the active and the previous one."""
     generator = np.random.default_rng(seed)
-    columns: dict[str, Any] = {"id": list(ids), "embedding": list(generator.standard_normal((len(ids), embedding_dim)))}
-    if side_dim is not None:
-        columns["side_information"] = list(generator.standard_normal((len(ids), side_dim)))
+    columns: dict[str, Any] = {"id": list(ids)}
+    for prefix, name in {"": version, "previous_": previous}.items():
+        if name is not None:
+            embedding_dim, side_dim = DIMS[name]
+            columns[f"{prefix}embedding"] = list(generator.standard_normal((len(ids), embedding_dim)) * scale)
+            if side_dim is not None:
+                columns[f"{prefix}side_information"] = list(generator.standard_normal((len(ids), side_dim)))
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    answer = client.post(f"/v1/galleries/{gallery}/embeddings", content=sink.getvalue().to_pybytes())
+    return client.post(f"/v1/galleries/{gallery}/embeddings", content=sink.getvalue().to_pybytes())
+
+
+def import_vectors(client: httpx.Client, ids: Sequence[str], gallery: str = "g", **options: Any) -> None:
+    """Import random vectors; `options` are those of `post_vectors`."""
+    answer = post_vectors(client, ids, gallery, **options)
     assert answer.json() == {"count": len(ids)}, answer.text
 
 

@@ -1,13 +1,10 @@
 """The engine's edges: throttle, retries, poisoned items, catch-up, cancel, dry run, events, both versions' vectors."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from fastapi.testclient import TestClient
@@ -20,29 +17,23 @@ from service.domain import batches
 from service.domain.catch_up import verify
 from service.domain.generations import missing_items
 from service.domain.upgrades import get_upgrade
-from service.queue import celery_application
 from service.settings import Settings
 from tests.networks import transformation, transformation_bytes
 from tests.rows import all_rows
 from tests.scenario import (
     DIMS,
     create_gallery,
+    import_vectors,
     post_images,
+    post_vectors,
     register_transformation,
     register_version,
     search,
     start_upgrade,
-    state_of,
 )
-from workers.app import WorkerParts, make_worker_parts
+from tests.working import run_until
+from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
-
-
-@pytest.fixture
-def worker(settings: Settings) -> Iterator[WorkerParts]:
-    parts = make_worker_parts(settings.model_copy(update={"retry_base_seconds": 0.0}), celery_application(settings))
-    yield parts
-    parts.database.engine.dispose()
 
 
 @pytest.fixture
@@ -56,45 +47,17 @@ def gallery(client: TestClient) -> TestClient:
     return client
 
 
-def run_to(worker: WorkerParts, client: TestClient, upgrade_id: int, state: str) -> None:
-    for _ in range(30):
-        advance_upgrade(worker, upgrade_id)
-        if state_of(client, upgrade_id) == state:
-            return
-    raise AssertionError(client.get(f"/v1/upgrades/{upgrade_id}").json())
-
-
-def import_vectors(
-    client: TestClient, ids: list[str], version: str = "v1", previous: str | None = None, scale: float = 1.0
-) -> Any:
-    """Import random vectors of one version, or of two."""
-    generator = np.random.default_rng(0)
-    columns: dict[str, Any] = {"id": ids}
-    for prefix, name in {"": version, "previous_": previous}.items():
-        if name is None:
-            continue
-        embedding_dim, side_dim = DIMS[name]
-        assert side_dim is not None
-        columns[f"{prefix}embedding"] = list(generator.standard_normal((len(ids), embedding_dim)) * scale)
-        columns[f"{prefix}side_information"] = list(generator.standard_normal((len(ids), side_dim)))
-    table = pa.table(columns)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return client.post("/v1/galleries/g/embeddings", content=sink.getvalue().to_pybytes())
-
-
 def test_vectors_imported_while_an_upgrade_is_ready_are_live_after_the_cutover(
     gallery: TestClient, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(gallery, "v2")
-    run_to(worker, gallery, upgrade_id, "ready")
-    assert import_vectors(gallery, ["late-1", "late-2"]).status_code == 200
+    run_until(worker, gallery, upgrade_id, "ready")
+    assert post_vectors(gallery, ["late-1", "late-2"]).status_code == 200
     gallery.delete("/v1/galleries/g/items/image-3.png")
 
     with worker.database.session_scope() as session:
         get_upgrade(session, upgrade_id).cutover = "auto"
-    run_to(worker, gallery, upgrade_id, "live")
+    run_until(worker, gallery, upgrade_id, "live")
 
     _, new = all_rows(worker, upgrade_id)
     assert len(new) == 21
@@ -105,7 +68,7 @@ def test_the_cutover_looks_only_at_what_changed_since_the_verified_revision(
     gallery: TestClient, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(gallery, "v2")
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
 
     with worker.database.session_scope() as session:
         before = get_upgrade(session, upgrade_id).verified_revision
@@ -124,12 +87,12 @@ def test_more_changes_than_a_cutover_may_look_at_are_caught_up_first(
 ) -> None:
     monkeypatch.setattr(worker.settings, "cutover_max_changes", 3)
     upgrade_id = start_upgrade(gallery, "v2")
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
     import_vectors(gallery, [f"late-{number}" for number in range(8)])
 
     with worker.database.session_scope() as session:
         get_upgrade(session, upgrade_id).cutover = "auto"
-    run_to(worker, gallery, upgrade_id, "live")
+    run_until(worker, gallery, upgrade_id, "live")
 
     progress = gallery.get(f"/v1/upgrades/{upgrade_id}").json()["progress"]
     assert progress["catching_up"]["done"] == progress["catching_up"]["total"] == 8
@@ -137,7 +100,7 @@ def test_more_changes_than_a_cutover_may_look_at_are_caught_up_first(
 
 def test_rows_of_items_deleted_under_a_batch_do_not_stay(gallery: TestClient, worker: WorkerParts) -> None:
     upgrade_id = start_upgrade(gallery, "v2")
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
     gallery.delete("/v1/galleries/g/items/image-3.png")
     with worker.database.session_scope() as session:
         target = get_upgrade(session, upgrade_id).to_generation_id
@@ -168,7 +131,7 @@ def test_a_failing_batch_is_tried_again_and_others_go_on(
     monkeypatch.setattr(worker.networks, "transform", sometimes)
     upgrade_id = start_upgrade(gallery, "v2")
 
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
 
     with worker.database.session_scope() as session:
         attempts = session.scalars(text("SELECT attempts FROM upgrade_batches ORDER BY attempts")).all()
@@ -194,7 +157,7 @@ def test_an_outage_of_the_database_is_not_an_attempt(
     monkeypatch.setattr(worker.networks, "transform", cut_off)
     upgrade_id = start_upgrade(gallery, "v2")
 
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
 
     with worker.database.session_scope() as session:
         assert set(session.scalars(text("SELECT attempts FROM upgrade_batches"))) == {1}
@@ -209,13 +172,13 @@ def test_a_batch_that_always_fails_stops_the_upgrade_with_its_reason_and_retry_g
     upgrade_id = start_upgrade(gallery, "v2")
     with monkeypatch.context() as patched:
         patched.setattr(worker.networks, "transform", always)
-        run_to(worker, gallery, upgrade_id, "failed")
+        run_until(worker, gallery, upgrade_id, "failed")
 
     failed = gallery.get(f"/v1/upgrades/{upgrade_id}").json()
     assert "the device fell off" in failed["error"]
     assert search(gallery, 1)["model_version"] == "v1"
     assert gallery.post(f"/v1/upgrades/{upgrade_id}/retry").json()["error"] is None
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
 
 
 def test_a_rest_after_a_failure_doubles(gallery: TestClient, worker: WorkerParts) -> None:
@@ -262,7 +225,7 @@ def test_a_poisoned_item_fails_the_upgrade_by_name_and_the_gallery_goes_on(
     import_vectors(gallery, ["poison"], scale=10_000)
     upgrade_id = start_upgrade(gallery, "v2")
 
-    run_to(worker, gallery, upgrade_id, "failed")
+    run_until(worker, gallery, upgrade_id, "failed")
 
     failed = gallery.get(f"/v1/upgrades/{upgrade_id}").json()
     assert "'poison'" in failed["error"]
@@ -270,14 +233,14 @@ def test_a_poisoned_item_fails_the_upgrade_by_name_and_the_gallery_goes_on(
     assert search(gallery, 1)["model_version"] == "v1"
     gallery.delete("/v1/galleries/g/items/poison")
     gallery.post(f"/v1/upgrades/{upgrade_id}/retry")
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
 
 
 def test_a_cancelled_upgrade_leaves_nothing_and_can_start_again_at_once(
     gallery: TestClient, worker: WorkerParts, settings: Settings
 ) -> None:
     upgrade_id = start_upgrade(gallery, "v2")
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
     indexes = Path(settings.blob_location.removeprefix("file://")) / "indexes"
     assert len(list(indexes.iterdir())) == 1
 
@@ -289,7 +252,7 @@ def test_a_cancelled_upgrade_leaves_nothing_and_can_start_again_at_once(
         tables = session.scalars(text("SELECT tablename FROM pg_tables WHERE tablename LIKE 'embeddings\\_%'")).all()
     assert len(tables) == 1
     again = start_upgrade(gallery, "v2", cutover="auto")
-    run_to(worker, gallery, again, "live")
+    run_until(worker, gallery, again, "live")
 
 
 def test_speed_is_live_and_0_stops(gallery: TestClient, worker: WorkerParts) -> None:
@@ -302,7 +265,7 @@ def test_speed_is_live_and_0_stops(gallery: TestClient, worker: WorkerParts) -> 
     rest = worker.throttle.rest_seconds(upgrade_id, 0.5)
     slower = worker.throttle.rest_seconds(upgrade_id, 0.01)
     gallery.patch(f"/v1/upgrades/{upgrade_id}", json={"speed": 1})
-    run_to(worker, gallery, upgrade_id, "ready")
+    run_until(worker, gallery, upgrade_id, "ready")
 
     assert (stopped["state"], stopped["speed"]) == ("planned", 0)
     assert faster.json()["speed"] == 0.5
@@ -353,7 +316,7 @@ def test_events_tell_every_state_once_and_go_on_after_the_last_one_seen(
     gallery: TestClient, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
-    run_to(worker, gallery, upgrade_id, "live")
+    run_until(worker, gallery, upgrade_id, "live")
     gallery.post(f"/v1/upgrades/{upgrade_id}/finalize")
 
     events = sent(gallery, upgrade_id)
@@ -379,12 +342,12 @@ def test_vectors_of_both_versions_survive_a_rollback_and_those_of_one_refuse_it(
     gallery: TestClient, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
-    assert import_vectors(gallery, ["early"], "v1", previous="v1").status_code == 422
-    run_to(worker, gallery, upgrade_id, "live")
+    assert post_vectors(gallery, ["early"], previous="v1").status_code == 422
+    run_until(worker, gallery, upgrade_id, "live")
     gallery.get(f"/v1/upgrades/{upgrade_id}")
 
-    assert import_vectors(gallery, ["both"], "v2", previous="v1").status_code == 200
-    assert import_vectors(gallery, ["one"], "v2").status_code == 200
+    assert post_vectors(gallery, ["both"], version="v2", previous="v1").status_code == 200
+    assert post_vectors(gallery, ["one"], version="v2").status_code == 200
     refused = gallery.post(f"/v1/upgrades/{upgrade_id}/rollback")
     gallery.delete("/v1/galleries/g/items/one")
     rolled_back = gallery.post(f"/v1/upgrades/{upgrade_id}/rollback")

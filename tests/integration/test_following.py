@@ -22,7 +22,6 @@ from service.app import create_app
 from service.domain.cutover import request_cutover
 from service.domain.following import GenerationRows
 from service.index.replica import NotServed, Replicas
-from service.queue import celery_application
 from service.settings import Settings
 from tests.networks import image_bytes
 from tests.scenario import (
@@ -32,11 +31,10 @@ from tests.scenario import (
     register_version,
     search,
     start_upgrade,
-    state_of,
 )
 from tests.served import wait_for
-from workers.app import WorkerParts, make_worker_parts
-from workers.upgrading import advance_upgrade
+from tests.working import run_until
+from workers.app import WorkerParts
 
 NAMES = [f"image-{seed}.png" for seed in range(6)]
 
@@ -70,21 +68,6 @@ def second(first: TestClient, settings: Settings) -> Iterator[Follower]:
     app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Follower(client, app.state.parts)
-
-
-@pytest.fixture
-def worker(settings: Settings) -> Iterator[WorkerParts]:
-    parts = make_worker_parts(settings, celery_application(settings))
-    yield parts
-    parts.database.engine.dispose()
-
-
-def run_until(worker: WorkerParts, client: TestClient, upgrade_id: int, state: str) -> None:
-    for _ in range(20):
-        advance_upgrade(worker, upgrade_id)
-        if state_of(client, upgrade_id) == state:
-            return
-    raise AssertionError(client.get(f"/v1/upgrades/{upgrade_id}").json())
 
 
 def found(client: TestClient, seed: int = 0) -> list[str]:

@@ -1,7 +1,6 @@
 """The whole way, with the API in process and the worker's steps called one by one."""
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +11,6 @@ from fastapi.testclient import TestClient
 from models.artifacts import load_transformation_network
 from service.domain.generations import get_stored_generation, missing_items
 from service.domain.upgrades import get_upgrade
-from service.queue import celery_application
-from service.settings import Settings
 from service.vectors.rows import EmbeddingRows, Origin
 from tests.networks import transformation_bytes
 from tests.rows import all_rows
@@ -25,25 +22,9 @@ from tests.scenario import (
     register_version,
     search,
     start_upgrade,
-    state_of,
 )
-from workers.app import WorkerParts, make_worker_parts
-from workers.upgrading import advance_upgrade
-
-
-@pytest.fixture
-def worker(settings: Settings) -> Iterator[WorkerParts]:
-    parts = make_worker_parts(settings, celery_application(settings))
-    yield parts
-    parts.database.engine.dispose()
-
-
-def run_until(worker: WorkerParts, client: TestClient, upgrade_id: int, state: str) -> None:
-    for _ in range(20):
-        advance_upgrade(worker, upgrade_id)
-        if state_of(client, upgrade_id) == state:
-            return
-    raise AssertionError(client.get(f"/v1/upgrades/{upgrade_id}").json())
+from tests.working import run_until
+from workers.app import WorkerParts
 
 
 def answer_by(client: TestClient, version: str, seed: int, k: int = 3) -> dict[str, Any]:

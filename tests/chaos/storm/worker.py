@@ -7,7 +7,7 @@ builds begin again.
 import sys
 
 import service.index.files
-from service.cli import worker_command
+from service.serving import worker_command
 from workers.app import app
 
 if __name__ == "__main__":

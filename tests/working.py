@@ -1,0 +1,16 @@
+"""Working on upgrades as a worker process does, in the test's own thread."""
+
+import httpx
+
+from tests.scenario import state_of
+from workers.app import WorkerParts
+from workers.upgrading import advance_upgrade
+
+
+def run_until(worker: WorkerParts, client: httpx.Client, upgrade_id: int, state: str) -> None:
+    """Let the worker work on an upgrade until it is in a state."""
+    for _ in range(30):
+        advance_upgrade(worker, upgrade_id)
+        if state_of(client, upgrade_id) == state:
+            return
+    raise AssertionError(client.get(f"/v1/upgrades/{upgrade_id}").json())
