@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -34,7 +35,11 @@ class Database:
         engine = self.engine.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.engine
         with Session(engine, expire_on_commit=False) as session:
             with session.begin():
-                yield session
+                try:
+                    yield session
+                except BaseException:
+                    _abandon_copy(session)
+                    raise
             for task_name, arguments in session.info.pop("messages", []):
                 self.queue.send(task_name, *arguments)
 
@@ -52,4 +57,13 @@ def driver_connection(session: Session) -> psycopg.Connection:
     """Return the session's own psycopg connection, inside its transaction, for COPY."""
     connection = session.connection().connection.driver_connection
     assert isinstance(connection, psycopg.Connection)
+    session.info["driver_connection"] = connection
     return connection
+
+
+def _abandon_copy(session: Session) -> None:
+    """Close the connection if a COPY is still under way, because its reader failed: a rollback would wait for the rest
+    of the rows for ever."""
+    connection: psycopg.Connection | None = session.info.get("driver_connection")
+    if connection is not None and connection.info.transaction_status is TransactionStatus.ACTIVE:
+        session.invalidate()

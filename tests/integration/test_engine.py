@@ -1,6 +1,7 @@
 """The engine's edges: throttle, retries, poisoned items, catch-up, cancel, dry run, events, both versions' vectors."""
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +10,15 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 from torch import nn
 
 from models.artifacts import save_network
 from service.db import Database
-from service.domain import batches
+from service.domain import batches, index_builds
 from service.domain.catch_up import verify
 from service.domain.generations import missing_items
+from service.domain.jobs import record_progress
 from service.domain.upgrades import get_upgrade
 from service.settings import Settings
 from tests.networks import transformation, transformation_bytes
@@ -30,7 +33,9 @@ from tests.scenario import (
     register_version,
     search,
     start_upgrade,
+    state_of,
 )
+from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
@@ -359,3 +364,28 @@ def test_vectors_of_both_versions_survive_a_rollback_and_those_of_one_refuse_it(
     assert gallery.get("/v1/galleries/g/items/both").status_code == 200
     with worker.database.session_scope() as session:
         assert missing_items(session, 1, 1) == []
+
+
+def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_vectors(gallery, [f"vector-{number}" for number in range(20_000)])
+    monkeypatch.setattr(worker.settings, "batch_items", 20_100)
+    upgrade_id = start_upgrade(gallery, "v2")
+    cancelled: list[Future[Any]] = []
+
+    def cancel_meanwhile(session: Session, job_id: int, progress: dict[str, Any]) -> int | None:
+        if not cancelled:
+            cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
+            wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")
+        return record_progress(session, job_id, progress)
+
+    monkeypatch.setattr(index_builds, "record_progress", cancel_meanwhile)
+    with ThreadPoolExecutor() as threads:
+        while advance_upgrade(worker, upgrade_id):
+            pass
+        answer = cancelled[0].result(timeout=30)
+
+    assert answer.json()["state"] == "cancelled"
+    with worker.database.session_scope() as session:
+        assert session.scalars(text("SELECT to_regclass('embeddings_2')")).one() is None
