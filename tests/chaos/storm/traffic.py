@@ -70,7 +70,7 @@ class Client:
         except httpx.TimeoutException:
             self._traffic.violations.add(f"{method} {path} was not answered in {_HANGS_AFTER_SECONDS:.0f} s")
         except httpx.TransportError:
-            pass
+            pass  # the connection broke on the way: whether it was done is left open
         time.sleep(0.05)
         return None
 
