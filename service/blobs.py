@@ -23,6 +23,15 @@ class BlobMissing(GalleryError):
     status_code = 500
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as a file's own fsync does not."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 class BlobStore:
     """`put` gives a digest; `get` gives back exactly the bytes with that digest or raises."""
 
@@ -48,6 +57,8 @@ class BlobStore:
                     stream.flush()
                     os.fsync(stream.fileno())
             self._filesystem.mv(temporary, path)
+            if self._is_local:
+                sync_folder(Path(path).parent)
         return digest
 
     def get(self, digest: str) -> bytes:

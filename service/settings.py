@@ -45,7 +45,8 @@ class Settings(BaseSettings):
     # For tests only: the name of a point at which the process dies (see `service.crash_points`).
     crash_at: str | None = None
 
-    # Index.
+    # Index. From so many rows on, walking a graph beats scanning (measured: docs/decisions).
+    flat_below_rows: int = Field(default=50_000, ge=0)
     follow_every_seconds: float = 0.5
     recall_sample_items: int = 200
     evaluation_sample_items: int = 2_000

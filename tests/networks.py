@@ -1,7 +1,12 @@
-"""Tiny real networks and images for tests: deterministic, and fast to build."""
+"""Tiny real networks and images for tests: deterministic, and fast to build.
+
+They spread different inputs far apart, so that a row made from another image, or from an older one, cannot pass for the
+right one within float16 rounding.
+"""
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 import onnx
@@ -12,28 +17,54 @@ from torch import Tensor, nn
 
 from models.artifacts import save_network
 from models.backbones import ConvEncoder
+from models.images import decode_image
+from models.preprocessing import Preprocessing, preprocess_batch
 from models.transformation import Transformation
 
 SIZE = 8
 PREPROCESSING = {"size": SIZE, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
+@cache
 def encoder_bytes(dim: int, seed: int) -> bytes:
     """Return a safetensors encoder with `dim` outputs."""
     torch.manual_seed(seed)
-    return save_network(ConvEncoder(4, dim))
+    network = ConvEncoder(4, dim, last_relu=False)
+    images = [decode_image(image_bytes(seed)) for seed in range(64)]
+    _spread(network, torch.from_numpy(preprocess_batch(images, Preprocessing.from_json(PREPROCESSING))))
+    last = network.layers[-1]
+    assert isinstance(last, nn.BatchNorm2d)
+    nn.init.constant_(last.weight, 4.0)  # what the average over the pixels takes away
+    return save_network(network)
 
 
 def transformation(from_dim: int, side_dim: int | None, to_dim: int, seed: int) -> Transformation:
-    """Return an h or g with statistics that are not those of a fresh BatchNorm."""
+    """Return an h or g whose outputs have mean 0 and deviation 1 for normal inputs."""
     torch.manual_seed(seed)
     network = Transformation(from_dim, side_dim, to_dim, inner_dim=16)
-    network.train()
-    side = None if side_dim is None else torch.randn(64, side_dim)
-    network(torch.randn(64, from_dim), side)
-    return network.eval()
+    embedding = torch.randn(256, from_dim)
+    side = None if side_dim is None else torch.randn(256, side_dim)
+    _spread(network, embedding, side)
+    last = network.mixer[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        output = network(embedding, side)
+        last.weight.div_(output.std(dim=0)[:, None])
+        last.bias.sub_(output.mean(dim=0)).div_(output.std(dim=0))
+    return network
 
 
+def _spread(network: nn.Module, *inputs: Tensor | None) -> None:
+    """Give every BatchNorm the statistics of these inputs."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(*inputs)
+    network.eval()
+
+
+@cache
 def transformation_bytes(from_dim: int, side_dim: int | None, to_dim: int, seed: int) -> bytes:
     return save_network(transformation(from_dim, side_dim, to_dim, seed))
 

@@ -13,14 +13,13 @@ from typing import IO
 from urllib.parse import quote
 
 from sqlalchemy import Connection, delete, func, insert, select, text, update
-from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import database_away, problem
+from service.api.problems import AWAY, database_away, problem
 from service.db import Database
 from service.tables import IdempotencyKey
 
@@ -81,7 +80,7 @@ class IdempotencyMiddleware:
             # Quoted, because a path may hold what a row cannot: NUL.
             try:
                 begun = await run_in_threadpool(_begin, database, key, quote(scope["path"]), digest)
-            except OperationalError as error:
+            except AWAY as error:
                 begun = database_away(Request(scope), error)
             if isinstance(begun, Response):
                 await begun(scope, receive, send)

@@ -8,6 +8,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from service import logs
@@ -64,6 +65,10 @@ def _http(request: Request, error: Exception) -> JSONResponse:
     return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
+# What the database raises when it is away, does not answer, or when all connections to it are taken.
+AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+
+
 def database_away(request: Request, error: Exception) -> JSONResponse:
     """Return the answer to a request for which the database does not answer."""
     events.warning("request.database_away", path=request.url.path, reason=str(error).splitlines()[0])
@@ -82,6 +87,6 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(GalleryError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for away in (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError):
+    for away in AWAY:
         app.add_exception_handler(away, database_away)
     app.add_exception_handler(Exception, _unexpected)

@@ -67,7 +67,7 @@ class GenerationRows:
                     (rows.item_id, rows.embedding.astype(np.float32))
                     for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
                 )
-                built = build_index(metric, stored.vector_format.embedding_dim, vectors, 0, kind="flat")
+                built = build_index(metric, stored.vector_format.embedding_dim, vectors, "flat")
                 index = FaissIndex(metric, stored.vector_format.embedding_dim, built)
                 revision = gallery.revision
             served = ServedGeneration(gallery_id, generation_id, stored.version, index, revision)

@@ -128,7 +128,7 @@ def _build(
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
         dim = stored.vector_format.embedding_dim
         rows = _counted(_vectors(session, stored, settings.rows_per_chunk), count, progress)
-        built = build_index(metric, dim, rows, count)
+        built = build_index(metric, dim, rows, "flat" if count < settings.flat_below_rows else "hnsw")
         crash_point("index.streamed")
         sample = _sample(session, stored, settings.recall_sample_items)
         index = FaissIndex(metric, dim, built)

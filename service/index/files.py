@@ -18,12 +18,11 @@ from typing import Literal
 import faiss
 import numpy as np
 
+from service.blobs import sync_folder
 from service.crash_points import crash_point
 from service.index.faiss_index import BuiltIndex, FaissIndex
 from service.index.protocol import Ids, Metric, Vectors, exact_distances, nearest, normalized
 
-# From this many rows on, walking a graph beats scanning (measured: docs/decisions).
-FLAT_BELOW_ROWS = 50_000
 _HNSW_LINKS = 32
 _HNSW_EF_CONSTRUCTION = 80
 _DIGEST_BLOCK_BYTES = 2**22
@@ -38,11 +37,9 @@ def build_index(
     metric: Metric,
     dim: int,
     rows: Iterable[tuple[Ids, Vectors]],
-    count: int,
-    kind: Literal["flat", "hnsw"] | None = None,
+    kind: Literal["flat", "hnsw"],
 ) -> BuiltIndex:
-    """Build a sealed index of streamed (ids (N,), vectors (N, dim) float32); its kind follows from `count` rows."""
-    kind = kind or ("flat" if count < FLAT_BELOW_ROWS else "hnsw")
+    """Build a sealed index of streamed (ids (N,), vectors (N, dim) float32)."""
     started = time.monotonic()
     parameters: dict[str, object] = {}
     if kind == "flat":
@@ -71,11 +68,7 @@ def save_index(built: BuiltIndex, path: Path) -> str:
     crash_point("index.synced")
     part.rename(path)
     crash_point("index.renamed")
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
     return digest
 
 

@@ -1,8 +1,4 @@
-"""Networks of the model-based test, and what they give, computed from `models` alone: no row is read back for it.
-
-Unlike `tests.networks`, these spread different images far apart, before and after every h, so that a row made from
-another image, or from an older one, cannot pass for the right one within float16 rounding.
-"""
+"""Networks of the model-based test, and what they give, computed from `models` alone: no row is read back for it."""
 
 import json
 from dataclasses import dataclass
@@ -11,23 +7,18 @@ from itertools import pairwise
 
 import httpx
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from models.artifacts import (
     Encoder,
     TransformationNetwork,
     load_encoder,
     load_transformation_network,
-    save_network,
 )
-from models.backbones import ConvEncoder
 from models.images import decode_image
 from models.normalize import l2_normalize
 from models.preprocessing import Preprocessing, preprocess_batch
-from models.transformation import Transformation
-from tests.networks import PREPROCESSING, SIZE, image_bytes
+from tests.networks import PREPROCESSING, SIZE, encoder_bytes, image_bytes, transformation_bytes
 
 Vectors = NDArray[np.float32]
 
@@ -112,9 +103,9 @@ def register(client: httpx.Client) -> dict[tuple[str, str], int]:
             "normalize": name in NORMALIZED,
             "preprocessing": PREPROCESSING,
         }
-        files = {"embedding_model": ("phi", _encoder_file(embedding_dim))}
+        files = {"embedding_model": ("phi", encoder_bytes(embedding_dim, seed=embedding_dim))}
         if side_dim is not None:
-            files["side_information_model"] = ("psi", _encoder_file(side_dim))
+            files["side_information_model"] = ("psi", encoder_bytes(side_dim, seed=side_dim))
         answer = client.post("/v1/model-versions", data={"name": name, "spec": json.dumps(spec)}, files=files)
         assert answer.status_code == 201, answer.text
     return {pair: _register_transformation(client, *pair) for pair in REGISTERED}
@@ -122,9 +113,9 @@ def register(client: httpx.Client) -> dict[tuple[str, str], int]:
 
 def _register_transformation(client: httpx.Client, before: str, after: str) -> int:
     (from_dim, from_side), (to_dim, to_side) = DIMS[before], DIMS[after]
-    files = {"h": ("h", _transformation_file(from_dim, from_side, to_dim))}
+    files = {"h": ("h", _transformation_bytes(from_dim, from_side, to_dim))}
     if to_side is not None:
-        files["g"] = ("g", _transformation_file(from_dim, from_side, to_side))
+        files["g"] = ("g", _transformation_bytes(from_dim, from_side, to_side))
     answer = client.post("/v1/transformations", data={"from_version": before, "to_version": after}, files=files)
     assert answer.status_code == 201, answer.text
     identifier: int = answer.json()["id"]
@@ -143,7 +134,7 @@ def _phi_and_psi(version: str, seed: int) -> tuple[Vectors, Vectors | None]:
 
 @cache
 def _encoder(dim: int) -> Encoder:
-    return load_encoder(_encoder_file(dim), output_dim=dim, input_size=SIZE)
+    return load_encoder(encoder_bytes(dim, seed=dim), output_dim=dim, input_size=SIZE)
 
 
 @cache
@@ -151,45 +142,10 @@ def _transformation(before: str, after: str, to_dim: int | None) -> Transformati
     if to_dim is None:
         return None
     from_dim, from_side = DIMS[before]
-    data = _transformation_file(from_dim, from_side, to_dim)
+    data = _transformation_bytes(from_dim, from_side, to_dim)
     return load_transformation_network(data, from_dim=from_dim, side_information_dim=from_side, to_dim=to_dim)
 
 
-@cache
-def _encoder_file(dim: int) -> bytes:
-    """Return a φ or ψ whose outputs are spread about 0; every dimension is another network."""
-    torch.manual_seed(dim)
-    network = ConvEncoder(4, dim, last_relu=False)
-    images = [decode_image(image_bytes(seed)) for seed in range(64)]
-    _spread(network, torch.from_numpy(preprocess_batch(images, Preprocessing.from_json(PREPROCESSING))))
-    last = network.layers[-1]
-    assert isinstance(last, nn.BatchNorm2d)
-    nn.init.constant_(last.weight, 4.0)  # what the average over the pixels takes away
-    return save_network(network)
-
-
-@cache
-def _transformation_file(from_dim: int, side_dim: int | None, to_dim: int) -> bytes:
-    """Return an h or g whose outputs are spread about 0; every three dimensions are another network."""
-    torch.manual_seed(100 * from_dim + to_dim)
-    network = Transformation(from_dim, side_dim, to_dim, inner_dim=16)
-    embedding = torch.randn(256, from_dim)
-    side = None if side_dim is None else torch.randn(256, side_dim)
-    _spread(network, embedding, side)
-    last = network.mixer[-1]
-    assert isinstance(last, nn.Linear)
-    with torch.no_grad():
-        output = network(embedding, side)
-        last.weight.div_(output.std(dim=0)[:, None])
-        last.bias.sub_(output.mean(dim=0)).div_(output.std(dim=0))
-    return save_network(network)
-
-
-def _spread(network: nn.Module, *inputs: torch.Tensor | None) -> None:
-    """Give every BatchNorm the statistics of these inputs."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = 1.0
-    with torch.no_grad():
-        network.train()(*inputs)
-    network.eval()
+def _transformation_bytes(from_dim: int, side_dim: int | None, to_dim: int) -> bytes:
+    """Return an h or g; every three dimensions are another network."""
+    return transformation_bytes(from_dim, side_dim, to_dim, seed=100 * from_dim + to_dim)

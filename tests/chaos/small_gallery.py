@@ -174,7 +174,7 @@ class SmallGallery:
             (rows.embedding, _network(7, to_dim)),
             (rows.side_information, _network(8, to_side_dim)),
         ):
-            np.testing.assert_allclose(found[transformed].astype(np.float32), h_or_g(*inputs), atol=5e-3, rtol=5e-3)
+            np.testing.assert_allclose(found[transformed].astype(np.float32), h_or_g(*inputs), atol=1e-3, rtol=1e-3)
 
     def _check_untouched(self, rows: EmbeddingRows) -> None:
         """What nobody wrote since is, bit by bit, what it was."""

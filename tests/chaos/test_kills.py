@@ -110,7 +110,7 @@ def check_rows(served: Served) -> None:
     assert (old.revision == new.revision).all()
     assert live >= len(new)
     expected = h(old.embedding.astype(np.float32), old.side_information.astype(np.float32))
-    np.testing.assert_allclose(new.embedding.astype(np.float32), expected, atol=5e-3, rtol=5e-3)
+    np.testing.assert_allclose(new.embedding.astype(np.float32), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_killing_the_worker_and_then_everything_costs_nothing_but_time(slow: Served) -> None:

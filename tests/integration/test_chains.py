@@ -62,7 +62,7 @@ def test_a_direct_transformation_from_a_kept_generation_is_taken(upgraded: TestC
     assert [leg["generation"] for leg in upgraded.get(f"/v1/upgrades/{upgrade_id}").json()["path"]] == [1]
     expected = by_h(generation_rows(worker, 1), "v1", "v3")
     found = generation_rows(worker, 3).embedding.astype(np.float32)
-    np.testing.assert_allclose(found, expected, atol=5e-3, rtol=5e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_items_that_only_the_active_generation_has_take_its_own_way(upgraded: TestClient, worker: WorkerParts) -> None:
@@ -89,7 +89,7 @@ def test_with_both_ways_as_short_the_active_generation_is_read(upgraded: TestCli
     assert upgraded.get(f"/v1/upgrades/{upgrade_id}").json()["path"] == [{"generation": 2, "transformations": [3]}]
     expected = by_h(generation_rows(worker, 2), "v2", "v3")
     found = generation_rows(worker, 3).embedding.astype(np.float32)
-    np.testing.assert_allclose(found, expected, atol=5e-3, rtol=5e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_chain_of_rollbacks_goes_back_one_by_one(upgraded: TestClient, worker: WorkerParts) -> None:

@@ -215,8 +215,8 @@ def register_loud_transformation(client: TestClient) -> None:
     last = h.mixer[2]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        last.weight.mul_(50_000)
-        last.bias.mul_(50_000)
+        last.weight.mul_(2_000)
+        last.bias.mul_(2_000)
     files = {"h": ("h", save_network(h)), "g": ("g", transformation_bytes(from_dim, from_side, to_side, seed=8))}
     answer = client.post("/v1/transformations", data={"from_version": "v1", "to_version": "v2"}, files=files)
     assert answer.status_code == 201, answer.text
@@ -389,3 +389,18 @@ def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
     assert answer.json()["state"] == "cancelled"
     with worker.database.session_scope() as session:
         assert session.scalars(text("SELECT to_regclass('embeddings_2')")).one() is None
+
+
+@pytest.mark.parametrize(("flat_below_rows", "kind"), [(21, "flat"), (20, "hnsw")])
+def test_the_kind_of_index_follows_from_the_number_of_rows(
+    gallery: TestClient, worker: WorkerParts, flat_below_rows: int, kind: str
+) -> None:
+    worker.settings.flat_below_rows = flat_below_rows
+    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
+
+    run_until(worker, gallery, upgrade_id, "live")
+
+    with worker.database.session_scope() as session:
+        parameters = session.scalars(text("SELECT index_parameters FROM generations ORDER BY id DESC LIMIT 1")).one()
+    assert (parameters["kind"], parameters["rows"]) == (kind, 20)
+    assert parameters["recall_at_10"] == 1.0

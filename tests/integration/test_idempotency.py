@@ -198,6 +198,19 @@ def test_a_database_that_is_away_is_503_with_a_key_as_without(ready: TestClient,
     assert post_gallery(ready, "k").status_code == 201
 
 
+def test_when_all_connections_are_taken_the_answer_is_503(ready: TestClient) -> None:
+    database: Database = ready.app.state.parts.database  # type: ignore[attr-defined]  # Starlette's type has no state
+    roomy = database.engine
+    database.engine = create_engine(roomy.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with database.engine.connect():
+        busy = [ready.get("/v1/galleries"), post_gallery(ready, "k")]
+    database.engine.dispose()
+    database.engine = roomy
+
+    assert [(answer.status_code, answer.headers["retry-after"]) for answer in busy] == [(503, "1")] * 2
+    assert post_gallery(ready, "k").status_code == 201
+
+
 def test_an_answer_is_forgotten_after_a_day(ready: TestClient, database: Database) -> None:
     post_gallery(ready, "old", name="a")
     post_gallery(ready, "recent", name="b")

@@ -62,9 +62,9 @@ def test_an_upgrade_moves_every_row_by_h_and_g_and_answers_by_the_new_version(
     assert {neighbor["origin"] for neighbor in after["neighbors"]} == {"transformed"}
     old, new = all_rows(worker, upgrade_id)
     expected_h, expected_g = offline(old)
-    np.testing.assert_allclose(new.embedding.astype(np.float32), expected_h, atol=5e-3, rtol=5e-3)
+    np.testing.assert_allclose(new.embedding.astype(np.float32), expected_h, atol=1e-3, rtol=1e-3)
     assert new.side_information is not None
-    np.testing.assert_allclose(new.side_information.astype(np.float32), expected_g, atol=5e-3, rtol=5e-3)
+    np.testing.assert_allclose(new.side_information.astype(np.float32), expected_g, atol=1e-3, rtol=1e-3)
     assert (new.revision == old.revision).all()
 
 

@@ -24,7 +24,7 @@ from tests.fakes import RecordingQueue
 
 _SAMPLE = 40
 _SETTLES_SECONDS = 20.0
-_FLAT_BELOW = 50_000  # items; above, an index is approximate and may miss one of its own vectors now and then
+_FLAT_BELOW = 50_000  # items; an index of more may be a graph, which misses one of its own vectors now and then
 _LEAST_SELF_RECALL = 0.9
 
 

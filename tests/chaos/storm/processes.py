@@ -45,7 +45,6 @@ class Service:
     apis: int
     workers: int
     settings: dict[str, str]
-    exact_below: int | None = None  # rows; None leaves the choice of the index to the service
     kills: dict[Killable, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
 
     def __post_init__(self) -> None:
@@ -67,9 +66,7 @@ class Service:
             self.urls.append(f"http://127.0.0.1:{port}")
             self._children.append(_Child(f"api-{number}", [*module, "api", "--port", str(port)]))
         for number in range(self.workers):
-            exact = [sys.executable, "-m", "tests.chaos.storm.worker", str(self.exact_below)]
-            command = [*module, "worker"] if self.exact_below is None else exact
-            self._children.append(_Child(f"worker-{number}", command))
+            self._children.append(_Child(f"worker-{number}", [*module, "worker"]))
 
     def start(self) -> None:
         """Start every process and wait until the API answers."""

@@ -177,8 +177,10 @@ class Storm:
             time.sleep(0.05)
 
     def _service(self, database: str, folder: Path, apis: int, workers: int, is_exact: bool) -> Service:
-        exact_below = 10 * self._options.items if is_exact else None
-        return Service(self._servers, folder, database, apis, workers, self._settings, exact_below)
+        """`is_exact`: the index is exact at this size. A graph of 200,000 vectors takes a minute of two cores and is
+        built in one go, so that a storm would mostly watch builds begin again."""
+        exact = {"flat_below_rows": str(10 * self._options.items)} if is_exact else {}
+        return Service(self._servers, folder, database, apis, workers, self._settings | exact)
 
     def _traffic(self, service: Service, oracle: Oracle, violations: Violations, seed: int) -> Traffic:
         return Traffic(

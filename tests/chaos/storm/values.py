@@ -19,7 +19,7 @@ from models.artifacts import Encoder, load_encoder, load_transformation_network,
 from models.backbones import ConvEncoder
 from models.preprocessing import Preprocessing, preprocess_batch
 from service.vectors.rows import Origin
-from tests.networks import PREPROCESSING, SIZE, image_bytes, transformation
+from tests.networks import PREPROCESSING, SIZE, image_bytes, transformation_bytes
 
 EMBEDDING_DIM = 128
 SIDE_INFORMATION_DIM = 64
@@ -67,7 +67,10 @@ def artifacts(version: str) -> tuple[bytes, bytes]:
 @lru_cache
 def transformation_artifacts() -> tuple[bytes, bytes]:
     """Return h and g from v1 to v2."""
-    return _transformation(EMBEDDING_DIM, seed=7), _transformation(SIDE_INFORMATION_DIM, seed=8)
+    return (
+        transformation_bytes(EMBEDDING_DIM, SIDE_INFORMATION_DIM, EMBEDDING_DIM, seed=7),
+        transformation_bytes(EMBEDDING_DIM, SIDE_INFORMATION_DIM, SIDE_INFORMATION_DIM, seed=8),
+    )
 
 
 def _encoder(dim: int, seed: int) -> bytes:
@@ -79,18 +82,6 @@ def _encoder(dim: int, seed: int) -> bytes:
     with torch.inference_mode():
         outputs = network(torch.randn(256, 3, SIZE, SIZE))
     last.weight.data /= outputs.std(dim=0)
-    last.bias.data = (last.bias - outputs.mean(dim=0)).detach() / outputs.std(dim=0)
-    return save_network(network)
-
-
-def _transformation(to_dim: int, seed: int) -> bytes:
-    """The same for an h or g."""
-    network = transformation(EMBEDDING_DIM, SIDE_INFORMATION_DIM, to_dim, seed)
-    last = network.mixer[-1]
-    assert isinstance(last, nn.Linear)
-    with torch.inference_mode():
-        outputs = network(*(torch.from_numpy(part) for part in imported(range(256))))
-    last.weight.data /= outputs.std(dim=0)[:, None]
     last.bias.data = (last.bias - outputs.mean(dim=0)).detach() / outputs.std(dim=0)
     return save_network(network)
 

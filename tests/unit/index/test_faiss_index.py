@@ -30,7 +30,7 @@ def sealed(
 ) -> FaissIndex:
     dim = vectors.shape[1]
     parts = ((ids[at : at + chunk], vectors[at : at + chunk]) for at in range(0, len(ids), chunk))
-    return FaissIndex(metric, dim, build_index(metric, dim, parts, len(ids), kind))
+    return FaissIndex(metric, dim, build_index(metric, dim, parts, kind))
 
 
 def as_rows(ids: Ids, vectors: Vectors) -> Rows:
@@ -211,7 +211,7 @@ def graph(request: pytest.FixtureRequest) -> Graph:
     if metric == "ip":  # its graph is only good for vectors of like norms
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = some_ids(6_000)
-    built = build_index(metric, 24, [(ids, vectors)], len(ids), "hnsw")
+    built = build_index(metric, 24, [(ids, vectors)], "hnsw")
     return Graph(metric, ids, vectors, centers + 0.5 * some_vectors(20, 24, 6), built)
 
 

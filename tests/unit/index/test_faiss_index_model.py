@@ -36,7 +36,7 @@ class FlatIndexIsADictionary(RuleBasedStateMachine):
     def build(self, metric: Metric, rows: list[tuple[int, list[float]]], has_sealed_part: bool) -> None:
         self.metric = metric
         ids, vectors = arrays(list(dict(rows).items()) if has_sealed_part else [])
-        built = build_index(metric, DIM, [(ids, vectors)], len(ids)) if has_sealed_part else None
+        built = build_index(metric, DIM, [(ids, vectors)], "flat") if has_sealed_part else None
         self.index = FaissIndex(metric, DIM, built)
         self.rows = dict(zip(ids.tolist(), vectors, strict=True))
 

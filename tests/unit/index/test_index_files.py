@@ -14,7 +14,6 @@ import pytest
 
 from service.index.faiss_index import FaissIndex
 from service.index.files import (
-    FLAT_BELOW_ROWS,
     IndexFileError,
     build_index,
     load_index,
@@ -39,7 +38,7 @@ def test_a_loaded_index_answers_as_the_built_one_and_can_be_changed(
     tmp_path: Path, metric: Metric, kind: Literal["flat", "hnsw"]
 ) -> None:
     ids, vectors = some_rows(3_000)
-    built = build_index(metric, DIM, [(ids, vectors)], len(ids), kind)
+    built = build_index(metric, DIM, [(ids, vectors)], kind)
     queries = some_rows(5, seed=1)[1]
 
     digest = save_index(built, tmp_path / "a.faiss")
@@ -57,26 +56,16 @@ def test_a_loaded_index_answers_as_the_built_one_and_can_be_changed(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_empty_index_has_a_file_too(tmp_path: Path, kind: Literal["flat", "hnsw"]) -> None:
-    built = build_index("l2", DIM, [], 0, kind)
+    built = build_index("l2", DIM, [], kind)
 
     loaded = load_index(tmp_path / "a", "l2", DIM, save_index(built, tmp_path / "a"))
 
     assert_finds_the_nearest(loaded, "l2", {}, some_rows(2)[1], 3)
 
 
-def test_the_kind_follows_from_the_number_of_rows() -> None:
-    rows = [some_rows(50)]
-
-    small, large = build_index("l2", DIM, rows, FLAT_BELOW_ROWS - 1), build_index("l2", DIM, rows, FLAT_BELOW_ROWS)
-
-    assert (small.kind, large.kind) == ("flat", "hnsw")
-    assert large.parameters == {"links": 32, "ef_construction": 80, "codes": "float16"}
-    assert large.seconds >= 0
-
-
 def test_a_search_leaves_its_thread_as_many_threads_to_build_with_as_before() -> None:
     ids, vectors = some_rows(50)
-    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids, vectors)], 50))
+    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids, vectors)], "flat"))
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(3)
@@ -91,7 +80,7 @@ def test_a_search_leaves_its_thread_as_many_threads_to_build_with_as_before() ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_truncated_or_altered_file_is_refused(tmp_path: Path, kind: Literal["flat", "hnsw"]) -> None:
     path = tmp_path / "a.faiss"
-    digest = save_index(build_index("l2", DIM, [some_rows(100)], 100, kind), path)
+    digest = save_index(build_index("l2", DIM, [some_rows(100)], kind), path)
     whole = path.read_bytes()
     damaged = [whole[:length] for length in [*range(0, 200), *range(200, len(whole), 97), len(whole) - 1]]
     damaged += [whole + b"\0", os.urandom(1_000)]
@@ -110,7 +99,7 @@ def test_a_missing_file_is_told_apart_from_a_damaged_one(tmp_path: Path) -> None
 
 
 def test_a_file_of_another_space_or_metric_is_refused(tmp_path: Path) -> None:
-    digest = save_index(build_index("l2", DIM, [some_rows(10)], 10), tmp_path / "a")
+    digest = save_index(build_index("l2", DIM, [some_rows(10)], "flat"), tmp_path / "a")
 
     with pytest.raises(IndexFileError, match="not one of 9 dimensions"):
         load_index(tmp_path / "a", "l2", DIM + 1, digest)
@@ -130,9 +119,9 @@ def test_what_faiss_cannot_read_is_an_unusable_file(tmp_path: Path) -> None:
 def test_a_new_file_leaves_the_index_that_has_the_old_one_mapped_as_it_is(tmp_path: Path) -> None:
     (old_ids, old), (_, new) = some_rows(200), some_rows(3_000, seed=5)
     path = tmp_path / "a"
-    mapped = load_index(path, "l2", DIM, save_index(build_index("l2", DIM, [(old_ids, old)], 200), path))
+    mapped = load_index(path, "l2", DIM, save_index(build_index("l2", DIM, [(old_ids, old)], "flat"), path))
 
-    save_index(build_index("l2", DIM, [(np.arange(3_000), new)], 3_000), path)
+    save_index(build_index("l2", DIM, [(np.arange(3_000), new)], "flat"), path)
 
     assert_finds_the_nearest(mapped, "l2", dict(zip(old_ids.tolist(), old, strict=True)), new[:3], 4)
 
@@ -153,7 +142,7 @@ def dying(name, real):
         return result
     return call
 os.fsync, os.rename = dying("fsync", os.fsync), dying("rename", os.rename)
-save_index(build_index("l2", 8, [(np.arange(50), np.ones((50, 8), np.float32))], 50), path)
+save_index(build_index("l2", 8, [(np.arange(50), np.ones((50, 8), np.float32))], "flat"), path)
 """
 
 
@@ -163,7 +152,7 @@ def test_a_kill_in_saving_leaves_a_whole_file_and_the_next_save_cleans_up(
 ) -> None:
     """Killed after the fsync, after the rename, and after the folder's fsync."""
     path = tmp_path / "a.faiss"
-    old = save_index(build_index("l2", DIM, [some_rows(20)], 20), path)
+    old = save_index(build_index("l2", DIM, [some_rows(20)], "flat"), path)
 
     process = subprocess.run([sys.executable, "-c", _DIE_IN_STEP, str(step), str(path)], check=False, timeout=60)
 
@@ -171,7 +160,7 @@ def test_a_kill_in_saving_leaves_a_whole_file_and_the_next_save_cleans_up(
     now = _sha256(path)
     assert (now != old) == is_published
     assert len(load_index(path, "l2", DIM, now)) == (50 if is_published else 20)
-    again = save_index(build_index("l2", DIM, [some_rows(30)], 30), path)
+    again = save_index(build_index("l2", DIM, [some_rows(30)], "flat"), path)
     assert len(load_index(path, "l2", DIM, again)) == 30
     assert [file.name for file in tmp_path.iterdir()] == ["a.faiss"]
 
@@ -179,7 +168,7 @@ def test_a_kill_in_saving_leaves_a_whole_file_and_the_next_save_cleans_up(
 @pytest.mark.parametrize("metric", METRICS)
 def test_an_exact_index_has_recall_1_whatever_the_chunks(metric: Metric) -> None:
     ids, vectors = some_rows(500)
-    index = FaissIndex(metric, DIM, build_index(metric, DIM, [(ids, vectors)], 500))
+    index = FaissIndex(metric, DIM, build_index(metric, DIM, [(ids, vectors)], "flat"))
     chunks = [(ids[at : at + 77], vectors[at : at + 77]) for at in range(0, 500, 77)]
 
     assert measure_recall(index, metric, vectors[:20], chunks) == 1.0
@@ -188,7 +177,7 @@ def test_an_exact_index_has_recall_1_whatever_the_chunks(metric: Metric) -> None
 
 def test_recall_counts_the_neighbours_that_an_index_lacks() -> None:
     ids, vectors = some_rows(100)
-    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids[:75], vectors[:75])], 75))
+    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids[:75], vectors[:75])], "flat"))
 
     assert measure_recall(index, "l2", vectors[:5], [(ids, vectors)], k=100) == 0.75
 
@@ -196,7 +185,7 @@ def test_recall_counts_the_neighbours_that_an_index_lacks() -> None:
 def test_rows_as_near_as_the_true_ones_count_as_found() -> None:
     ids, vectors = some_rows(300)
     vectors[:100] = vectors[0]  # a hundred copies: any ten of them are the ten nearest
-    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids[50:], vectors[50:])], 250))
+    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids[50:], vectors[50:])], "flat"))
 
     assert measure_recall(index, "l2", vectors[:1], [(ids, vectors)]) == 1.0
 

@@ -122,7 +122,7 @@ def test_searches_beside_additions_and_removals_stay_right(kind: str) -> None:
     """Each row is (id, 0, ...): its own nearest, at every moment between its addition and its removal."""
     dim, sealed_count = 8, 4_000
     ids = np.arange(sealed_count, dtype=np.int64)
-    built = build_index("l2", dim, [(ids, _vectors(ids, dim))], sealed_count, "flat" if kind == "flat" else "hnsw")
+    built = build_index("l2", dim, [(ids, _vectors(ids, dim))], "flat" if kind == "flat" else "hnsw")
     index, threads, stopping = FaissIndex("l2", dim, built), Threads(), threading.Event()
     searches = [0, 0]
     ever = ids[::2]  # the writer leaves the even ones alone
