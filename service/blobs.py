@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import fsspec
 
 from service.errors import GalleryError
+from service.folders import sync_folder
 
 
 class BlobDamaged(GalleryError):
@@ -21,15 +22,6 @@ class BlobDamaged(GalleryError):
 
 class BlobMissing(GalleryError):
     status_code = 500
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, as a file's own fsync does not."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 class BlobStore:

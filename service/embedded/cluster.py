@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from service.embedded.processes import Account, run
+from service.folders import sync_folder
 
 POSTGRES_MAJOR = 18
 _LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
@@ -82,7 +83,7 @@ def make_cluster(
     if made.returncode != 0:
         raise EmbeddedServerError(f"initdb failed: {made.stderr.strip()[-500:]}")
     part.rename(cluster)
-    _sync_folder(cluster.parent)
+    sync_folder(cluster.parent)
 
 
 def make_stale(postmaster_pid: Path) -> None:
@@ -97,11 +98,3 @@ def make_stale(postmaster_pid: Path) -> None:
             postmaster_pid.write_bytes(b"%d\n%b" % (os.getpid(), rest))
         else:
             postmaster_pid.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

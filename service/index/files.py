@@ -18,8 +18,8 @@ from typing import Literal
 import faiss
 import numpy as np
 
-from service.blobs import sync_folder
 from service.crash_points import crash_point
+from service.folders import sync_folder
 from service.index.faiss_index import BuiltIndex, FaissIndex
 from service.index.protocol import Ids, Metric, Vectors, exact_distances, nearest, normalized
 
