@@ -286,15 +286,23 @@ def embeddings_table(generation_id: int) -> str:
     return f"embeddings_{int(generation_id)}"
 
 
+_WIDEST_ROW_BYTES = 4_080  # so that a page of 8 KiB holds two; PostgreSQL's default is a quarter of a page
+
+
 def create_embeddings_table(
     session: Session, generation_id: int, embedding_type: str, side_information_type: str | None
 ) -> None:
-    """Create a generation's table; the types are SQL, such as `halfvec(128)`."""
+    """Create a generation's table; the types are SQL, such as `halfvec(128)`.
+
+    A row stays in one piece up to half a page; a wider one keeps its vectors in the TOAST table, uncompressed. The
+    primary key is kept during a load: `ON CONFLICT` needs it, and ids ascend, so that it costs little.
+    """
     side_information = f", side_information {side_information_type} NOT NULL" if side_information_type else ""
     session.execute(
         text(
             f"CREATE TABLE {embeddings_table(generation_id)} (item_id bigint PRIMARY KEY, revision bigint NOT NULL,"
             f" origin smallint NOT NULL, embedding {embedding_type} NOT NULL{side_information})"
+            f" WITH (toast_tuple_target = {_WIDEST_ROW_BYTES})"
         )
     )
 
