@@ -131,11 +131,26 @@ def read_current_rows(
     session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids | None = None
 ) -> Iterator[EmbeddingRows]:
     """Stream a generation's current rows (embeddings only), all of them or those among `ids`, by item id."""
-    embeddings_only = VectorFormat(stored.vector_format.embedding_dim, None, stored.vector_format.dtype)
     where = "true" if ids is None else "i.id = ANY(%s)"
     query = current_rows_query(stored, side_information=False, where=where)
     parameters = () if ids is None else (ids.tolist(),)
-    return read_rows(driver_connection(session), query, parameters, embeddings_only, rows_per_chunk)
+    return read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
+
+
+def read_next_rows(
+    session: Session, stored: StoredGeneration, after_item_id: int, up_to_revision: int, count: int
+) -> EmbeddingRows | None:
+    """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
+    when there are no more."""
+    where = "e.item_id > %s AND e.revision <= %s"
+    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
+    parameters = (after_item_id, up_to_revision)
+    chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
+    return EmbeddingRows.concatenate(chunks) if chunks else None
+
+
+def _embeddings_only(stored: StoredGeneration) -> VectorFormat:
+    return VectorFormat(stored.vector_format.embedding_dim, None, stored.vector_format.dtype)
 
 
 def _live_ids(session: Session, gallery_id: int) -> Ids:

@@ -1,7 +1,7 @@
 """Building a generation's index file. A worker builds it once; API replicas load it ahead of the cutover.
 
-1. read the gallery's revision R and stream the rows that are current into the index, in one snapshot (crash point
-   `index.streamed`);
+1. read the gallery's revision R, then stream the rows that are current and no newer than R into the index, in many
+   short transactions: whoever loads the file applies all changes since R (crash point `index.streamed`);
 2. measure its recall on a sample against exact search (`index.built`);
 3. publish the file under the generation's own name: temporary name, fsync, rename, fsync of the folder (the steps of
    `service.index.files`, then `index.published`);
@@ -13,7 +13,7 @@ build replaces both, and `service.domain.removal` removes what a dropped generat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from service import logs
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.following import read_current_rows
+from service.domain.following import read_current_rows, read_next_rows
 from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job
 from service.domain.removal import index_file
@@ -121,20 +121,23 @@ class _JobProgress:
 def _build(
     database: Database, settings: Settings, gallery_id: int, generation_id: int, progress: Callable[[int, int], None]
 ) -> _Built:
-    with database.session_scope(snapshot=True) as session:
+    with database.session_scope() as session:
         gallery = session.get_one(Gallery, gallery_id)
         stored = get_stored_generation(session, gallery_id, generation_id)
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
-        dim = stored.vector_format.embedding_dim
-        rows = _counted(_vectors(session, stored, settings.rows_per_chunk), count, progress)
-        built = build_index(metric, dim, rows, "flat" if count < settings.flat_below_rows else "hnsw")
-        crash_point("index.streamed")
         sample = _sample(session, stored, settings.recall_sample_items)
-        index = FaissIndex(metric, dim, built)
-        rows = _vectors(session, stored, settings.rows_per_chunk)
-        recall = measure_recall(index, metric, sample, rows, k=10) if len(sample) else 1.0
-        return _Built(built, gallery.revision, len(index), recall)
+    dim = stored.vector_format.embedding_dim
+
+    def rows() -> Iterator[_Chunk]:
+        return _vectors(database, stored, gallery.revision, settings.batch_items)
+
+    kind: Literal["flat", "hnsw"] = "flat" if count < settings.flat_below_rows else "hnsw"
+    built = build_index(metric, dim, _counted(rows(), count, progress), kind)
+    crash_point("index.streamed")
+    index = FaissIndex(metric, dim, built)
+    recall = measure_recall(index, metric, sample, rows(), k=10) if len(sample) else 1.0
+    return _Built(built, gallery.revision, len(index), recall)
 
 
 def _counted(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], None]) -> Iterator[_Chunk]:
@@ -145,9 +148,15 @@ def _counted(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], 
         progress(done, total)
 
 
-def _vectors(session: Session, stored: StoredGeneration, rows_per_chunk: int) -> Iterator[_Chunk]:
-    for rows in read_current_rows(session, stored, rows_per_chunk):
+def _vectors(database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int) -> Iterator[_Chunk]:
+    last = 0
+    while True:
+        with database.session_scope() as session:
+            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once)
+        if rows is None:
+            return
         yield rows.item_id, rows.embedding.astype(np.float32)
+        last = int(rows.item_id[-1])
 
 
 def _sample(session: Session, stored: StoredGeneration, count: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,12 @@ from models.artifacts import save_network
 from service.db import Database
 from service.domain import batches, index_builds
 from service.domain.catch_up import verify
+from service.domain.following import read_next_rows
 from service.domain.generations import missing_items
 from service.domain.jobs import record_progress
 from service.domain.upgrades import get_upgrade
 from service.settings import Settings
-from tests.networks import transformation, transformation_bytes
+from tests.networks import image_bytes, transformation, transformation_bytes
 from tests.rows import all_rows
 from tests.scenario import (
     DIMS,
@@ -369,8 +371,6 @@ def test_vectors_of_both_versions_survive_a_rollback_and_those_of_one_refuse_it(
 def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
     gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_vectors(gallery, [f"vector-{number}" for number in range(20_000)])
-    monkeypatch.setattr(worker.settings, "batch_items", 20_100)
     upgrade_id = start_upgrade(gallery, "v2")
     cancelled: list[Future[Any]] = []
 
@@ -389,6 +389,32 @@ def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
     assert answer.json()["state"] == "cancelled"
     with worker.database.session_scope() as session:
         assert session.scalars(text("SELECT to_regclass('embeddings_2')")).one() is None
+
+
+def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
+    reads = count()
+
+    def write_after_the_first(*arguments: Any) -> Any:
+        if next(reads) == 1:
+            for name, seed in (("image-1.png", 31), ("image-18.png", 48)):
+                assert gallery.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(seed)))]).is_success
+            post_images(gallery, [50])
+            for name in ("image-0.png", "image-19.png"):
+                assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
+        return read_next_rows(*arguments)
+
+    monkeypatch.setattr(index_builds, "read_next_rows", write_after_the_first)
+    run_until(worker, gallery, upgrade_id, "live")
+
+    wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
+    names = {f"image-{number}.png" for number in [*range(1, 19), 50]}
+    assert {neighbor["id"] for neighbor in search(gallery, 1, k=50)["neighbors"]} == names
+    for name, seed in (("image-1.png", 31), ("image-18.png", 48), ("image-50.png", 50)):
+        nearest = search(gallery, seed)["neighbors"][0]
+        assert (nearest["id"], nearest["distance"]) == (name, pytest.approx(0, abs=1e-2))
 
 
 @pytest.mark.parametrize(("flat_below_rows", "kind"), [(21, "flat"), (20, "hnsw")])
