@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 
-from benchmarks.setting import fill_gallery, machine, register_versions, worker_with_servers
+from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, worker_with_servers
 from service.domain.cutover import cut_over
 from service.domain.upgrade_state import State
 from service.domain.upgrades import get_upgrade, plan_upgrade
 from workers.app import WorkerParts
-from workers.upgrading import advance_upgrade
 
 _DIM = 128
 
@@ -59,23 +58,17 @@ def _make_ready(parts: WorkerParts, gallery_name: str) -> int:
     """Run an upgrade up to its index, which a cutover does not look at."""
     with parts.database.session_scope() as session:
         upgrade_id = plan_upgrade(session, gallery_name, "v2", "manual").id
-    while True:
-        advance_upgrade(parts, upgrade_id)
-        with parts.database.session_scope() as session:
-            upgrade = get_upgrade(session, upgrade_id)
-            if upgrade.state not in (State.PLANNED, State.TRANSFORMING):
-                upgrade.state = State.READY
-                return upgrade_id
+    run_batches(parts, upgrade_id)
+    with parts.database.session_scope() as session:
+        get_upgrade(session, upgrade_id).state = State.READY
+    return upgrade_id
 
 
 def _cut_over(parts: WorkerParts, upgrade_id: int) -> float:
-    settings = parts.settings
     began = time.perf_counter()
     try:
         with parts.database.session_scope() as session:
-            cut_over(
-                session, upgrade_id, parts.networks.transform, settings.rows_per_chunk, settings.cutover_max_changes
-            )
+            cut_over(session, upgrade_id, parts.networks.transform, parts.settings.cutover_max_changes)
             raise _Undo
     except _Undo:
         return (time.perf_counter() - began) * 1000

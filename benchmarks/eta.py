@@ -17,12 +17,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.setting import fill_gallery, machine, register_versions, worker_with_servers
+from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, worker_with_servers
 from service.domain.progress import progress_of
-from service.domain.upgrade_state import State
 from service.domain.upgrades import get_upgrade, plan_upgrade
 from workers.app import WorkerParts
-from workers.upgrading import advance_upgrade
 
 _DIM = 128
 _READ_EVERY_SECONDS = 0.25
@@ -76,24 +74,16 @@ def run(
 
 def _run(parts: WorkerParts, gallery_name: str, speed: float) -> tuple[list[_Reading], float, float]:
     """Return the readings of the bulk pass, and when it began and ended."""
-    began = time.monotonic()
     with parts.database.session_scope() as session:
         upgrade_id = plan_upgrade(session, gallery_name, "v2", "manual", speed=speed).id
     readings: list[_Reading] = []
     finished = threading.Event()
     reader = threading.Thread(target=_read, args=(parts, upgrade_id, readings, finished))
     reader.start()
-    while _state(parts, upgrade_id) in (State.PLANNED, State.TRANSFORMING):
-        advance_upgrade(parts, upgrade_id)
-    finish = time.monotonic()
+    began, finish = run_batches(parts, upgrade_id)
     finished.set()
     reader.join()
     return readings, began, finish
-
-
-def _state(parts: WorkerParts, upgrade_id: int) -> str:
-    with parts.database.session_scope() as session:
-        return get_upgrade(session, upgrade_id).state
 
 
 def _read(parts: WorkerParts, upgrade_id: int, readings: list[_Reading], finished: threading.Event) -> None:
@@ -101,7 +91,7 @@ def _read(parts: WorkerParts, upgrade_id: int, readings: list[_Reading], finishe
         with parts.database.session_scope() as session:
             phase = progress_of(session, get_upgrade(session, upgrade_id))["transforming"]
         if phase["eta_seconds"]:
-            readings.append(_Reading(time.monotonic(), phase["done"] / phase["total"], phase["eta_seconds"]))
+            readings.append(_Reading(time.time(), phase["done"] / phase["total"], phase["eta_seconds"]))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from sqlalchemy import text
 
 from migrations import upgrade_database
 from models.artifacts import save_network
+from models.backbones import ConvEncoder
 from models.transformation import Transformation as TransformationNetwork
 from service.db import create_database_engine, driver_connection
 from service.domain.galleries import create_gallery
 from service.domain.generations import get_stored_generation
+from service.domain.upgrade_state import State
+from service.domain.upgrades import events_after, get_upgrade
 from service.embedded.servers import EmbeddedServers
 from service.queue import celery_application
 from service.settings import Settings
@@ -24,6 +28,7 @@ from service.tables import Gallery, ModelVersion, Transformation
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows, Origin
 from workers.app import WorkerParts, make_worker_parts
+from workers.upgrading import advance_upgrade
 
 _ROWS_AT_ONCE = 100_000
 
@@ -35,8 +40,20 @@ def machine() -> str:
     return f"{len(names)} x {names[0]}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
+def device_name(device: str) -> str:
+    return "the CPU" if device == "cpu" else torch.cuda.get_device_name()
+
+
+def paper_sized_transformation(dim: int, seed: int) -> TransformationNetwork:
+    """Return an h or g of the paper's size whose BatchNorm statistics are not those of a fresh one."""
+    torch.manual_seed(seed)
+    network = TransformationNetwork(dim, dim, dim)
+    network(torch.randn(64, dim), torch.randn(64, dim))
+    return network.eval()
+
+
 @contextmanager
-def worker_with_servers() -> Iterator[WorkerParts]:
+def worker_with_servers(**own_settings: Any) -> Iterator[WorkerParts]:
     """Embedded servers with an empty database, and a worker's parts on them."""
     logging.getLogger().setLevel(logging.WARNING)
     with (
@@ -47,7 +64,8 @@ def worker_with_servers() -> Iterator[WorkerParts]:
             data=Path(folder),
             database_url=servers.database_url,
             broker_url=servers.broker_url,
-            task_slice_seconds=1e-3,  # one step per call of advance_upgrade
+            flat_below_rows=10**9,  # an index in seconds: what is measured here ends before it
+            **own_settings,
         )
         engine = create_database_engine(servers.database_url)
         upgrade_database(engine)
@@ -59,14 +77,24 @@ def worker_with_servers() -> Iterator[WorkerParts]:
             parts.database.engine.dispose()
 
 
+def run_batches(parts: WorkerParts, upgrade_id: int) -> tuple[float, float]:
+    """Run an upgrade until all its rows are transformed; return when that began and ended, in seconds since 1970."""
+    while _state(parts, upgrade_id) in (State.PLANNED, State.TRANSFORMING):
+        advance_upgrade(parts, upgrade_id)
+    with parts.database.session_scope() as session:
+        at = {event.state: event.at.timestamp() for event in events_after(session, upgrade_id, 0)}
+    return at[State.TRANSFORMING], at[State.INDEXING]
+
+
+def _state(parts: WorkerParts, upgrade_id: int) -> str:
+    with parts.database.session_scope() as session:
+        return get_upgrade(session, upgrade_id).state
+
+
 def register_versions(parts: WorkerParts, dim: int) -> None:
-    """Register v1 and v2 of `dim` dimensions each for φ and ψ, without encoders, and (h, g) of the paper's size."""
-    networks = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        network = TransformationNetwork(dim, dim, dim)
-        network(torch.randn(64, dim), torch.randn(64, dim))  # statistics that are not those of a fresh BatchNorm
-        networks.append(parts.blobs.put(save_network(network.eval())))
+    """Register v1 and v2 of `dim` dimensions each for φ and ψ, small ones, and (h, g) of the paper's size."""
+    encoder = parts.blobs.put(save_network(ConvEncoder(8, dim)))
+    networks = [parts.blobs.put(save_network(paper_sized_transformation(dim, seed))) for seed in range(2)]
     with parts.database.session_scope() as session:
         versions = [
             ModelVersion(
@@ -74,9 +102,11 @@ def register_versions(parts: WorkerParts, dim: int) -> None:
                 embedding_dim=dim,
                 side_information_dim=dim,
                 normalize=False,
-                preprocessing={},
-                embedding_model_digest="",
+                preprocessing={"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+                embedding_model_digest=encoder,
                 embedding_model_kind="safetensors",
+                side_information_model_digest=encoder,
+                side_information_model_kind="safetensors",
             )
             for name in ("v1", "v2")
         ]

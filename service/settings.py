@@ -2,6 +2,7 @@
 entry point (`cli`, `workers.app`) and passed on; tests construct it directly."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -28,10 +29,13 @@ class Settings(BaseSettings):
 
     # Networks.
     device: str = "cpu"
+    # The number format of h and g; unset, a short trial finds out what the device is fastest in.
+    precision: Literal["float32", "bfloat16"] | None = None
     encode_batch_items: int = 256
 
     # Upgrades.
     batch_items: int = Field(default=20_000, ge=1)
+    batches_at_once: int = Field(default=3, ge=1)  # in one worker
     rows_per_chunk: int = Field(default=4_096, ge=1)
     lease_seconds: float = Field(default=30.0, gt=0)
     max_batch_attempts: int = Field(default=5, ge=1)

@@ -1,21 +1,24 @@
 """The h and g of each transformation, loaded once per process, and their application to stored rows."""
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import load_transformation_network
 from models.normalize import l2_normalize
+from models.precision import fastest_precision
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain.batches import PoisonedItem
 from service.domain.generations import StoredGeneration
 from service.settings import Settings
 from service.tables import ModelVersion, Transformation
-from service.vectors.rows import EmbeddingRows, NotStorable, to_storage
+from service.vectors.rows import EmbeddingRows, NotStorable, VectorFormat, to_storage
 
-Vectors = NDArray[np.float32]
+Vectors = NDArray[Any]  # float16 as stored, or float32
 Network = Callable[[Vectors, Vectors | None], Vectors]
 
 
@@ -35,13 +38,18 @@ class Hop:
 
 
 class TransformationNetworks:
-    """Applies paths of transformations; a network is read from the blob store (and its digest checked) once."""
+    """Applies paths of transformations; a network is read from the blob store (and its digest checked) once.
+
+    One thread computes at a time, because each takes all of the device; others read and write rows meanwhile.
+    """
 
     def __init__(self, database: Database, blobs: BlobStore, settings: Settings) -> None:
         self._database = database
         self._blobs = blobs
         self._settings = settings
         self._hops: dict[int, Hop] = {}
+        self._loading = threading.Lock()
+        self._computing = threading.Lock()
 
     def transform(
         self, rows: EmbeddingRows, source: StoredGeneration, target: StoredGeneration, path: tuple[int, ...]
@@ -50,27 +58,16 @@ class TransformationNetworks:
 
         Raises `PoisonedItem` when a value of a row comes out not finite, or too large for the stored dtype.
         """
-        embedding = rows.embedding.astype(np.float32)
-        side_information = None
-        if rows.side_information is not None:
-            side_information = rows.side_information.astype(np.float32)
-        for transformation_id in path:
-            embedding, side_information = self._hop(transformation_id)(embedding, side_information)
-        stored_side = None
-        try:
-            stored_embedding = to_storage(embedding, target.vector_format.dtype)
-            if target.vector_format.side_information_dim is not None:
-                assert side_information is not None
-                stored_side = to_storage(side_information, target.vector_format.dtype)
-        except NotStorable as error:
-            raise PoisonedItem(int(rows.item_id[error.row]), error.reason) from error
-        return EmbeddingRows(
-            item_id=rows.item_id,
-            revision=rows.revision,
-            origin=rows.origin,
-            embedding=stored_embedding,
-            side_information=stored_side,
-        )
+        hops = [self._hop(transformation_id) for transformation_id in path]
+        wanted = target.vector_format
+        chunk = self._settings.rows_per_chunk
+        with self._computing:
+            return EmbeddingRows.concatenate(
+                [
+                    _transform_chunk(rows.part(slice(start, start + chunk)), hops, wanted)
+                    for start in range(0, len(rows), chunk)
+                ]
+            )
 
     def load(self, transformation_ids: Iterable[int]) -> None:
         """Have the networks ready, so that nothing that holds a lock waits for them."""
@@ -78,9 +75,10 @@ class TransformationNetworks:
             self._hop(transformation_id)
 
     def _hop(self, transformation_id: int) -> Hop:
-        if transformation_id not in self._hops:
-            self._hops[transformation_id] = self._load(transformation_id)
-        return self._hops[transformation_id]
+        with self._loading:
+            if transformation_id not in self._hops:
+                self._hops[transformation_id] = self._load(transformation_id)
+            return self._hops[transformation_id]
 
     def _load(self, transformation_id: int) -> Hop:
         with self._database.session_scope() as session:
@@ -101,4 +99,20 @@ class TransformationNetworks:
             to_dim=to_dim,
             device=self._settings.device,
             trust_torchscript=self._settings.trust_torchscript,
+            precision=self._settings.precision or fastest_precision(self._settings.device),
         )
+
+
+def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFormat) -> EmbeddingRows:
+    embedding, side_information = rows.embedding, rows.side_information
+    for hop in hops:
+        embedding, side_information = hop(embedding, side_information)
+    stored_side = None
+    try:
+        stored_embedding = to_storage(embedding, wanted.dtype)
+        if wanted.side_information_dim is not None:
+            assert side_information is not None
+            stored_side = to_storage(side_information, wanted.dtype)
+    except NotStorable as error:
+        raise PoisonedItem(int(rows.item_id[error.row]), error.reason) from error
+    return replace(rows, embedding=stored_embedding, side_information=stored_side)

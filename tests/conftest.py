@@ -92,8 +92,10 @@ def small_settings(servers: Servers, database_url: str, data: Path) -> Settings:
         database_url=database_url,
         broker_url=servers.broker_url,
         trust_torchscript=True,
+        precision="float32",
         follow_every_seconds=0.1,
         batch_items=7,
+        batches_at_once=1,  # so that a test sees an upgrade between two batches
         retry_base_seconds=0.0,
         rows_per_chunk=4,
     )

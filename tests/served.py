@@ -17,8 +17,13 @@ class Served:
 
     def __init__(self, data: Path, **settings: str) -> None:
         self.data = data
-        self._environment = {**os.environ, "GALLERY_TRUST_TORCHSCRIPT": "1", "GALLERY_FOLLOW_EVERY_SECONDS": "0.1"}
-        self._environment |= {f"GALLERY_{name.upper()}": value for name, value in settings.items()}
+        settings = {
+            "trust_torchscript": "1",
+            "follow_every_seconds": "0.1",
+            "precision": "float32",  # as h is applied offline
+            **settings,
+        }
+        self._environment = {**os.environ, **{f"GALLERY_{name.upper()}": value for name, value in settings.items()}}
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

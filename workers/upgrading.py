@@ -6,6 +6,7 @@ lock and the guarded change of state.
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from psycopg.errors import UndefinedTable
@@ -82,8 +83,8 @@ def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    """Run one batch; when all are done, catch up until the remainder is small, then go on to indexing."""
-    if _run_batch(parts, upgrade.id):
+    """Run batches; when all are done, catch up until the remainder is small, then go on to indexing."""
+    if _run_batches(parts, upgrade):
         return True
     with _phase(parts, upgrade.id) as mine:
         if not mine:
@@ -148,7 +149,7 @@ def _evaluate(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Keep the remainder small while the upgrade is ready, and cut over when that was asked for."""
-    if _run_batch(parts, upgrade.id):
+    if _run_batches(parts, upgrade):
         return True
     with _phase(parts, upgrade.id) as mine:
         behind = _verify(parts, upgrade.id) if mine else None
@@ -163,12 +164,9 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
     parts.networks.load(transformation for leg in upgrade.legs for transformation in leg["transformations"])
-    settings = parts.settings
     try:
         with parts.database.session_scope() as session:
-            cut_over(
-                session, upgrade.id, parts.networks.transform, settings.rows_per_chunk, settings.cutover_max_changes
-            )
+            cut_over(session, upgrade.id, parts.networks.transform, parts.settings.cutover_max_changes)
         crash_point("switch.committed")
     except TooFarBehind:
         return True  # writers were faster than the look before; look again
@@ -190,6 +188,28 @@ _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {
 }
 
 
+def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    """Run batches for up to one time slice; return whether there is reason to look for more.
+
+    At full speed several are under way at once, each in a thread and a transaction of its own: while one of them
+    computes, the others read and write rows.
+    """
+    if upgrade.speed < 1:
+        return _run_batch(parts, upgrade.id)
+    ends = time.monotonic() + parts.settings.task_slice_seconds
+
+    def run_one_after_another() -> bool:
+        found = True
+        while found and time.monotonic() < ends:
+            found = _run_batch(parts, upgrade.id)
+        return found
+
+    count = parts.settings.batches_at_once
+    with ThreadPoolExecutor(count) as threads:
+        running = [threads.submit(run_one_after_another) for _ in range(count)]
+    return any([future.result() for future in running])
+
+
 def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
     """Claim and run one batch; return whether there is reason to look for another."""
     settings = parts.settings
@@ -207,7 +227,7 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
     began = time.monotonic()
     try:
         with parts.database.session_scope() as session:
-            work_on_batch(session, claim, parts.networks.transform, settings.rows_per_chunk)
+            work_on_batch(session, claim, parts.networks.transform)
         crash_point("batch.committed")
     except PoisonedItem as error:
         _fail_for_item(parts, upgrade_id, error)

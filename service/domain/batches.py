@@ -14,7 +14,7 @@ stored (`PoisonedItem`) is not tried again: the upgrade fails at once and names 
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -113,7 +113,7 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
     return Claim(batch_id, upgrade_id, token, claimed.attempts, claimed.error)
 
 
-def work_on_batch(session: Session, claim: Claim, transform: Transform, rows_per_chunk: int) -> int | None:
+def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int | None:
     """Transform a claimed batch and mark it done, in the session's one transaction; return the rows written.
 
     None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over.
@@ -133,8 +133,8 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform, rows_per
         # Nothing was tried: the batch waits for a resume as if it had not been claimed.
         batch.state, batch.attempts = "pending", batch.attempts - 1
         return None
-    rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform, rows_per_chunk)
-    batch.state, batch.rows, batch.error, batch.done_at = "done", rows, None, func.now()
+    rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform)
+    batch.state, batch.rows, batch.error, batch.done_at = "done", rows, None, func.clock_timestamp()
     events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
     return rows
 
@@ -177,7 +177,6 @@ def transform_items(
     first_item_id: int,
     last_item_id: int,
     transform: Transform,
-    rows_per_chunk: int,
     after_revision: int = 0,
 ) -> int:
     """Give every item of the range that lacks a current row in the next generation one, and return how many.
@@ -193,10 +192,10 @@ def transform_items(
     for number, (leg, source) in enumerate(zip(upgrade.legs, sources, strict=True)):
         path = tuple(leg["transformations"])
         bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
-        chunks = list(_rows_to_transform(session, sources[: number + 1], target, bounds, rows_per_chunk))
-        if not chunks:
+        rows = _rows_to_transform(session, sources[: number + 1], target, bounds)
+        if rows is None:
             continue
-        transformed = EmbeddingRows.concatenate([transform(rows, source, target, path) for rows in chunks])
+        transformed = transform(rows, source, target, path)
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
         staging = f"staging_{upgrade.to_generation_id}_{first_item_id}_{number}"
@@ -225,10 +224,10 @@ def _rows_to_transform(
     sources: Sequence[StoredGeneration],
     target: StoredGeneration,
     bounds: tuple[int, int, int, int],
-    rows_per_chunk: int,
-) -> Iterator[EmbeddingRows]:
-    """Return the rows that the last of `sources` has and none before it: an item that was written to an earlier leg's
-    generation after that leg had been read is left to the catch-up, so that every item takes the first leg that it can.
+) -> EmbeddingRows | None:
+    """Return the rows, if any, that the last of `sources` has and none before it: an item that was written to an
+    earlier leg's generation after that leg had been read is left to the catch-up, so that every item takes the first
+    leg that it can.
 
     `bounds` are the first and last item id, the gallery's id, and the revision after which items count.
     """
@@ -248,4 +247,5 @@ def _rows_to_transform(
         target=sql.Identifier(target.table),
         unless=sql.Composed([_NOT_CURRENT_IN.format(table=sql.Identifier(before.table)) for before in earlier]),
     )
-    return read_rows(driver_connection(session), query, bounds, source.vector_format, rows_per_chunk)
+    chunks = list(read_rows(driver_connection(session), query, bounds, source.vector_format))
+    return EmbeddingRows.concatenate(chunks) if chunks else None

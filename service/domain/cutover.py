@@ -61,7 +61,7 @@ def withdraw_cutover(session: Session, upgrade_id: int) -> Upgrade:
     return upgrade
 
 
-def cut_over(session: Session, upgrade_id: int, transform: Transform, rows_per_chunk: int, max_changes: int) -> Upgrade:
+def cut_over(session: Session, upgrade_id: int, transform: Transform, max_changes: int) -> Upgrade:
     """Transform the last remainder and make the next generation active.
 
     Raises `TooFarBehind` when more than `max_changes` changes came since the verified revision, `NotComplete` when an
@@ -77,7 +77,7 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, rows_per_c
         raise TooFarBehind(f"More than {max_changes} changes wait for catch-up; the cutover follows it.")
     missing = missing_items(session, gallery.id, target, verified)
     if missing:
-        transform_items(session, upgrade, missing[0], missing[-1], transform, rows_per_chunk, verified)
+        transform_items(session, upgrade, missing[0], missing[-1], transform, verified)
     delete_orphans(session, gallery.id, target, verified, gallery.revision)
     crash_point("cutover.caught_up")
     _switch(session, gallery, target, verified)

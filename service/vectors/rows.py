@@ -109,6 +109,17 @@ class EmbeddingRows:
     def __len__(self) -> int:
         return len(self.item_id)
 
+    def part(self, positions: slice) -> "EmbeddingRows":
+        """Return some of the rows; the arrays are views."""
+        side = self.side_information
+        return EmbeddingRows(
+            item_id=self.item_id[positions],
+            revision=self.revision[positions],
+            origin=self.origin[positions],
+            embedding=self.embedding[positions],
+            side_information=None if side is None else side[positions],
+        )
+
     @staticmethod
     def concatenate(parts: Sequence["EmbeddingRows"]) -> "EmbeddingRows":
         """Return the rows of all parts in order; there must be at least one part."""

@@ -169,7 +169,7 @@ class GalleryMachine(RuleBasedStateMachine):
             claim = self.frozen.pop(0)
             self.client.has_acted = True
             with self.world.database.session_scope() as session:
-                work_on_batch(session, claim, self.world.networks.transform, self.world.settings.rows_per_chunk)
+                work_on_batch(session, claim, self.world.networks.transform)
         elif what == "freezes" and upgrade is not None and upgrade.state in ("transforming", "ready"):
             claimed = claim_batch(self.world.database, upgrade.id, self.world.settings.lease_seconds)
             if claimed is not None:

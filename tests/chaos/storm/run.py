@@ -77,6 +77,7 @@ class Storm:
             "lease_seconds": "3",
             "sweep_every_seconds": "1",
             "cutover_wait_seconds": "10",
+            "precision": "float32",  # as h is applied offline
         }
         self.reference = Reference()
         self.base = Oracle()
