@@ -1,0 +1,130 @@
+"""What an upgrade is compared with, written as its authors or a first attempt would."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import BigInteger, SmallInteger, insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from torch import Tensor, nn
+
+from models.transformation import ConvBlock, Transformation
+from service.vectors.rows import Origin
+
+
+class PublicForm(nn.Module):
+    """The paper's public form of h: 1x1 convolutions over (B, D, 1, 1), each with BatchNorm and ReLU, in float32."""
+
+    def __init__(self, network: Transformation) -> None:
+        super().__init__()
+        self.old_branch, self.side_branch, self.mixer = (
+            _as_convolutions(part) for part in (network.old_branch, network.side_branch, network.mixer)
+        )
+
+    def forward(self, embedding: Tensor, side_information: Tensor) -> Tensor:
+        """(B, D, 1, 1) and (B, S, 1, 1) -> (B, D_to, 1, 1)."""
+        branches = torch.cat([self.old_branch(embedding), self.side_branch(side_information)], dim=1)
+        output: Tensor = self.mixer(branches)
+        return output
+
+
+def _as_convolutions(part: nn.Sequential) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for block in part:
+        linear = block[0] if isinstance(block, ConvBlock) else block
+        assert isinstance(linear, nn.Linear)
+        convolution = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
+        convolution.weight.data = linear.weight.data[:, :, None, None].clone()
+        if convolution.bias is not None:
+            convolution.bias.data = linear.bias.data.clone()
+        layers.append(convolution)
+        if isinstance(block, ConvBlock):
+            norm = nn.BatchNorm2d(linear.out_features)
+            norm.load_state_dict(block[1].state_dict())
+            layers += [norm, nn.ReLU()]
+    return nn.Sequential(*layers).eval()
+
+
+class _Bottleneck(nn.Module):
+    """He et al., CVPR 2016, figure 5 right, with the stride in the 3x3 convolution as everybody has it today."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        after = 4 * width
+        self.body = nn.Sequential(
+            *_convolution(before, width, 1, 1),
+            nn.ReLU(),
+            *_convolution(width, width, 3, stride),
+            nn.ReLU(),
+            *_convolution(width, after, 1, 1),
+        )
+        changes = stride != 1 or before != after
+        self.shortcut = nn.Sequential(*_convolution(before, after, 1, stride)) if changes else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(self.body(images) + self.shortcut(images))
+
+
+def _convolution(before: int, after: int, size: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, size, stride, size // 2, bias=False), nn.BatchNorm2d(after)]
+
+
+def resnet50(embedding_dim: int) -> nn.Module:
+    """Return a network of ResNet-50's shape, (B, 3, 224, 224) -> (B, embedding_dim): 4.1 G multiply-adds an image."""
+    layers: list[nn.Module] = [*_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    channels = [64, 256, 512, 1024, 2048]
+    for stage, ((before, after), blocks) in enumerate(zip(pairwise(channels), (3, 4, 6, 3), strict=True)):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(_Bottleneck(before if block == 0 else after, after // 4, stride))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, embedding_dim)]
+    return nn.Sequential(*layers).eval()
+
+
+def naive_upgrade(
+    session: Session, source: str, target: str, dim: int, networks: Iterable[nn.Module], rows_at_once: int
+) -> int:
+    """Read rows as ORM objects, run the networks in float32, and insert by `executemany`; return the rows written.
+
+    `target` is an empty table of a generation's columns.
+    """
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Row(Base):
+        __tablename__ = source
+        item_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+        revision: Mapped[int] = mapped_column(BigInteger)
+        origin: Mapped[int] = mapped_column(SmallInteger)
+        embedding: Mapped[object] = mapped_column(HALFVEC(dim))
+        side_information: Mapped[object] = mapped_column(HALFVEC(dim))
+
+    Row.__table__.to_metadata(Base.metadata, name=target)  # type: ignore[attr-defined]
+    written, last = 0, 0
+    page = select(Row).order_by(Row.item_id).limit(rows_at_once)
+    while rows := session.scalars(page.where(Row.item_id > last)).all():
+        inputs = [
+            torch.from_numpy(np.array([getattr(row, name) for row in rows], np.float32))
+            for name in ("embedding", "side_information")
+        ]
+        with torch.inference_mode():
+            outputs = [network(*inputs).numpy() for network in networks]
+        session.execute(
+            insert(Base.metadata.tables[target]),
+            [
+                {
+                    "item_id": row.item_id,
+                    "revision": row.revision,
+                    "origin": int(Origin.TRANSFORMED),
+                    "embedding": embedding,
+                    "side_information": side_information,
+                }
+                for row, embedding, side_information in zip(rows, *outputs, strict=True)
+            ],
+        )
+        written, last = written + len(rows), rows[-1].item_id
+        session.expunge_all()
+    return written

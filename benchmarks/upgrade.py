@@ -1,0 +1,151 @@
+"""An upgrade's speed, from PostgreSQL through h and g to PostgreSQL, against what bounds it and what it replaces.
+
+    python -m benchmarks.upgrade --items 200000
+
+In every repeat, one after the other: h and g on batches in memory; the upgrade by one worker; the same rows read as ORM
+objects, transformed in float32 and inserted by `executemany`; and images of 224 x 224 through a network of ResNet-50's
+shape, in the number format that this machine is fastest in, without decoding or storing anything.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import typer
+from psycopg import sql
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import text
+
+from benchmarks.peers import naive_upgrade, resnet50
+from benchmarks.setting import (
+    fill_gallery,
+    machine,
+    paper_sized_transformation,
+    register_versions,
+    run_batches,
+    worker_with_servers,
+)
+from models.precision import DTYPES, fastest_precision
+from service.db import driver_connection
+from service.domain.generations import StoredGeneration, current_rows_query, get_stored_generation
+from service.domain.removal import remove_dropped
+from service.domain.upgrades import cancel_upgrade, plan_upgrade
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows
+from workers.app import WorkerParts
+
+_NAIVE_ROWS_AT_ONCE = 1_000
+_IMAGES = 16
+
+
+def run(
+    items: Annotated[int, typer.Option(help="Size of the gallery.")] = 200_000,
+    dim: Annotated[int, typer.Option(help="Of embedding and side-information, old and new.")] = 128,
+    naive_items: Annotated[int, typer.Option(help="Of them, for the ORM's turn.")] = 10_000,
+    repeats: int = 5,
+) -> None:
+    """Print the table."""
+    rates: dict[str, list[float]] = {name: [] for name in ("memory", "upgrade", "naive", "backfill")}
+    with worker_with_servers() as parts:
+        register_versions(parts, dim)
+        fill_gallery(parts, "gallery", items, dim)
+        with parts.database.engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+        networks = [paper_sized_transformation(dim, seed) for seed in range(2)]
+        backbone = resnet50(dim)
+        for _ in range(repeats):
+            rates["memory"].append(_in_memory(parts))
+            rates["upgrade"].append(items / _upgrade(parts))
+            rates["naive"].append(_naive(parts, networks, naive_items, dim))
+            rates["backfill"].append(_backfill(backbone))
+        settings = parts.settings
+    table = Table(title=f"{items:,} items of {dim} + {dim} float16")
+    for column in ("what", "items/s, median", "min to max", "upgrade / this"):
+        table.add_column(column)
+    names = {
+        "upgrade": "upgrade, one worker",
+        "memory": "h and g on batches in memory",
+        "naive": "ORM, float32, executemany",
+        "backfill": "ResNet-50's shape at 224 px",
+    }
+    for key, name in names.items():
+        ratios = [upgrade / other for upgrade, other in zip(rates["upgrade"], rates[key], strict=True)]
+        spread = f"{min(rates[key]):,.0f} to {max(rates[key]):,.0f}"
+        table.add_row(name, f"{statistics.median(rates[key]):,.0f}", spread, f"{statistics.median(ratios):,.2f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{machine()}; {fastest_precision('cpu')}, {settings.batches_at_once} batches of"
+        f" {settings.batch_items:,} at once, {settings.rows_per_chunk:,} rows through h and g; {repeats} repeats"
+    )
+
+
+def _in_memory(parts: WorkerParts) -> float:
+    """Return items/s of h and g, one batch after another, from float16 to float16."""
+    source, target, path = _plan(parts)
+    with parts.database.session_scope() as session:
+        limit = sql.SQL(f" LIMIT {parts.settings.batch_items}")
+        query = current_rows_query(source, side_information=True) + limit
+        rows = EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), source.vector_format)))
+    parts.networks.transform(rows, source, target, path)
+    began = time.perf_counter()
+    for _ in range(3):
+        parts.networks.transform(rows, source, target, path)
+    return 3 * len(rows) / (time.perf_counter() - began)
+
+
+def _plan(parts: WorkerParts) -> tuple[StoredGeneration, StoredGeneration, tuple[int, ...]]:
+    """Return the generations and the path of an upgrade, which is cancelled again."""
+    with parts.database.session_scope() as session:
+        upgrade = plan_upgrade(session, "gallery", "v2", "manual")
+        source, target = (
+            get_stored_generation(session, upgrade.gallery_id, id_)
+            for id_ in (upgrade.from_generation_id, upgrade.to_generation_id)
+        )
+        path = tuple(upgrade.legs[0]["transformations"])
+        session.rollback()
+    return source, target, path
+
+
+def _upgrade(parts: WorkerParts) -> float:
+    """Return the seconds from the first batch to the last, and remove what was written."""
+    with parts.database.session_scope() as session:
+        upgrade_id = plan_upgrade(session, "gallery", "v2", "manual").id
+    began, ended = run_batches(parts, upgrade_id)
+    with parts.database.session_scope() as session:
+        cancel_upgrade(session, upgrade_id)
+    remove_dropped(parts.database, parts.blobs, wait_seconds=60)
+    return ended - began
+
+
+def _naive(parts: WorkerParts, networks: Sequence[torch.nn.Module], items: int, dim: int) -> float:
+    source, _, _ = _plan(parts)
+    with parts.database.session_scope() as session:
+        session.execute(text(f"CREATE TABLE naive_source AS SELECT * FROM {source.table} LIMIT {items}"))
+        session.execute(text(f"CREATE TABLE naive_target (LIKE {source.table} INCLUDING ALL)"))
+    with parts.database.session_scope() as session:
+        began = time.perf_counter()
+        written = naive_upgrade(session, "naive_source", "naive_target", dim, networks, _NAIVE_ROWS_AT_ONCE)
+        session.commit()
+        seconds = time.perf_counter() - began
+    with parts.database.session_scope() as session:
+        session.execute(text("DROP TABLE naive_source, naive_target"))
+    return written / seconds
+
+
+def _backfill(backbone: torch.nn.Module) -> float:
+    dtype = DTYPES[fastest_precision("cpu")]
+    images = torch.randn(_IMAGES, 3, 224, 224).to(dtype, memory_format=torch.channels_last)
+    network = backbone.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub
+    with torch.inference_mode():
+        network(images)
+        began = time.perf_counter()
+        network(images)
+    return _IMAGES / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    typer.run(run)
