@@ -118,8 +118,9 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
 
     None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over.
     """
-    # A worker that is frozen in the middle loses its connection, and with it the batch, after this time.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '120s'"))
+    # A worker that is frozen in the middle loses its connection, and with it the batch, after this time; one that waits
+    # for its turn to compute does not come near it.
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
     upgrade = lock_state(session, claim.upgrade_id, shared=True)
     batch = session.scalar(
         select(UpgradeBatch)
