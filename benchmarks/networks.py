@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.peers import PublicForm
 from benchmarks.setting import device_name, machine, paper_sized_transformation
 from models.normalize import l2_normalize
+from models.precision import in_precision
 from models.transformation import Transformation, fold_batch_norm
 
 _Form = Callable[[Tensor, Tensor], Tensor]
@@ -60,17 +61,13 @@ def run(
 def _forms(network: Transformation, device: str) -> dict[str, _Form]:
     public = PublicForm(network).to(device)
     folded = fold_batch_norm(network).to(device)
-    short = fold_batch_norm(network).to(device, torch.bfloat16)
+    short = in_precision(network, "bfloat16").to(device)
 
     def paper(embedding: Tensor, side_information: Tensor) -> Tensor:
         output: Tensor = public(embedding[:, :, None, None], side_information[:, :, None, None])
         return output.flatten(1)
 
-    def bfloat16(embedding: Tensor, side_information: Tensor) -> Tensor:
-        output: Tensor = short(embedding.bfloat16(), side_information.bfloat16())
-        return output.float()
-
-    forms: dict[str, _Form] = {"paper's form": paper, "float32, folded": folded, "bfloat16, folded": bfloat16}
+    forms: dict[str, _Form] = {"paper's form": paper, "float32, folded": folded, "bfloat16, folded": short}
     if device == "cpu":
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*deprecated.*", category=UserWarning)

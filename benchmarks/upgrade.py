@@ -28,7 +28,7 @@ from benchmarks.setting import (
     run_batches,
     worker_with_servers,
 )
-from models.precision import DTYPES, fastest_precision
+from models.precision import fastest_precision
 from service.db import driver_connection
 from service.domain.generations import StoredGeneration, current_rows_query, get_stored_generation
 from service.domain.removal import remove_dropped
@@ -137,7 +137,7 @@ def _naive(parts: WorkerParts, networks: Sequence[torch.nn.Module], items: int, 
 
 
 def _backfill(backbone: torch.nn.Module) -> float:
-    dtype = DTYPES[fastest_precision("cpu")]
+    dtype = torch.bfloat16 if fastest_precision("cpu") == "bfloat16" else torch.float32
     images = torch.randn(_IMAGES, 3, 224, 224).to(dtype, memory_format=torch.channels_last)
     network = backbone.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own stub
     with torch.inference_mode():

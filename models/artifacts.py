@@ -25,8 +25,8 @@ from torch import nn
 
 from models.backbones import ConvEncoder, SmallResNet
 from models.normalize import l2_normalize
-from models.precision import DTYPES, Precision
-from models.transformation import Transformation, fold_batch_norm
+from models.precision import Precision, in_precision
+from models.transformation import Transformation
 
 ArtifactKind = Literal["onnx", "safetensors", "torchscript"]
 Vectors = NDArray[Any]  # float32; what goes in may be float16
@@ -44,7 +44,7 @@ _MAX_DIMENSION = 65_536
 _MAX_BLOCKS = 64
 _MAX_PARAMETERS = 2**31
 _TRIAL_BATCHES = (2, 1)
-_PRECISION_ROWS = 256
+_PRECISION_ROWS = 1024
 _LEAST_COSINE = 0.9999
 _FORMS: tuple[tuple[str, tuple[int, ...]], ...] = (("(B, D)", ()), ("(B, D, 1, 1)", (1, 1)))
 
@@ -255,9 +255,9 @@ def _load_safetensors(data: bytes, device: str, precision: Precision) -> _Loaded
     _check_finite(network)
     if not isinstance(network, Transformation):
         return _Loaded(_run_torch(network, device), 1, name, config)
-    run = _run_torch(fold_batch_norm(network), device)
+    run = _run_torch(in_precision(network, "float32"), device)
     if precision != "float32":
-        shorter = _run_torch(fold_batch_norm(network), device, DTYPES[precision])
+        shorter = _run_torch(in_precision(network, precision), device)
         if _least_cosine(network, run, shorter) >= _LEAST_COSINE:
             run = shorter
         else:
@@ -304,12 +304,12 @@ def _check_finite(network: nn.Module) -> None:
         raise ArtifactError("The network has weights that are not finite.")
 
 
-def _run_torch(network: nn.Module, device: str, dtype: torch.dtype = torch.float32) -> _Run:
-    network = network.to(device, dtype)
+def _run_torch(network: nn.Module, device: str) -> _Run:
+    network = network.to(device)
 
     def run(inputs: Sequence[Vectors]) -> Vectors:
         with torch.inference_mode():
-            output = network(*(torch.from_numpy(np.ascontiguousarray(values)).to(device, dtype) for values in inputs))
+            output = network(*(torch.from_numpy(np.ascontiguousarray(values)).to(device).float() for values in inputs))
         if not isinstance(output, torch.Tensor):
             raise ArtifactError(f"The network gives a {type(output).__name__}; one tensor was expected.")
         result: Vectors = output.float().cpu().numpy()

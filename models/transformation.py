@@ -51,7 +51,7 @@ class Transformation(nn.Module):
             assert side_information is not None, "this transformation needs side-information"
             side = side_information
         branches = torch.cat([self.old_branch(embedding), self.side_branch(side)], dim=1)  # (B, 4·D_to)
-        output: Tensor = self.mixer(branches)
+        output: Tensor = self.mixer(branches.to(next(self.mixer.parameters()).dtype))
         return output
 
 

@@ -38,10 +38,10 @@ def encoder_bytes(dim: int, seed: int) -> bytes:
     return save_network(network)
 
 
-def transformation(from_dim: int, side_dim: int | None, to_dim: int, seed: int) -> Transformation:
+def transformation(from_dim: int, side_dim: int | None, to_dim: int, seed: int, inner_dim: int = 16) -> Transformation:
     """Return an h or g whose outputs have mean 0 and deviation 1 for normal inputs."""
     torch.manual_seed(seed)
-    network = Transformation(from_dim, side_dim, to_dim, inner_dim=16)
+    network = Transformation(from_dim, side_dim, to_dim, inner_dim)
     embedding = torch.randn(256, from_dim)
     side = None if side_dim is None else torch.randn(256, side_dim)
     _spread(network, embedding, side)
