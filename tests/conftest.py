@@ -28,7 +28,7 @@ from workers.app import WorkerParts, make_worker_parts
 
 _TEMPLATE = "migrated_template"
 # `--hypothesis-profile=long`: the long form of `tests/chaos/test_model.py`.
-hypothesis_settings.register_profile("long", max_examples=1_000, stateful_step_count=80)
+hypothesis_settings.register_profile("long", max_examples=200, stateful_step_count=80)
 Servers = EmbeddedServers | RealServers
 
 
