@@ -33,7 +33,7 @@ def run(
 ) -> None:
     """Print the table; the forms take turns, so that a change of the machine's speed meets all of them."""
     network = paper_sized_transformation(dim, seed=0)
-    forms = _forms(network, device)
+    forms = forms_of(network, device)
     table = Table(title=f"h alone, {dim} dimensions, items/s on {device_name(device)}")
     for column in ("rows at once", "form", "median", "min to max", "x the paper's form", "least cosine to float32"):
         table.add_column(column)
@@ -58,7 +58,8 @@ def run(
     console.print(f"{machine()}; {repeats} repeats")
 
 
-def _forms(network: Transformation, device: str) -> dict[str, _Form]:
+def forms_of(network: Transformation, device: str) -> dict[str, _Form]:
+    """Return h as the paper has it, and the forms that give the same sooner."""
     public = PublicForm(network).to(device)
     folded = fold_batch_norm(network).to(device)
     short = in_precision(network, "bfloat16").to(device)
