@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test test-real-servers chaos lint format types openapi openapi-check lock compose-check clean
+.PHONY: help demo serve test test-real-servers chaos bench lint format types openapi openapi-check lock compose-check clean
 .DEFAULT_GOAL := help
 
 help: ## List every target
@@ -30,6 +30,14 @@ test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-ser
 chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000 items (needs redis-server), the model at length
 	$(BIN)/python -m tests.chaos.storm $(CHAOS_OPTIONS)
 	$(BIN)/python -m pytest tests/chaos/test_model.py --hypothesis-profile=long
+
+bench: $(VENV)/.installed ## Measure the budgets of docs/scale.md and docs/reliability.md; leave the machine alone meanwhile
+	$(BIN)/python -m benchmarks.networks
+	$(BIN)/python -m benchmarks.upgrade
+	$(BIN)/python -m benchmarks.scale --items 10000 --items 100000 --items 1000000
+	$(BIN)/python -m benchmarks.scale --items 200000 --workers 1 --workers 2 --workers 4
+	$(BIN)/python -m benchmarks.cutover
+	$(BIN)/python -m benchmarks.eta
 
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .

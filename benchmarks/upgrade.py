@@ -63,18 +63,20 @@ def run(
             rates["backfill"].append(_backfill(backbone))
         settings = parts.settings
     table = Table(title=f"{items:,} items of {dim} + {dim} float16")
-    for column in ("what", "items/s, median", "min to max", "upgrade / this"):
+    for column in ("what", "items/s, median", "min to max", "upgrade / this", "budget"):
         table.add_column(column)
     names = {
-        "upgrade": "upgrade, one worker",
-        "memory": "h and g on batches in memory",
-        "naive": "ORM, float32, executemany",
-        "backfill": "ResNet-50's shape at 224 px",
+        "upgrade": ("upgrade, one worker", ""),
+        "memory": ("h and g on batches in memory", ">= 0.8"),
+        "naive": ("ORM, float32, executemany", ""),
+        "backfill": ("ResNet-50's shape at 224 px", ">= 300"),
     }
-    for key, name in names.items():
+    for key, (name, budget) in names.items():
         ratios = [upgrade / other for upgrade, other in zip(rates["upgrade"], rates[key], strict=True)]
         spread = f"{min(rates[key]):,.0f} to {max(rates[key]):,.0f}"
-        table.add_row(name, f"{statistics.median(rates[key]):,.0f}", spread, f"{statistics.median(ratios):,.2f}")
+        table.add_row(
+            name, f"{statistics.median(rates[key]):,.0f}", spread, f"{statistics.median(ratios):,.2f}", budget
+        )
     console = Console()
     console.print(table)
     console.print(
