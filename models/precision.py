@@ -31,7 +31,8 @@ def in_precision(network: Transformation, precision: Precision) -> nn.Module:
     """
     folded = fold_batch_norm(network)
     if precision == "bfloat16":
-        folded.get_submodule("mixer").to(torch.bfloat16)
+        folded.mixer_dtype = torch.bfloat16
+        folded.mixer.to(folded.mixer_dtype)
     return folded
 
 

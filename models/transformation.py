@@ -29,6 +29,7 @@ class Transformation(nn.Module):
         self.side_information_dim = side_information_dim
         self.to_dim = to_dim
         self.inner_dim = inner_dim
+        self.mixer_dtype = torch.float32  # see `models.precision`
         side_dim = from_dim if side_information_dim is None else side_information_dim
         self.old_branch = nn.Sequential(ConvBlock(from_dim, 2 * from_dim), ConvBlock(2 * from_dim, 2 * to_dim))
         self.side_branch = nn.Sequential(ConvBlock(side_dim, 2 * side_dim), ConvBlock(2 * side_dim, 2 * to_dim))
@@ -51,11 +52,11 @@ class Transformation(nn.Module):
             assert side_information is not None, "this transformation needs side-information"
             side = side_information
         branches = torch.cat([self.old_branch(embedding), self.side_branch(side)], dim=1)  # (B, 4·D_to)
-        output: Tensor = self.mixer(branches.to(next(self.mixer.parameters()).dtype))
+        output: Tensor = self.mixer(branches.to(self.mixer_dtype))
         return output
 
 
-def fold_batch_norm(network: nn.Module) -> nn.Module:
+def fold_batch_norm(network: Transformation) -> Transformation:
     """Return a copy for inference only, with every BatchNorm folded into the Linear before it: W' = γ/σ·W and
     b' = β - γ·μ/σ of the running statistics give the same outputs."""
     folded = copy.deepcopy(network).eval()
