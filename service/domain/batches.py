@@ -20,6 +20,7 @@ from datetime import datetime
 
 import numpy as np
 from psycopg import sql
+from psycopg.errors import UniqueViolation
 from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.orm import Session
 
@@ -37,7 +38,7 @@ from service.domain.generations import (
 from service.domain.upgrade_state import Action, State
 from service.domain.upgrades import change_state, lock_state
 from service.tables import Upgrade, UpgradeBatch
-from service.vectors.copy import read_rows
+from service.vectors.copy import read_rows, write_rows
 from service.vectors.rows import EmbeddingRows, Origin
 
 events = logs.Events(__name__)
@@ -199,22 +200,37 @@ def transform_items(
         transformed = transform(rows, source, target, path)
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
-        staging = f"staging_{upgrade.to_generation_id}_{first_item_id}_{number}"
-        stage_embeddings(session, staging, transformed, target.vector_format)
-        crash_point("batch.staged")
-        columns = columns_of(target.vector_format)
-        inserted = session.scalar(
-            text(
-                f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, origin, {columns})"
-                f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
-                " JOIN items i ON i.id = s.item_id AND i.revision = s.revision AND i.deleted_at IS NULL"
-                f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)} RETURNING 1)"
-                " SELECT count(*) FROM inserted"
-            )
-        )
-        written += inserted or 0
+        written += _write(session, target, transformed, f"staging_{target.id}_{first_item_id}_{number}")
         crash_point("batch.written")
     return written
+
+
+def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, staging: str) -> int:
+    """Add rows to a generation, and return how many.
+
+    They are copied into its table. Where that meets a row of one of the items (an older one, or one that a writer was
+    faster with), they go through a temporary table, from which only what is current and newer is taken.
+    """
+    try:
+        with session.begin_nested():
+            return write_rows(driver_connection(session), target.table, rows, target.vector_format)
+    except UniqueViolation:
+        events.info("upgrade.rows_met", generation_id=target.id, items=len(rows))
+    stage_embeddings(session, staging, rows, target.vector_format)
+    crash_point("batch.staged")
+    columns = columns_of(target.vector_format)
+    inserted = session.scalar(
+        text(
+            f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, origin, {columns})"
+            f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
+            " JOIN items i ON i.id = s.item_id AND i.revision = s.revision AND i.deleted_at IS NULL"
+            " WHERE i.id BETWEEN :first AND :last"
+            f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)} RETURNING 1)"
+            " SELECT count(*) FROM inserted"
+        ),
+        {"first": int(rows.item_id[0]), "last": int(rows.item_id[-1])},
+    )
+    return inserted or 0
 
 
 _NOT_CURRENT_IN = sql.SQL(" AND NOT EXISTS (SELECT FROM {table} b WHERE b.item_id = i.id AND b.revision = i.revision)")
@@ -232,6 +248,7 @@ def _rows_to_transform(
 
     `bounds` are the first and last item id, the gallery's id, and the revision after which items count.
     """
+    first, last, *parameters = bounds
     *earlier, source = sources
     columns = sql.SQL(", ").join(
         sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
@@ -239,14 +256,17 @@ def _rows_to_transform(
     query = sql.SQL(
         "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e"
         " JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
-        " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision"
-        " WHERE e.item_id BETWEEN %s AND %s AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL{unless}"
+        " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision AND t.item_id BETWEEN {range}"
+        " WHERE e.item_id BETWEEN {range} AND i.id BETWEEN {range}"
+        " AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL{unless}"
         " ORDER BY e.item_id"
     ).format(
         columns=columns,
+        # Said of each table: PostgreSQL does not conclude it, and would walk the others from their beginning.
+        range=sql.SQL("{} AND {}").format(first, last),
         source=sql.Identifier(source.table),
         target=sql.Identifier(target.table),
         unless=sql.Composed([_NOT_CURRENT_IN.format(table=sql.Identifier(before.table)) for before in earlier]),
     )
-    chunks = list(read_rows(driver_connection(session), query, bounds, source.vector_format))
+    chunks = list(read_rows(driver_connection(session), query, parameters, source.vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None

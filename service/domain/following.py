@@ -142,9 +142,9 @@ def read_next_rows(
 ) -> EmbeddingRows | None:
     """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
     when there are no more."""
-    where = "e.item_id > %s AND e.revision <= %s"
+    where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
     query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
-    parameters = (after_item_id, up_to_revision)
+    parameters = (after_item_id, after_item_id, up_to_revision)
     chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
     return EmbeddingRows.concatenate(chunks) if chunks else None
 
