@@ -27,7 +27,7 @@ from service.settings import Settings
 from service.tables import Gallery, ModelVersion, Transformation
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows, Origin
-from workers.app import WorkerParts, make_worker_parts
+from workers.app import WorkerParts, make_worker_parts, share_cores
 from workers.upgrading import advance_upgrade
 
 _ROWS_AT_ONCE = 100_000
@@ -70,6 +70,7 @@ def worker_with_servers(**own_settings: Any) -> Iterator[WorkerParts]:
         engine = create_database_engine(servers.database_url)
         upgrade_database(engine)
         engine.dispose()
+        share_cores(settings)
         parts = make_worker_parts(settings, celery_application(settings))
         try:
             yield parts

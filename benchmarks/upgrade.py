@@ -7,9 +7,12 @@ objects, transformed in float32 and inserted by `executemany`; and images of 224
 shape, in the number format that this machine is fastest in, without decoding or storing anything.
 """
 
+import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Annotated
 
 import torch
@@ -33,6 +36,7 @@ from service.db import driver_connection
 from service.domain.generations import StoredGeneration, current_rows_query, get_stored_generation
 from service.domain.removal import remove_dropped
 from service.domain.upgrades import cancel_upgrade, plan_upgrade
+from service.transforming import computing_at_once
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows
 from workers.app import WorkerParts
@@ -59,8 +63,9 @@ def run(
         for _ in range(repeats):
             rates["memory"].append(_in_memory(parts))
             rates["upgrade"].append(items / _upgrade(parts))
-            rates["naive"].append(_naive(parts, networks, naive_items, dim))
-            rates["backfill"].append(_backfill(backbone))
+            with _all_cores():
+                rates["naive"].append(_naive(parts, networks, naive_items, dim))
+                rates["backfill"].append(_backfill(backbone))
         settings = parts.settings
     table = Table(title=f"{items:,} items of {dim} + {dim} float16")
     for column in ("what", "items/s, median", "min to max", "upgrade / this", "budget"):
@@ -85,18 +90,33 @@ def run(
     )
 
 
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """What is not a worker's thread among others has all cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(before)
+
+
 def _in_memory(parts: WorkerParts) -> float:
-    """Return items/s of h and g, one batch after another, from float16 to float16."""
+    """Return items/s of h and g, from float16 to float16, with as many threads as compute in a worker."""
     source, target, path = _plan(parts)
     with parts.database.session_scope() as session:
         limit = sql.SQL(f" LIMIT {parts.settings.batch_items}")
         query = current_rows_query(source, side_information=True) + limit
         rows = EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), source.vector_format)))
-    parts.networks.transform(rows, source, target, path)
-    began = time.perf_counter()
-    for _ in range(3):
-        parts.networks.transform(rows, source, target, path)
-    return 3 * len(rows) / (time.perf_counter() - began)
+    threads = computing_at_once(parts.settings)
+    with ThreadPoolExecutor(threads) as pool:
+
+        def transform(times: int) -> None:
+            for _ in range(times):
+                parts.networks.transform(rows, source, target, path)
+
+        list(pool.map(transform, [1] * threads))
+        began = time.perf_counter()
+        list(pool.map(transform, [3] * threads))
+        return 3 * threads * len(rows) / (time.perf_counter() - began)
 
 
 def _plan(parts: WorkerParts) -> tuple[StoredGeneration, StoredGeneration, tuple[int, ...]]:

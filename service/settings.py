@@ -35,8 +35,8 @@ class Settings(BaseSettings):
 
     # Upgrades.
     batch_items: int = Field(default=20_000, ge=1)
-    batches_at_once: int = Field(default=3, ge=1)  # in one worker
-    rows_per_chunk: int = Field(default=4_096, ge=1)
+    batches_at_once: int = Field(default=4, ge=1)  # in one worker; half of them compute, the others read and write
+    rows_per_chunk: int = Field(default=1_024, ge=1)
     lease_seconds: float = Field(default=30.0, gt=0)
     max_batch_attempts: int = Field(default=5, ge=1)
     retry_base_seconds: float = Field(default=1.0, ge=0)

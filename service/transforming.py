@@ -37,10 +37,19 @@ class Hop:
         return transformed, self._g(embedding, side_information) if self._g else None
 
 
+def computing_at_once(settings: Settings) -> int:
+    """Return how many batches of one worker may be in h and g at a time: half of those under way, or one on a GPU.
+
+    Threads that each have some of the cores and a batch of their own lose less to PostgreSQL's processes beside them
+    than one computation that is spread over all cores, which waits for its slowest part at every layer.
+    """
+    return max(1, settings.batches_at_once // 2) if settings.device == "cpu" else 1
+
+
 class TransformationNetworks:
     """Applies paths of transformations; a network is read from the blob store (and its digest checked) once.
 
-    One thread computes at a time, because each takes all of the device; others read and write rows meanwhile.
+    Of the threads that share it, `computing_at_once` compute at a time; the others read and write rows meanwhile.
     """
 
     def __init__(self, database: Database, blobs: BlobStore, settings: Settings) -> None:
@@ -49,7 +58,7 @@ class TransformationNetworks:
         self._settings = settings
         self._hops: dict[int, Hop] = {}
         self._loading = threading.Lock()
-        self._computing = threading.Lock()
+        self._computing = threading.Semaphore(computing_at_once(settings))
 
     def transform(
         self, rows: EmbeddingRows, source: StoredGeneration, target: StoredGeneration, path: tuple[int, ...]

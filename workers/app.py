@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import torch
 from celery import Celery
 
 from service import crash_points
@@ -15,7 +16,7 @@ from service.db import Database, create_database_engine
 from service.logs import configure_logging
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
-from service.transforming import TransformationNetworks
+from service.transforming import TransformationNetworks, computing_at_once
 from workers.throttle import Throttle
 
 
@@ -44,7 +45,13 @@ def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
 @lru_cache(maxsize=1)
 def worker_parts() -> WorkerParts:
     """Return this process's parts, made at the first task."""
+    share_cores(settings)
     return make_worker_parts(settings, app)
+
+
+def share_cores(settings: Settings) -> None:
+    """Give each of the threads that compute at a time its part of the process's cores; called once."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // computing_at_once(settings)))
 
 
 configure_logging()

@@ -1,4 +1,4 @@
-"""The live throttle: after every batch, a worker rests in proportion to the time that the batch took."""
+"""The live throttle: after some batches, a worker rests in proportion to the time that they took."""
 
 import time
 
@@ -10,10 +10,10 @@ class Throttle:
         self._last: dict[int, tuple[float, float]] = {}
 
     def worked(self, upgrade_id: int, seconds: float) -> None:
-        """Remember that a batch took `seconds` and ended now."""
+        """Remember that batches took `seconds` and ended now."""
         self._last[upgrade_id] = (time.monotonic(), seconds)
 
     def rest_seconds(self, upgrade_id: int, speed: float) -> float:
-        """Return the seconds still to rest before the next batch, so that batches take `speed` of the time."""
+        """Return the seconds still to rest before the next batches, so that work takes `speed` of the time."""
         ended, seconds = self._last.get(upgrade_id, (0.0, 0.0))
         return max(0.0, ended + seconds * (1 / speed - 1) - time.monotonic())

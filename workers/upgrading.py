@@ -191,15 +191,14 @@ _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {
 def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Run batches for up to one time slice; return whether there is reason to look for more.
 
-    At full speed several are under way at once, each in a thread and a transaction of its own: while one of them
-    computes, the others read and write rows.
+    Several are under way at once, each in a thread and a transaction of its own: while some of them compute, the
+    others read and write rows. Below full speed each thread runs one batch, and then the worker rests.
     """
-    if upgrade.speed < 1:
-        return _run_batch(parts, upgrade.id)
-    ends = time.monotonic() + parts.settings.task_slice_seconds
+    began = time.monotonic()
+    ends = began + (parts.settings.task_slice_seconds if upgrade.speed == 1 else 0)
 
     def run_one_after_another() -> bool:
-        found = True
+        found = _run_batch(parts, upgrade.id)
         while found and time.monotonic() < ends:
             found = _run_batch(parts, upgrade.id)
         return found
@@ -207,6 +206,7 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     count = parts.settings.batches_at_once
     with ThreadPoolExecutor(count) as threads:
         running = [threads.submit(run_one_after_another) for _ in range(count)]
+    parts.throttle.worked(upgrade.id, time.monotonic() - began)
     return any([future.result() for future in running])
 
 
@@ -224,7 +224,6 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
             f" {claim.last_error or 'none, its worker died'}. Retry the upgrade when the cause is gone.",
         )
         return False
-    began = time.monotonic()
     try:
         with parts.database.session_scope() as session:
             work_on_batch(session, claim, parts.networks.transform)
@@ -239,7 +238,6 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
         events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.batch_id)
         with parts.database.session_scope() as session:
             release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
-    parts.throttle.worked(upgrade_id, time.monotonic() - began)
     return True
 
 
