@@ -6,7 +6,7 @@ connection. The lease only covers the moment between the two transactions.
 
 A crash after each step (and at the crash point of its name) leaves:
 1. `batch.claimed`: the claim, which the next claimer takes over when its lease has ended;
-2. `batch.transformed`, `batch.staged`, `batch.written`: the same, the transaction is gone;
+2. `batch.transformed`, `batch.staged` (only where rows met others), `batch.written`: the same, the transaction is gone;
 3. `batch.committed`: the rows and the `done` mark together.
 
 A batch that fails is tried again after a pause that doubles with every attempt. A row that cannot be transformed or

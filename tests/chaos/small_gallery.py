@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, Origin
 from tests.fakes import RecordingQueue
-from tests.networks import transformation_bytes
+from tests.networks import image_bytes, transformation_bytes
 from tests.scenario import DIMS, create_gallery, import_vectors, post_images, search, start_upgrade, state_of
 from tests.served import wait_for
 from workers.app import WorkerParts, make_worker_parts
@@ -88,6 +88,14 @@ class SmallGallery:
         late = ["late-0", "late-1", "vector-0"]
         import_vectors(self.client, late, self.name, seed=1)
         self.live |= set(late)
+        self.remember()
+
+    def import_over_encoded(self) -> None:
+        """Let an item of the first batch have an older row in the next generation: an image came, and then vectors."""
+        name = "vector-5"
+        files = [("files", (name, image_bytes(5)))]
+        assert self.client.post(f"/v1/galleries/{self.name}/images", files=files).is_success
+        import_vectors(self.client, [name], self.name, seed=2)
         self.remember()
 
     def remember(self) -> None:

@@ -136,6 +136,8 @@ def die(gallery: SmallGallery, settings: Settings, step: str, point: str) -> Non
     if step == "switch":
         gallery.import_late()
         ask_for_cutover(gallery)
+    elif point == "batch.staged":
+        gallery.import_over_encoded()
     meanwhile = gallery.worker.sweep if step == "cutover" else int
     armed = settings.model_copy(update={"crash_at": point})
     assert dying.exit_code_of(target, armed, gallery.upgrade_id, meanwhile) == DEAD
