@@ -202,7 +202,7 @@ def expire_leases(gallery: SmallGallery) -> None:
 
 @pytest.mark.chaos
 def test_a_worker_is_armed_by_its_environment(gallery: SmallGallery, settings: Settings, tmp_path: Path) -> None:
-    armed = settings.model_copy(update={"crash_at": "batch.staged", "sweep_every_seconds": 0.1})
+    armed = settings.model_copy(update={"crash_at": "batch.transformed", "sweep_every_seconds": 0.1})
 
     process = spawn(worker_command(), log_path=tmp_path / "log", environment={**os.environ, **armed.environment()})
 
