@@ -1,10 +1,10 @@
 """How far an upgrade's `eta_seconds` is from its real finish, from 20 % progress on.
 
-    python -m benchmarks.eta --items 300000
+    python -m benchmarks.eta --items 600000
 
 One worker runs the upgrade; a second thread reads the progress as `GET /v1/upgrades/{id}` does. The error of a reading
 is |estimate - what really remained|, in percent of what remained and of the whole duration; readings within the last
-two batches are left out of the first, because nothing is counted until a batch ends.
+batches under way are left out of the first, because nothing is counted until a batch ends.
 """
 
 import statistics
@@ -34,7 +34,7 @@ class _Reading:
 
 
 def run(
-    items: Annotated[int, typer.Option(help="Size of the gallery.")] = 300_000,
+    items: Annotated[int, typer.Option(help="Size of the gallery.")] = 600_000,
     speed: Annotated[list[float] | None, typer.Option(help="The throttle; one run each.")] = None,
 ) -> None:
     """Print the table."""
@@ -54,7 +54,7 @@ def run(
             name = f"gallery-{number}"
             fill_gallery(parts, name, items, _DIM)
             readings, began, finish = _run(parts, name, share)
-            last_batches = 1 - 2 * parts.settings.batch_items / items
+            last_batches = 1 - parts.settings.batches_at_once * parts.settings.batch_items / items
             for low, high in ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0)):
                 within = [reading for reading in readings if low <= reading.share < high]
                 wrong_by = [abs(reading.at + reading.eta_seconds - finish) for reading in within]

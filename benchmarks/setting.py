@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from migrations import upgrade_database
 from models.artifacts import save_network
@@ -20,11 +20,11 @@ from service.db import create_database_engine, driver_connection
 from service.domain.galleries import create_gallery
 from service.domain.generations import get_stored_generation
 from service.domain.upgrade_state import State
-from service.domain.upgrades import events_after, get_upgrade
+from service.domain.upgrades import get_upgrade
 from service.embedded.servers import EmbeddedServers
 from service.queue import celery_application
 from service.settings import Settings
-from service.tables import Gallery, ModelVersion, Transformation
+from service.tables import Gallery, ModelVersion, Transformation, UpgradeBatch
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows, Origin
 from workers.app import WorkerParts, make_worker_parts, share_cores
@@ -79,12 +79,18 @@ def worker_with_servers(**own_settings: Any) -> Iterator[WorkerParts]:
 
 
 def run_batches(parts: WorkerParts, upgrade_id: int) -> tuple[float, float]:
-    """Run an upgrade until all its rows are transformed; return when that began and ended, in seconds since 1970."""
+    """Run an upgrade until all its rows are transformed and verified; return when the first batch was planned and the
+    last one done, in seconds since 1970."""
     while _state(parts, upgrade_id) in (State.PLANNED, State.TRANSFORMING):
         advance_upgrade(parts, upgrade_id)
     with parts.database.session_scope() as session:
-        at = {event.state: event.at.timestamp() for event in events_after(session, upgrade_id, 0)}
-    return at[State.TRANSFORMING], at[State.INDEXING]
+        began = get_upgrade(session, upgrade_id).batches_planned_at
+        ended = session.scalars(
+            select(func.max(UpgradeBatch.done_at)).where(UpgradeBatch.upgrade_id == upgrade_id)
+        ).one()
+    assert began is not None
+    assert ended is not None
+    return began.timestamp(), ended.timestamp()
 
 
 def _state(parts: WorkerParts, upgrade_id: int) -> str:

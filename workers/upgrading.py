@@ -7,7 +7,7 @@ lock and the guarded change of state.
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from psycopg.errors import UndefinedTable
 from sqlalchemy import select, text
@@ -74,6 +74,8 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
 
 
 def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    with suppress(Exception):  # the batch that needs a network reports that it is missing or damaged
+        _load_networks(parts, upgrade)  # so that the first batches do not wait for them
     try:
         with parts.database.session_scope() as session:
             plan_batches(session, upgrade.id, parts.settings.batch_items)
@@ -163,7 +165,7 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    parts.networks.load(transformation for leg in upgrade.legs for transformation in leg["transformations"])
+    _load_networks(parts, upgrade)
     try:
         with parts.database.session_scope() as session:
             cut_over(session, upgrade.id, parts.networks.transform, parts.settings.cutover_max_changes)
@@ -177,6 +179,10 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
     except IllegalTransition:
         events.info("upgrade.cutover_overtaken", upgrade_id=upgrade.id)
     return False
+
+
+def _load_networks(parts: WorkerParts, upgrade: Upgrade) -> None:
+    parts.networks.load(transformation for leg in upgrade.legs for transformation in leg["transformations"])
 
 
 _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {

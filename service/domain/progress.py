@@ -1,6 +1,8 @@
 """An upgrade's progress as a tree per phase, counted from rows."""
 
 from datetime import datetime
+from itertools import accumulate
+from statistics import linear_regression
 from typing import Any
 
 from sqlalchemy import func, select
@@ -10,6 +12,7 @@ from service.domain.upgrade_state import WORKING, State
 from service.tables import Job, Upgrade, UpgradeBatch
 
 _RATE_BATCHES = 33
+_STEADY_BATCHES = 6
 _AFTER_EVALUATING = {State.READY, State.LIVE, State.FINALIZED, State.ROLLED_BACK}
 
 
@@ -37,7 +40,9 @@ def _batches(session: Session, upgrade: Upgrade, phase: str, now: datetime, movi
             func.coalesce(func.sum(UpgradeBatch.items), 0),
         ).where(of_phase)
     ).one()
-    # The last batches since the state or the speed changed, so that no pause is part of the rate.
+    # The last batches since the state or the speed changed, so that no pause is part of the rate: the slope of a line
+    # through them, because several batches may end at once, and nothing for a while then. Of few batches, what was done
+    # since the beginning; below full speed, where rests are yet to come, that says nothing.
     recent = session.execute(
         select(UpgradeBatch.items, UpgradeBatch.done_at)
         .where(of_phase, is_done, UpgradeBatch.done_at > upgrade.updated_at)
@@ -45,10 +50,14 @@ def _batches(session: Session, upgrade: Upgrade, phase: str, now: datetime, movi
         .limit(_RATE_BATCHES)
     ).all()
     rate, since = None, 0.0
-    if len(recent) > 1:
-        # The clock starts at the end of the earliest of them, which is therefore not counted.
-        seconds = (recent[0].done_at - recent[-1].done_at).total_seconds()
-        rate = _rate(float(sum(items for items, _ in recent[:-1])), seconds)
+    if recent:
+        if len(recent) >= _STEADY_BATCHES:
+            ascending = recent[::-1]
+            seconds = [(batch.done_at - ascending[0].done_at).total_seconds() for batch in ascending]
+            rate = _slope(seconds, list(accumulate(float(batch.items) for batch in ascending)))
+        elif upgrade.speed == 1:
+            elapsed = (recent[0].done_at - upgrade.updated_at).total_seconds()
+            rate = _rate(float(sum(batch.items for batch in recent)), elapsed)
         since = (now - recent[0].done_at).total_seconds()
     return _phase(int(done), int(total), "items", rate, since, moving)
 
@@ -64,6 +73,10 @@ def _indexing(session: Session, upgrade: Upgrade, now: datetime, moving: bool) -
     rate = _rate(job.progress["done"], seconds)
     since = (now - job.updated_at).total_seconds()
     return _phase(job.progress["done"], job.progress["total"], "rows", rate, since, moving)
+
+
+def _slope(seconds: list[float], done: list[float]) -> float | None:
+    return linear_regression(seconds, done).slope if len(set(seconds)) > 1 else None
 
 
 def _rate(count: float, seconds: float) -> float | None:
