@@ -74,13 +74,22 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
 
 
 def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    with suppress(Exception):  # the batch that needs a network reports that it is missing or damaged
-        _load_networks(parts, upgrade)  # so that the first batches do not wait for them
-    try:
+    """Plan the batches. Under the phase lock: a second worker would wait for the first one's batches to end, and hold
+    up all new ones meanwhile, only to find that it is late."""
+    with _phase(parts, upgrade.id) as mine:
+        if not mine:
+            time.sleep(_REST_SLICE_SECONDS)
+            return True
         with parts.database.session_scope() as session:
-            plan_batches(session, upgrade.id, parts.settings.batch_items)
-    except IllegalTransition as error:  # another worker was first, or a user's action
-        events.info("upgrade.step_overtaken", upgrade_id=upgrade.id, action="start", reason=error.message)
+            if State(get_upgrade(session, upgrade.id).state) is not State.PLANNED:
+                return True
+        with suppress(Exception):  # the batch that needs a network reports that it is missing or damaged
+            _load_networks(parts, upgrade)  # so that the first batches do not wait for them
+        try:
+            with parts.database.session_scope() as session:
+                plan_batches(session, upgrade.id, parts.settings.batch_items)
+        except IllegalTransition as error:  # a user's action was first
+            events.info("upgrade.step_overtaken", upgrade_id=upgrade.id, action="start", reason=error.message)
     return True
 
 

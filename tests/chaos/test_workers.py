@@ -267,7 +267,7 @@ def test_workers_that_plan_the_batches_at_once_plan_them_once(
             lock_state(session, upgrade_id)
             assert client.patch(f"/v1/upgrades/{upgrade_id}", json={"speed": 1}).status_code == 200
             runs = [threads.submit(advance_upgrade, worker, upgrade_id) for worker in workers]
-            wait_for(lambda: waiting(database, "advisory").count("planner") == len(workers))
+            wait_for(lambda: len(waiting(database, "advisory")) == 1)  # the others do not queue behind it
         assert [run.exception() for run in runs] == [None, None]
     wait_for(lambda: not advance_upgrade(workers[0], upgrade_id) and state_of(client, upgrade_id) == "ready")
 
