@@ -1,9 +1,10 @@
 """What benchmarks share: a service in a temporary folder, and a gallery of random vectors ready to be upgraded."""
 
 import logging
+import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,19 @@ def paper_sized_transformation(dim: int, seed: int) -> TransformationNetwork:
 
 
 @contextmanager
-def worker_with_servers(**own_settings: Any) -> Iterator[WorkerParts]:
-    """Embedded servers with an empty database, and a worker's parts on them."""
+def worker_with_servers(*, apart: bool = False, **own_settings: Any) -> Iterator[WorkerParts]:
+    """Embedded servers with an empty database, and a worker's parts on them. `apart`: the worker, which is this
+    process, has half of the cores, and the servers have the others."""
     logging.getLogger().setLevel(logging.WARNING)
+    cores = sorted(os.sched_getaffinity(0))
+    if apart:
+        _stay_on(cores[len(cores) // 2 :])  # what is started inherits it
     with (
         tempfile.TemporaryDirectory(prefix="benchmark-") as folder,
         EmbeddedServers(Path(folder) / "servers") as servers,
     ):
+        if apart:
+            _stay_on(cores[: len(cores) // 2])
         settings = Settings(
             data=Path(folder),
             database_url=servers.database_url,
@@ -76,6 +83,12 @@ def worker_with_servers(**own_settings: Any) -> Iterator[WorkerParts]:
             yield parts
         finally:
             parts.database.engine.dispose()
+
+
+def _stay_on(cores: Sequence[int]) -> None:
+    """Bind every thread of this process; numpy and torch have made some already."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
 
 
 def run_batches(parts: WorkerParts, upgrade_id: int) -> tuple[float, float]:

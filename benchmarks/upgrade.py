@@ -1,10 +1,12 @@
 """An upgrade's speed, from PostgreSQL through h and g to PostgreSQL, against what bounds it and what it replaces.
 
     python -m benchmarks.upgrade --items 200000
+    python -m benchmarks.upgrade --items 200000 --apart
 
 In every repeat, one after the other: h and g on batches in memory; the upgrade by one worker; the same rows read as ORM
 objects, transformed in float32 and inserted by `executemany`; and images of 224 x 224 through a network of ResNet-50's
-shape, in the number format that this machine is fastest in, without decoding or storing anything.
+shape, in the number format that this machine is fastest in, without decoding or storing anything. With `--apart` all of
+them have half of the cores, and PostgreSQL has the others, as if it had a machine of its own.
 """
 
 import os
@@ -50,10 +52,11 @@ def run(
     dim: Annotated[int, typer.Option(help="Of embedding and side-information, old and new.")] = 128,
     naive_items: Annotated[int, typer.Option(help="Of them, for the ORM's turn.")] = 10_000,
     repeats: int = 5,
+    apart: Annotated[bool, typer.Option(help="Give PostgreSQL half of the cores for itself.")] = False,
 ) -> None:
     """Print the table."""
     rates: dict[str, list[float]] = {name: [] for name in ("memory", "upgrade", "naive", "backfill")}
-    with worker_with_servers() as parts:
+    with worker_with_servers(apart=apart) as parts:
         register_versions(parts, dim)
         fill_gallery(parts, "gallery", items, dim)
         with parts.database.engine.connect() as connection:
@@ -67,7 +70,8 @@ def run(
                 rates["naive"].append(_naive(parts, networks, naive_items, dim))
                 rates["backfill"].append(_backfill(backbone))
         settings = parts.settings
-    table = Table(title=f"{items:,} items of {dim} + {dim} float16")
+    title = f"{items:,} items of {dim} + {dim} float16"
+    table = Table(title=f"{title}, PostgreSQL on cores of its own" if apart else title)
     for column in ("what", "items/s, median", "min to max", "upgrade / this", "budget"):
         table.add_column(column)
     names = {
