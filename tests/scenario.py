@@ -45,6 +45,14 @@ def create_gallery(client: httpx.Client, name: str = "g", version: str = "v1", *
     assert answer.status_code == 201, answer.text
 
 
+def create_upgradable_gallery(client: httpx.Client) -> None:
+    """Register v1, v2 and a transformation between them, and create the empty gallery `g` under v1."""
+    for version in ("v1", "v2"):
+        register_version(client, version)
+    register_transformation(client, "v1", "v2")
+    create_gallery(client)
+
+
 def post_images(client: httpx.Client, seeds: Iterable[int], gallery: str = "g") -> httpx.Response:
     seeds = list(seeds)
     files = [("files", (f"image-{seed}.png", image_bytes(seed), "image/png")) for seed in seeds]

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from service.domain.generations import delete_orphans, missing_between
+from service.domain.generations import delete_orphans, get_stored_generation, missing_between
 from service.domain.upgrades import get_upgrade
 from service.tables import Gallery, Upgrade, UpgradeBatch, embeddings_table
+
+_BATCH_BYTES = 12 * 2**20
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,15 @@ def plan_catch_up(session: Session, upgrade_id: int, batch_items: int) -> int:
 def insert_batches(
     session: Session, upgrade: Upgrade, phase: str, batch_items: int, source: str, parameters: dict[str, int]
 ) -> int:
-    """Cut the items of `source` (SQL that follows FROM and has a column `id`) into batches; return how many items."""
+    """Cut the items of `source` (SQL that follows FROM and has a column `id`) into batches; return how many items.
+
+    A batch has at most `batch_items` of them, and fewer where rows are wide, so that a worker's memory does not grow
+    with the dimensions.
+    """
+    generation_ids = [upgrade.to_generation_id, *(leg["generation"] for leg in upgrade.legs)]
+    formats = [get_stored_generation(session, upgrade.gallery_id, id_).vector_format for id_ in generation_ids]
+    widest = max(vector_format.row_dtype.itemsize for vector_format in formats)
+    batch_items = max(1, min(batch_items, _BATCH_BYTES // widest))
     planned = session.execute(
         text(
             "INSERT INTO upgrade_batches (upgrade_id, phase, first_item_id, last_item_id, items)"

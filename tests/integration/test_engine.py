@@ -1,8 +1,6 @@
 """The engine's edges: throttle, retries, poisoned items, catch-up, cancel, dry run, events, both versions' vectors."""
 
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,33 +9,26 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 from torch import nn
 
 from models.artifacts import save_network
 from service.db import Database
-from service.domain import batches, index_builds
+from service.domain import batches, catch_up
 from service.domain.catch_up import verify
-from service.domain.following import read_next_rows
-from service.domain.generations import missing_items
-from service.domain.jobs import record_progress
+from service.domain.generations import get_stored_generation, missing_items
 from service.domain.upgrades import get_upgrade
 from service.settings import Settings
-from tests.networks import image_bytes, transformation, transformation_bytes
+from tests.networks import transformation, transformation_bytes
 from tests.rows import all_rows
 from tests.scenario import (
     DIMS,
-    create_gallery,
+    create_upgradable_gallery,
     import_vectors,
     post_images,
     post_vectors,
-    register_transformation,
-    register_version,
     search,
     start_upgrade,
-    state_of,
 )
-from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
@@ -46,10 +37,7 @@ from workers.upgrading import advance_upgrade
 @pytest.fixture
 def gallery(client: TestClient) -> TestClient:
     """A client whose gallery `g` under v1 has 20 images and can be upgraded to v2."""
-    for version in ("v1", "v2"):
-        register_version(client, version)
-    register_transformation(client, "v1", "v2")
-    create_gallery(client)
+    create_upgradable_gallery(client)
     post_images(client, range(20))
     return client
 
@@ -103,6 +91,22 @@ def test_more_changes_than_a_cutover_may_look_at_are_caught_up_first(
 
     progress = gallery.get(f"/v1/upgrades/{upgrade_id}").json()["progress"]
     assert progress["catching_up"]["done"] == progress["catching_up"]["total"] == 8
+
+
+def test_a_batch_has_fewer_items_where_rows_are_wide(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2")
+    with worker.database.session_scope() as session:
+        upgrade = get_upgrade(session, upgrade_id)
+        widest = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id).vector_format.row_dtype
+    monkeypatch.setattr(catch_up, "_BATCH_BYTES", 3 * widest.itemsize)
+
+    run_until(worker, gallery, upgrade_id, "ready")
+
+    with worker.database.session_scope() as session:
+        sizes = session.scalars(text("SELECT items FROM upgrade_batches ORDER BY id")).all()
+    assert sizes == [3, 3, 3, 3, 3, 3, 2]
 
 
 def test_rows_of_items_deleted_under_a_batch_do_not_stay(gallery: TestClient, worker: WorkerParts) -> None:
@@ -366,67 +370,3 @@ def test_vectors_of_both_versions_survive_a_rollback_and_those_of_one_refuse_it(
     assert gallery.get("/v1/galleries/g/items/both").status_code == 200
     with worker.database.session_scope() as session:
         assert missing_items(session, 1, 1) == []
-
-
-def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upgrade_id = start_upgrade(gallery, "v2")
-    cancelled: list[Future[Any]] = []
-
-    def cancel_meanwhile(session: Session, job_id: int, progress: dict[str, Any]) -> int | None:
-        if not cancelled:
-            cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
-            wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")
-        return record_progress(session, job_id, progress)
-
-    monkeypatch.setattr(index_builds, "record_progress", cancel_meanwhile)
-    with ThreadPoolExecutor() as threads:
-        while advance_upgrade(worker, upgrade_id):
-            pass
-        answer = cancelled[0].result(timeout=30)
-
-    assert answer.json()["state"] == "cancelled"
-    with worker.database.session_scope() as session:
-        assert session.scalars(text("SELECT to_regclass('embeddings_2')")).one() is None
-
-
-def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
-    reads = count()
-
-    def write_after_the_first(*arguments: Any) -> Any:
-        if next(reads) == 1:
-            for name, seed in (("image-1.png", 31), ("image-18.png", 48)):
-                assert gallery.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(seed)))]).is_success
-            post_images(gallery, [50])
-            for name in ("image-0.png", "image-19.png"):
-                assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
-        return read_next_rows(*arguments)
-
-    monkeypatch.setattr(index_builds, "read_next_rows", write_after_the_first)
-    run_until(worker, gallery, upgrade_id, "live")
-
-    wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
-    names = {f"image-{number}.png" for number in [*range(1, 19), 50]}
-    assert {neighbor["id"] for neighbor in search(gallery, 1, k=50)["neighbors"]} == names
-    for name, seed in (("image-1.png", 31), ("image-18.png", 48), ("image-50.png", 50)):
-        nearest = search(gallery, seed)["neighbors"][0]
-        assert (nearest["id"], nearest["distance"]) == (name, pytest.approx(0, abs=1e-2))
-
-
-@pytest.mark.parametrize(("flat_below_rows", "kind"), [(21, "flat"), (20, "hnsw")])
-def test_the_kind_of_index_follows_from_the_number_of_rows(
-    gallery: TestClient, worker: WorkerParts, flat_below_rows: int, kind: str
-) -> None:
-    worker.settings.flat_below_rows = flat_below_rows
-    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
-
-    run_until(worker, gallery, upgrade_id, "live")
-
-    with worker.database.session_scope() as session:
-        parameters = session.scalars(text("SELECT index_parameters FROM generations ORDER BY id DESC LIMIT 1")).one()
-    assert (parameters["kind"], parameters["rows"]) == (kind, 20)
-    assert parameters["recall_at_10"] == 1.0

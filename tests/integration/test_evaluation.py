@@ -8,11 +8,9 @@ from numpy.typing import NDArray
 from service.vectors.rows import EmbeddingRows
 from tests.rows import all_rows
 from tests.scenario import (
-    create_gallery,
+    create_upgradable_gallery,
     import_vectors,
     post_images,
-    register_transformation,
-    register_version,
     start_upgrade,
 )
 from tests.working import run_until
@@ -23,10 +21,7 @@ IMAGES = 20
 
 @pytest.fixture
 def gallery(client: TestClient) -> TestClient:
-    for version in ("v1", "v2"):
-        register_version(client, version)
-    register_transformation(client, "v1", "v2")
-    create_gallery(client)
+    create_upgradable_gallery(client)
     return client
 
 

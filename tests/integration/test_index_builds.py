@@ -1,0 +1,92 @@
+"""Index builds of an upgrade: cancelled in the middle, beside writes, and the kind that is built."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service.domain import index_builds
+from service.domain.following import read_next_rows
+from service.domain.jobs import record_progress
+from tests.networks import image_bytes
+from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
+from tests.served import wait_for
+from tests.working import run_until
+from workers.app import WorkerParts
+from workers.upgrading import advance_upgrade
+
+
+@pytest.fixture
+def gallery(client: TestClient) -> TestClient:
+    """A client whose gallery `g` under v1 has 20 images and can be upgraded to v2."""
+    create_upgradable_gallery(client)
+    post_images(client, range(20))
+    return client
+
+
+def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2")
+    cancelled: list[Future[Any]] = []
+
+    def cancel_meanwhile(session: Session, job_id: int, progress: dict[str, Any]) -> int | None:
+        if not cancelled:
+            cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
+            wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")
+        return record_progress(session, job_id, progress)
+
+    monkeypatch.setattr(index_builds, "record_progress", cancel_meanwhile)
+    with ThreadPoolExecutor() as threads:
+        while advance_upgrade(worker, upgrade_id):
+            pass
+        answer = cancelled[0].result(timeout=30)
+
+    assert answer.json()["state"] == "cancelled"
+    with worker.database.session_scope() as session:
+        assert session.scalars(text("SELECT to_regclass('embeddings_2')")).one() is None
+
+
+def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
+    reads = count()
+
+    def write_after_the_first(*arguments: Any) -> Any:
+        if next(reads) == 1:
+            for name, seed in (("image-1.png", 31), ("image-18.png", 48)):
+                assert gallery.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(seed)))]).is_success
+            post_images(gallery, [50])
+            for name in ("image-0.png", "image-19.png"):
+                assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
+        return read_next_rows(*arguments)
+
+    monkeypatch.setattr(index_builds, "read_next_rows", write_after_the_first)
+    run_until(worker, gallery, upgrade_id, "live")
+
+    wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
+    names = {f"image-{number}.png" for number in [*range(1, 19), 50]}
+    assert {neighbor["id"] for neighbor in search(gallery, 1, k=50)["neighbors"]} == names
+    for name, seed in (("image-1.png", 31), ("image-18.png", 48), ("image-50.png", 50)):
+        nearest = search(gallery, seed)["neighbors"][0]
+        assert (nearest["id"], nearest["distance"]) == (name, pytest.approx(0, abs=1e-2))
+
+
+@pytest.mark.parametrize(("flat_below_rows", "kind"), [(21, "flat"), (20, "hnsw")])
+def test_the_kind_of_index_follows_from_the_number_of_rows(
+    gallery: TestClient, worker: WorkerParts, flat_below_rows: int, kind: str
+) -> None:
+    worker.settings.flat_below_rows = flat_below_rows
+    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
+
+    run_until(worker, gallery, upgrade_id, "live")
+
+    with worker.database.session_scope() as session:
+        parameters = session.scalars(text("SELECT index_parameters FROM generations ORDER BY id DESC LIMIT 1")).one()
+    assert (parameters["kind"], parameters["rows"]) == (kind, 20)
+    assert parameters["recall_at_10"] == 1.0
