@@ -5,6 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
@@ -18,6 +22,7 @@ from models.metrics import (
     mean_average_precision,
     negative_flip_rate,
     positive_flip_rate,
+    query_metrics,
     retrieval_metrics,
 )
 
@@ -40,10 +45,11 @@ def random_data(queries: int, items: int, classes: int, *, ties: bool, seed: int
 def distance(query: NDArray[np.float32], item: NDArray[np.float32], metric: Metric) -> float:
     a, b = query.astype(np.float64), item.astype(np.float64)
     if metric == "l2":
-        return float(np.float32(np.sqrt(((a - b) ** 2).sum())))
+        return float(np.float32(((a - b) ** 2).sum()))
     if metric == "cosine":
         norms = np.linalg.norm(a) * np.linalg.norm(b)
-        return float(np.float32(-(a @ b) / norms)) if norms else 0.0
+        cosine_distance = 1 - (a @ b) / norms if norms else 1.0
+        return float(np.float32(cosine_distance)) if cosine_distance > 1e-12 else 0.0
     return float(np.float32(-(a @ b)))
 
 
@@ -58,24 +64,40 @@ def slow_rankings(data: Data, self_match: bool, metric: Metric) -> list[tuple[li
     return rankings
 
 
+def slow_rank(distances: list[float], matches: list[bool]) -> int | None:
+    ranking = sorted(range(len(distances)), key=lambda j: (distances[j], j))
+    return next((rank for rank, j in enumerate(ranking) if matches[j]), None)
+
+
 def slow_cmc(rankings: list[tuple[list[float], list[bool]]], k: int) -> float:
-    hits = []
-    for distances, matches in rankings:
-        nearest = sorted(range(len(distances)), key=lambda j: (distances[j], j))[:k]
-        if any(matches):
-            hits.append(any(matches[j] for j in nearest))
+    ranks = [slow_rank(*ranking) for ranking in rankings]
+    hits = [rank < k for rank in ranks if rank is not None]
     return sum(hits) / len(hits)
 
 
+def slow_average_precision(distances: list[float], matches: list[bool]) -> float:
+    return float(average_precision_score(matches, -np.array(distances))) if any(matches) else float("nan")
+
+
 def slow_map(rankings: list[tuple[list[float], list[bool]]]) -> float:
-    scores = [average_precision_score(matches, -np.array(distances)) for distances, matches in rankings if any(matches)]
-    return float(np.mean(scores))
+    return float(np.nanmean([slow_average_precision(*ranking) for ranking in rankings]))
 
 
-@pytest.fixture(params=[8_000_000, 150])
+@st.composite
+def tied_data(draw: st.DrawFn) -> Data:
+    """Small whole numbers in few dimensions, and few labels: many ties and equal vectors, queries without positives."""
+    dim = draw(st.integers(1, 3))
+    counts = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    vectors = [draw(arrays.arrays(np.float32, (count, dim), elements=st.integers(-2, 2))) for count in counts]
+    labels = [draw(arrays.arrays(np.int64, count, elements=st.integers(0, 3))) for count in counts]
+    return vectors[0], labels[0], vectors[1], labels[1]
+
+
+@pytest.fixture(params=[(8_000_000, 1024), (150, 7)])
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block of all queries, and blocks of a few with a ragged last one."""
-    monkeypatch.setattr(metrics, "_BLOCK_DISTANCES", request.param)
+    """All queries and items at once, and a few at a time with a ragged last block and tile."""
+    monkeypatch.setattr(metrics, "_BLOCK_DISTANCES", request.param[0])
+    monkeypatch.setattr(metrics, "_CPU_TILE_ITEMS", request.param[1])
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -83,7 +105,7 @@ def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("self_match", [False, True])
 def test_metrics_equal_the_slow_versions(metric: Metric, ties: bool, self_match: bool) -> None:
-    data = random_data(41, 41, 6, ties=ties and metric != "cosine", seed=3)
+    data = random_data(41, 41, 6, ties=ties, seed=3)
     if self_match:
         data = (data[2], data[3], data[2], data[3])
 
@@ -95,6 +117,23 @@ def test_metrics_equal_the_slow_versions(metric: Metric, ties: bool, self_match:
     assert found.map == pytest.approx(slow_map(rankings), abs=1e-9)
     assert cmc(*data, self_match=self_match, metric=metric) == {1: found.cmc1, 5: found.cmc5}
     assert mean_average_precision(*data, self_match=self_match, metric=metric) == found.map
+
+
+@settings(deadline=None)
+@given(data=tied_data(), self_match=st.booleans(), metric=st.sampled_from(["l2", "cosine", "ip"]))
+def test_each_query_scores_what_the_slow_versions_say_whatever_ties(
+    data: Data, self_match: bool, metric: Metric
+) -> None:
+    if self_match:
+        data = (data[2], data[3], data[2], data[3])
+
+    found = query_metrics(*data, self_match=self_match, metric=metric)
+
+    rankings = slow_rankings(data, self_match, metric)
+    ranks = [slow_rank(*ranking) for ranking in rankings]
+    assert found.first_match_ranks.tolist() == [len(data[2]) if rank is None else rank for rank in ranks]
+    expected = [slow_average_precision(*ranking) for ranking in rankings]
+    np.testing.assert_allclose(found.average_precisions, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("queries", "items", "classes"), [(1, 1, 1), (1, 30, 4), (30, 2, 2), (25, 60, 40)])
@@ -130,23 +169,89 @@ def test_only_the_own_row_is_removed_not_its_duplicates() -> None:
 
 def test_queries_without_a_positive_count_in_no_mean() -> None:
     query, gallery = np.array([[0.0], [0.0]], np.float32), np.array([[0.0], [1.0]], np.float32)
+    data = query, np.array([7, 9]), gallery, np.array([7, 8])
 
-    found = retrieval_metrics(query, np.array([7, 9]), gallery, np.array([7, 8]))
+    found, each = retrieval_metrics(*data), query_metrics(*data)
 
     assert (found.cmc1, found.map) == (1.0, 1.0)
+    assert each.first_match_ranks.tolist() == [0, 2]
+    np.testing.assert_array_equal(each.average_precisions, [1.0, np.nan])
 
 
-def test_equal_vectors_tie_wherever_they_stand_in_a_large_gallery() -> None:
+def test_the_only_item_of_a_class_has_no_positive_in_a_self_match() -> None:
+    vectors = np.array([[0.0], [1.0], [5.0]], np.float32)
+    labels = np.array([3, 3, 4])
+
+    found = query_metrics(vectors, labels, vectors, labels, self_match=True)
+
+    assert found.first_match_ranks.tolist() == [0, 0, 3]
+    np.testing.assert_array_equal(found.average_precisions, [1.0, 1.0, np.nan])
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("among_them", [False, True])
+def test_equal_vectors_tie_wherever_they_stand_in_a_large_gallery(metric: Metric, among_them: bool) -> None:
     generator = np.random.default_rng(0)
     one = generator.standard_normal((1, 64)).astype(np.float32)
     gallery = np.repeat(one, 1003, axis=0)
     labels = np.array([0, *[1] * 1001, 0])
+    queries = np.repeat(one, 3, axis=0) if among_them else generator.standard_normal((3, 64)).astype(np.float32)
 
-    found = mean_average_precision(
-        generator.standard_normal((3, 64)).astype(np.float32), np.zeros(3, int), gallery, labels
-    )
+    found = query_metrics(queries, np.zeros(3, int), gallery, labels, metric=metric)
 
-    assert found == pytest.approx(2 / 1003)
+    assert found.average_precisions == pytest.approx(2 / 1003)
+    assert found.first_match_ranks.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**90])
+def test_the_unit_of_the_vectors_changes_nothing(metric: Metric, scale: float) -> None:
+    query, query_labels, gallery, labels = random_data(20, 50, 4, ties=False, seed=1)
+
+    found = query_metrics(query * np.float32(scale), query_labels, gallery * np.float32(scale), labels, metric=metric)
+
+    expected = query_metrics(query, query_labels, gallery, labels, metric=metric)
+    np.testing.assert_array_equal(found.first_match_ranks, expected.first_match_ranks)
+    np.testing.assert_array_equal(found.average_precisions, expected.average_precisions)
+
+
+def test_threads_change_neither_the_metrics_nor_torchs_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_BLOCK_DISTANCES", 100)
+    data = random_data(40, 30, 4, ties=True, seed=2)
+    threads_before = torch.get_num_threads()
+
+    try:
+        torch.set_num_threads(1)
+        alone = query_metrics(*data)
+        torch.set_num_threads(3)
+        together = query_metrics(*data)
+        threads_after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(threads_before)
+
+    assert threads_after == 3
+    np.testing.assert_array_equal(together.first_match_ranks, alone.first_match_ranks)
+    np.testing.assert_array_equal(together.average_precisions, alone.average_precisions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")
+@pytest.mark.parametrize("self_match", [False, True])
+def test_a_gpu_finds_the_same(self_match: bool) -> None:
+    data = random_data(300, 300, 6, ties=True, seed=4)
+
+    cpu, gpu = (query_metrics(*data, self_match=self_match, device=device) for device in ("cpu", "cuda"))
+
+    np.testing.assert_array_equal(gpu.first_match_ranks, cpu.first_match_ranks)
+    np.testing.assert_allclose(gpu.average_precisions, cpu.average_precisions, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("queries", "items"), [(0, 3), (3, 0), (0, 0)])
+def test_without_queries_or_items_there_is_nothing_to_score(queries: int, items: int) -> None:
+    found = query_metrics(*random_data(queries, items, 2, ties=False, seed=0))
+
+    assert found.first_match_ranks.tolist() == [0] * queries
+    np.testing.assert_array_equal(found.average_precisions, [np.nan] * queries)
 
 
 @pytest.mark.parametrize("function", [retrieval_metrics, cmc, mean_average_precision])
@@ -157,11 +262,14 @@ def test_no_query_with_a_positive_is_an_error(function: Callable[..., Any]) -> N
         function(vectors, np.array([1, 2]), vectors, np.array([3, 4]))
 
 
-def test_values_that_are_not_finite_are_an_error() -> None:
-    vectors = np.array([[np.nan], [1.0]], np.float32)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 2])
+def test_values_that_are_not_finite_are_an_error(value: float, where: int) -> None:
+    data = random_data(3, 3, 1, ties=False, seed=0)
+    data[where][1, 2] = value
 
     with pytest.raises(ValueError, match="not finite"):
-        cmc(vectors, np.zeros(2, int), vectors, np.zeros(2, int))
+        cmc(*data)
 
 
 def test_a_self_match_needs_as_many_queries_as_items() -> None:
@@ -169,6 +277,15 @@ def test_a_self_match_needs_as_many_queries_as_items() -> None:
 
     with pytest.raises(ValueError, match="the same items"):
         cmc(*data, self_match=True)
+
+
+def test_a_vector_without_a_label_is_an_error() -> None:
+    query, query_labels, gallery, labels = random_data(3, 4, 1, ties=False, seed=0)
+
+    with pytest.raises(ValueError, match="one label for each"):
+        cmc(query, query_labels[:-1], gallery, labels)
+    with pytest.raises(ValueError, match="one label for each"):
+        cmc(query, query_labels, gallery, labels[:-1])
 
 
 def test_the_gap_closed_is_the_papers() -> None:
