@@ -1,0 +1,75 @@
+"""Whether a difference between two transformations is more than chance, over the same queries judged with both.
+
+`before` and `after` come from `models.metrics.query_metrics`: (Q,) average precisions, or hits (`ranks < k`), of the
+same queries in the same order.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_DRAWS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class DifferenceInterval:
+    """The mean of `after - before`, and between which bounds it is with the confidence asked for."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FlipTest:
+    """lost, gained: the queries that were hits only before, only after. p_value: how likely so uneven a split of them
+    is when each flip is as likely to be a gain as a loss."""
+
+    lost: int
+    gained: int
+    p_value: float
+
+
+def paired_bootstrap(
+    before: ArrayLike, after: ArrayLike, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> DifferenceInterval:
+    """Return the mean of (Q,) differences with its bootstrap percentile interval (Efron and Tibshirani, An Introduction
+    to the Bootstrap, 1993, section 13.3): queries are drawn with replacement, each with both of its scores.
+
+    Queries that are NaN in both, having no positive, are left out. Raises ValueError for scores of unequal number, for
+    a query that is NaN in one alone, and when none is left.
+    """
+    differences = _differences(np.asarray(before, np.float64), np.asarray(after, np.float64))
+    generator = np.random.default_rng(seed)
+    count = len(differences)
+    at_once = max(1, _DRAWS_AT_ONCE // count)
+    means = np.concatenate(
+        [
+            differences[generator.integers(0, count, (min(at_once, resamples - start), count))].mean(axis=1)
+            for start in range(0, resamples, at_once)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return DifferenceInterval(float(differences.mean()), float(low), float(high))
+
+
+def mcnemar_test(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> FlipTest:
+    """Compare (Q,) hits by McNemar's test (Psychometrika, 1947), exact and two-sided: twice the probability that of all
+    flips as few or fewer are of the rarer kind, 1 at most. Raises ValueError for hits of unequal number."""
+    if before.shape != after.shape:
+        raise ValueError("Both must be judged on the same queries.")
+    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
+    flips = lost + gained
+    ways = accumulate(range(min(lost, gained)), lambda way, k: way * (flips - k) // (k + 1), initial=1)
+    return FlipTest(lost, gained, min(1.0, 2 * sum(ways) / 2**flips))
+
+
+def _differences(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    if before.shape != after.shape or (np.isnan(before) != np.isnan(after)).any():
+        raise ValueError("Both must be judged on the same queries.")
+    differences: NDArray[np.float64] = (after - before)[~np.isnan(before)]
+    if not len(differences):
+        raise ValueError("No query has an item of its label in the gallery.")
+    return differences
