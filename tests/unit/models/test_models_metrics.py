@@ -1,6 +1,7 @@
 """Metrics against slow versions that rank one query at a time, and against scikit-learn."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,31 @@ def test_equal_vectors_tie_wherever_they_stand_in_a_large_gallery(metric: Metric
     assert found.first_match_ranks.tolist() == [0, 0, 0]
 
 
+def test_parallel_vectors_tie_by_cosine_though_their_norms_are_rounded() -> None:
+    gallery = np.arange(1, 51, dtype=np.float32)[:, None] * np.array([1, 2, 3, 5], np.float32)
+    queries = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+
+    found = query_metrics(queries, np.zeros(20, int), gallery, (np.arange(50) < 49).astype(int), metric="cosine")
+
+    assert found.first_match_ranks.tolist() == [49] * 20
+    assert found.average_precisions == pytest.approx(1 / 50)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize(("relative_distance", "tie"), [(3e-7, True), (3e-6, False)])
+def test_what_is_nearer_to_the_query_than_float64_can_tell_ties_with_its_copies(
+    metric: Metric, relative_distance: float, tie: bool
+) -> None:
+    query = np.ones((1, 64), np.float32)
+    near = query.copy()
+    near[0, 5] += relative_distance * 8
+
+    found = query_metrics(query, np.array([1]), np.concatenate([near, query]), np.array([0, 1]), metric=metric)
+
+    assert found.first_match_ranks.tolist() == [1 if tie else 0]
+    assert found.average_precisions.tolist() == [0.5 if tie else 1.0]
+
+
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 @pytest.mark.parametrize("scale", [2.0**-90, 2.0**90])
 def test_the_unit_of_the_vectors_changes_nothing(metric: Metric, scale: float) -> None:
@@ -225,11 +251,12 @@ def test_threads_change_neither_the_metrics_nor_torchs_setting(monkeypatch: pyte
         alone = query_metrics(*data)
         torch.set_num_threads(3)
         together = query_metrics(*data)
-        threads_after = torch.get_num_threads()
+        with ThreadPoolExecutor(1) as pool:
+            threads_after = torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
     finally:
         torch.set_num_threads(threads_before)
 
-    assert threads_after == 3
+    assert threads_after == (3, 3)
     np.testing.assert_array_equal(together.first_match_ranks, alone.first_match_ranks)
     np.testing.assert_array_equal(together.average_precisions, alone.average_precisions)
 
