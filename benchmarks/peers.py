@@ -1,7 +1,6 @@
 """What an upgrade is compared with, written as its authors or a first attempt would."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,42 +43,6 @@ def _as_convolutions(part: nn.Sequential) -> nn.Sequential:
             norm = nn.BatchNorm2d(linear.out_features)
             norm.load_state_dict(block[1].state_dict())
             layers += [norm, nn.ReLU()]
-    return nn.Sequential(*layers).eval()
-
-
-class _Bottleneck(nn.Module):
-    """He et al., CVPR 2016, figure 5 right, with the stride in the 3x3 convolution as everybody has it today."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        super().__init__()
-        after = 4 * width
-        self.body = nn.Sequential(
-            *_convolution(before, width, 1, 1),
-            nn.ReLU(),
-            *_convolution(width, width, 3, stride),
-            nn.ReLU(),
-            *_convolution(width, after, 1, 1),
-        )
-        changes = stride != 1 or before != after
-        self.shortcut = nn.Sequential(*_convolution(before, after, 1, stride)) if changes else nn.Identity()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.relu(self.body(images) + self.shortcut(images))
-
-
-def _convolution(before: int, after: int, size: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(before, after, size, stride, size // 2, bias=False), nn.BatchNorm2d(after)]
-
-
-def resnet50(embedding_dim: int) -> nn.Module:
-    """Return a network of ResNet-50's shape, (B, 3, 224, 224) -> (B, embedding_dim): 4.1 G multiply-adds an image."""
-    layers: list[nn.Module] = [*_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    channels = [64, 256, 512, 1024, 2048]
-    for stage, ((before, after), blocks) in enumerate(zip(pairwise(channels), (3, 4, 6, 3), strict=True)):
-        for block in range(blocks):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(_Bottleneck(before if block == 0 else after, after // 4, stride))
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, embedding_dim)]
     return nn.Sequential(*layers).eval()
 
 

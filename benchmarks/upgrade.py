@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
 
-from benchmarks.peers import naive_upgrade, resnet50
+from benchmarks.peers import naive_upgrade
 from benchmarks.setting import (
     fill_gallery,
     machine,
@@ -33,6 +33,7 @@ from benchmarks.setting import (
     run_batches,
     worker_with_servers,
 )
+from models.backbones import ResNet
 from models.precision import fastest_precision
 from service.db import driver_connection
 from service.domain.generations import StoredGeneration, current_rows_query, get_stored_generation
@@ -62,7 +63,7 @@ def run(
         with parts.database.engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
         networks = [paper_sized_transformation(dim, seed) for seed in range(2)]
-        backbone = resnet50(dim)
+        backbone = ResNet(50, dim).eval()
         for _ in range(repeats):
             rates["memory"].append(_in_memory(parts))
             rates["upgrade"].append(items / _upgrade(parts))

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.backbones import ConvEncoder, SmallResNet
+from models.backbones import ENCODERS
 from models.normalize import l2_normalize
 from models.precision import Precision, in_precision
 from models.transformation import Transformation
@@ -34,11 +34,7 @@ Encoder = Callable[[Vectors], Vectors]
 TransformationNetwork = Callable[[Vectors, Vectors | None], Vectors]
 _Run = Callable[[Sequence[Vectors]], Vectors]
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    "ConvEncoder": ConvEncoder,
-    "SmallResNet": SmallResNet,
-    "Transformation": Transformation,
-}
+NETWORKS: dict[str, type[nn.Module]] = {**ENCODERS, "Transformation": Transformation}
 _METADATA_KEY = "gallery_upgrade"
 _MAX_DIMENSION = 65_536
 _MAX_BLOCKS = 64
