@@ -16,10 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.metrics import average_precision_score
 
 from demo.client import Client, serving
-from demo.data import LabelledImages, NoImages, load_digits, load_images, split
+from demo.data import LabelledImages, load_digits, load_images, split
 from demo.report import Example, StepTime, quality_table, time_table, write_page
 from demo.training import DIGITS, PHOTOGRAPHS, Networks, Recipe, embed, train_everything
 from models.metrics import RetrievalMetrics
+from models.training.data import NoImages
 
 MAX_DEPTH = 1000  # the most neighbours that one answer has
 _EXAMPLES = 6

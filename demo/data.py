@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+from models.training.data import NoImages, find_images
+
 _LARGE = 5_000
-
-
-class NoImages(ValueError):
-    """The place has no images in a form that the demonstration reads."""
 
 
 @dataclass(frozen=True)
@@ -45,43 +41,11 @@ def load_digits() -> LabelledImages:
 
 
 def load_images(place: Path) -> LabelledImages:
-    """Return the images of a folder of class folders, or of Parquet files with columns `image` and `label`.
-
-    `place` is a folder or one Parquet file. With a column `label_name`, classes have those names.
-    """
-    if place.is_file():
-        return _load_parquet([place])
-    parquet = sorted(place.glob("*.parquet"))
-    if parquet:
-        return _load_parquet(parquet)
-    paths = [path for path in sorted(place.glob("*/*")) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES]
-    if not paths:
-        raise NoImages(f"{place} has neither class folders with images nor Parquet files.")
-    names = [path.parent.name for path in paths]
-    return _labelled([path.read_bytes() for path in paths], names)
-
-
-def _load_parquet(paths: list[Path]) -> LabelledImages:
-    files: list[bytes] = []
-    names: list[str] = []
-    for path in paths:
-        present = pq.read_schema(path).names
-        label = "label_name" if "label_name" in present else "label"
-        if "image" not in present or label not in present:
-            raise NoImages(f"{path} has no columns image and label; it has {', '.join(present)}.")
-        table = pq.read_table(path, columns=["image", label])
-        values = table.column("image").to_pylist()
-        # Some writers keep an image as a struct of its bytes and its path.
-        files += [value["bytes"] if isinstance(value, dict) else value for value in values]
-        names += [str(value) for value in table.column(label).to_pylist()]
-    return _labelled(files, names)
-
-
-def _labelled(files: list[bytes], names: list[str]) -> LabelledImages:
-    classes, labels = np.unique(names, return_inverse=True)
-    if len(classes) < 4:
-        raise NoImages(f"At least four classes are needed; there are {len(classes)}.")
-    return LabelledImages(files, labels.astype(np.int64), classes.tolist())
+    """Return the images of a folder of class folders, or of Parquet files, all in memory. Raises NoImages."""
+    source = find_images(place)
+    if len(source.classes) < 4:
+        raise NoImages(f"At least four classes are needed; there are {len(source.classes)}.")
+    return LabelledImages([data for _, data in source.files()], source.labels, source.classes)
 
 
 def split(images: LabelledImages, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:

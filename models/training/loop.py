@@ -1,4 +1,4 @@
-"""What every training here shares: batches, the learning rate's course, and seeding."""
+"""What every training here shares: batches, the learning rate's course, and saying how far it is."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-# Called with (epochs done, epochs in all).
+# Called with (done, in all), of epochs or of images.
 Progress = Callable[[int, int], None]
 
 
-def no_progress(done: int, total: int) -> None:
+def no_progress(*_: float) -> None:
     """Say nothing."""
 
 
