@@ -4,22 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from demo.data import LabelledImages
-from models.backbones import ConvEncoder, SmallResNet
-from models.images import decode_image
-from models.preprocessing import Preprocessing, preprocess_batch
+from models.backbones import Backbone, ConvEncoder, SmallResNet
+from models.preprocessing import Preprocessing
+from models.training.data import TrainingImages, decode_images
 from models.training.encoder import EncoderTraining, train_encoder
+from models.training.fitting import Run, embed_images
 from models.training.loop import Progress
-from models.training.simclr import SimclrTraining, train_simclr
+from models.training.side_information import SimclrTraining, train_side_information
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 
 # Called with a step's name; gives that step's progress callback.
 Step = Callable[[str], Progress]
-_ENCODE_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Recipe:
 
     size: int
     embedding_dim: int
-    old_encoder: Callable[[], nn.Module]
-    new_encoder: Callable[[], nn.Module]
+    old_encoder: Callable[[], Backbone]
+    new_encoder: Callable[[], Backbone]
     encoder: EncoderTraining
     simclr: SimclrTraining
     transformation: TransformationTraining
@@ -78,19 +77,17 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
     ψ may use only what its own version's training had: SimCLR on the old, or on all images. h and g learn from the
     features of all training images (the paper's D_new).
     """
-    pixels = _pixels(images, recipe.size)
-    labels = torch.from_numpy(images.labels)
-    old = labels < len(images.classes) // 2
-    dim = recipe.embedding_dim
+    all_images = _decoded(images, recipe)
+    old_images = all_images.of_classes(range(len(images.classes) // 2))
+    build_old, build_new = recipe.old_encoder, recipe.new_encoder
 
-    old_encoder, new_encoder = recipe.old_encoder(), recipe.new_encoder()
-    train_encoder(old_encoder, dim, pixels[old], labels[old], _normalize, recipe.encoder, step("train φ_1"))
-    train_encoder(new_encoder, dim, pixels, labels, _normalize, recipe.encoder, step("train φ_2"))
-    old_side, new_side = recipe.old_encoder(), recipe.old_encoder()
-    train_simclr(old_side, dim, pixels[old], _normalize, recipe.simclr, step("train ψ_1"))
-    train_simclr(new_side, dim, pixels, _normalize, replace(recipe.simclr, seed=1), step("train ψ_2"))
+    old_encoder = train_encoder(build_old, old_images, recipe.encoder, _run(step("train φ_1"))).network
+    new_encoder = train_encoder(build_new, all_images, recipe.encoder, _run(step("train φ_2"))).network
+    old_simclr, new_simclr = recipe.simclr, replace(recipe.simclr, seed=1)
+    old_side = train_side_information(build_old, old_images, old_simclr, _run(step("train ψ_1"))).network
+    new_side = train_side_information(build_old, all_images, new_simclr, _run(step("train ψ_2"))).network
 
-    features = [_features(network, pixels) for network in (old_encoder, old_side, new_encoder, new_side)]
+    features = [embed_images(network, all_images) for network in (old_encoder, old_side, new_encoder, new_side)]
     h = train_transformation(features[0], features[1], features[2], recipe.transformation, step("train h"))
     g = train_transformation(features[0], features[1], features[3], recipe.transformation, step("train g"))
     return Networks(old_encoder, old_side, new_encoder, new_side, h, g)
@@ -98,23 +95,13 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
 
 def embed(encoder: nn.Module, images: LabelledImages, recipe: Recipe) -> np.ndarray:
     """Return the (N, D) float32 embeddings of images, computed here."""
-    return _features(encoder, _pixels(images, recipe.size)).numpy()
+    return embed_images(encoder, _decoded(images, recipe)).numpy()
 
 
-def _pixels(images: LabelledImages, size: int) -> Tensor:
-    """Return (N, 3, size, size) float32 in [0, 1], by the service's own preprocessing."""
-    unit = Preprocessing(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    blocks = [
-        preprocess_batch([decode_image(data) for data in images.files[start : start + _ENCODE_BATCH]], unit)
-        for start in range(0, len(images), _ENCODE_BATCH)
-    ]
-    return torch.from_numpy(np.concatenate(blocks))
+def _decoded(images: LabelledImages, recipe: Recipe) -> TrainingImages:
+    files = ((f"image {position}", data) for position, data in enumerate(images.files))
+    return decode_images(files, images.labels, images.classes, recipe.preprocessing)
 
 
-def _normalize(pixels: Tensor) -> Tensor:
-    return (pixels - 0.5) / 0.5
-
-
-def _features(network: nn.Module, pixels: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([network(_normalize(part)) for part in torch.split(pixels, _ENCODE_BATCH)])
+def _run(progress: Progress) -> Run:
+    return Run(progress=lambda done, total, loss: progress(done, total))

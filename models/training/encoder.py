@@ -2,66 +2,135 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.training.augmentation import light_views, view
-from models.training.loop import Progress, lay_out, no_progress, shuffled_batches, warm_up_then_cosine
+from models.backbones import Backbone
+from models.losses import SmoothedSoftmax
+from models.training.augmentation import light_views
+from models.training.checkpoints import checkpoint_digest, load_checkpoint, part_of
+from models.training.data import TrainingImages
+from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, settle_precision
+
+ClassifierLoss = Literal["softmax", "arcface"]
+CLASSIFIER_LOSSES: tuple[ClassifierLoss, ...] = get_args(ClassifierLoss)
 
 
-@dataclass(frozen=True)
-class EncoderTraining:
-    """The paper's optimiser at the size of these data: SGD with momentum, label smoothing 0.1, cosine."""
+class NotCompatible(ValueError):
+    """The old encoder's training cannot be one to be compatible with; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderTraining(Training):
+    """The paper's optimiser at the size of these data: SGD with momentum, label smoothing 0.1, cosine.
+
+    `loss` "arcface" (Deng et al., CVPR 2019) is the paper's for faces. With `mixup` above 0, images and their losses
+    are mixed in pairs, in proportions drawn from Beta(mixup, mixup) (Zhang et al., ICLR 2018).
+    """
 
     epochs: int = 30
-    warm_up_epochs: int = 2
     batch: int = 128
     learning_rate: float = 0.1
-    momentum: float = 0.9
     weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    flip: bool = True
-    seed: int = 0
+    momentum: float = 0.9
+    loss: ClassifierLoss = "softmax"
+    label_smoothing: float = 0.1  # of the softmax
+    mixup: float = 0.0
 
 
 def train_encoder(
-    encoder: nn.Module,
-    embedding_dim: int,
-    images: Tensor,
-    labels: Tensor,
-    normalize: Callable[[Tensor], Tensor],
+    build: Callable[[], Backbone],
+    images: TrainingImages,
     config: EncoderTraining,
-    progress: Progress = no_progress,
-) -> None:
-    """Train `encoder` in place on (N, 3, H, W) images in [0, 1] and (N,) int64 labels; leaves it in eval mode.
+    run: Run = IN_MEMORY,
+    compatible_with: Path | None = None,
+) -> Trained:
+    """Train the network that `build` gives, called under the training's seed. Its classifier head stays in the
+    checkpoint.
 
-    `normalize` is the version's preprocessing after the division by 255. The classifier head is dropped.
+    With `compatible_with`, the folder of an old encoder's finished training, the new one's embeddings can be searched
+    among the old one's (BCT, Shen et al., CVPR 2020): the influence loss, equation 5 with λ = 1, is added, on the
+    images whose class the old training knew by name. Raises NotCompatible, and what `fit` raises.
     """
+    if compatible_with is not None and config.mixup:
+        raise NotCompatible("Mixup has no place in backward-compatible training: the old classifier knows no mixtures.")
+    config = settle_precision(config, run)
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    head = nn.Linear(embedding_dim, int(labels.max()) + 1, bias=False)
-    augment = light_views(images.shape[-1], flip=config.flip)
+    network = build()
+    head = _classifier(config.loss, config.label_smoothing, network.embedding_dim, len(images.classes))
+    learned = nn.ModuleDict({"network": network, "head": head}).to(run.device)
+    old = None if compatible_with is None else OldClassifier(compatible_with, network.embedding_dim, images, run)
     optimizer = torch.optim.SGD(
-        [*encoder.parameters(), *head.parameters()],
+        learned.parameters(),
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=True,
     )
-    schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
-    lay_out(encoder, torch.channels_last)
-    encoder.train()
-    for epoch in range(config.epochs):
-        for positions in shuffled_batches(len(images), config.batch, generator):
-            views = normalize(view(augment, images[positions])).to(memory_format=torch.channels_last)
-            logits = head(encoder(views))  # (b, classes)
-            loss = functional.cross_entropy(logits, labels[positions], label_smoothing=config.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-            optimizer.step()
-        schedule.step()
-        progress(epoch + 1, config.epochs)
-    lay_out(encoder, torch.contiguous_format)
-    encoder.eval()
+
+    def loss_of(positions: Tensor) -> Tensor:
+        views = light_views(images.take(positions).to(run.device), flip=config.flip)
+        labels = images.labels[positions].to(run.device)
+        if config.mixup:
+            return mixed_loss(views, labels)
+        embedding = encode(network, views, images.preprocessing, config.precision)
+        loss: Tensor = head(embedding, labels)
+        return loss if old is None else loss + old.influence_loss(embedding, labels)
+
+    def mixed_loss(views: Tensor, labels: Tensor) -> Tensor:
+        share = float(torch.distributions.Beta(config.mixup, config.mixup).sample())
+        partners = torch.randperm(len(views)).to(run.device)
+        mixed = share * views + (1 - share) * views[partners]
+        embedding = encode(network, mixed, images.preprocessing, config.precision)
+        loss: Tensor = share * head(embedding, labels) + (1 - share) * head(embedding, labels[partners])
+        return loss
+
+    return fit(learned, optimizer, loss_of, images, config, run, None if old is None else old.digest)
+
+
+def _classifier(loss: ClassifierLoss, label_smoothing: float, embedding_dim: int, classes: int) -> nn.Module:
+    """Return a module with weights, ((B, D), (B,) labels) -> the mean loss."""
+    if loss == "softmax":
+        return SmoothedSoftmax(embedding_dim, classes, label_smoothing)
+    from pytorch_metric_learning.losses import ArcFaceLoss  # takes seconds to import
+
+    arcface: nn.Module = ArcFaceLoss(classes, embedding_dim)
+    return arcface
+
+
+class OldClassifier:
+    """The frozen head of a finished training, and which of the new classes it knows by name."""
+
+    def __init__(self, folder: Path, embedding_dim: int, images: TrainingImages, run: Run) -> None:
+        checkpoint = load_checkpoint(folder)
+        if checkpoint is None:
+            raise NotCompatible(f"{folder} has no checkpoint of an encoder's training.")
+        configuration = checkpoint["configuration"]
+        training, old_dim = configuration["training"], configuration["network"]["config"]["embedding_dim"]
+        classes = {name: index for index, name in enumerate(configuration["images"]["classes"])}
+        if training["kind"] != EncoderTraining.__name__:
+            raise NotCompatible(f"{folder} holds a training without a classifier ({training['kind']}).")
+        if checkpoint["epoch"] < training["epochs"]:
+            raise NotCompatible(f"The training in {folder} has not finished.")
+        if old_dim != embedding_dim:
+            raise NotCompatible(f"The old embeddings have {old_dim} dimensions, the new ones {embedding_dim}.")
+        if not classes.keys() & set(images.classes):
+            raise NotCompatible(f"The training in {folder} had none of the classes of these images.")
+        self.digest = checkpoint_digest(folder)
+        self.head = _classifier(training["loss"], training["label_smoothing"], old_dim, len(classes))
+        self.head.load_state_dict(part_of(checkpoint, "head"))
+        self.head.requires_grad_(False).to(run.device)
+        # (new classes,) their index among the old ones, or -1
+        self.old_index = torch.tensor([classes.get(name, -1) for name in images.classes], device=run.device)
+
+    def influence_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        """The old classifier's loss of (B, D) new embeddings, over those of the (B,) new labels that it knows."""
+        old_labels = self.old_index[labels]
+        known = old_labels >= 0
+        if not known.any():
+            return embedding.new_zeros(())
+        loss: Tensor = self.head(embedding[known], old_labels[known])
+        return loss

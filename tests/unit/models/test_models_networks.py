@@ -15,9 +15,9 @@ from torch import nn
 
 from models.artifacts import ArtifactError, load_encoder, save_network
 from models.backbones import ENCODERS, Backbone, ConvEncoder, MobileNetV2, ResNet, SmallResNet
-from models.losses import nt_xent
+from models.losses import SmoothedSoftmax, nt_xent
 from models.normalize import l2_normalize
-from models.side_information import SimCLR
+from models.side_information import Decoder
 from models.transformation import ConvBlock, Transformation, fold_batch_norm
 from tests.networks import transformation
 from tests.unit.models.artifact_files import rewritten_header
@@ -185,13 +185,23 @@ def test_embeddings_end_in_a_relu_unless_told() -> None:
     assert (ConvEncoder(4, 16, last_relu=False)(images) < 0).any()
 
 
-def test_the_simclr_model_projects_what_its_encoder_gives() -> None:
-    encoder = ConvEncoder(4, 6)
-    model = SimCLR(encoder, 6, 5).eval()
-    images = torch.randn(3, 3, 8, 8)
+@pytest.mark.parametrize("size", [1, 7, 8, 12, 32, 33])
+def test_a_decoder_gives_images_of_the_size(size: int) -> None:
+    decoder = Decoder(6, size)
 
-    assert model(images).shape == (3, 5)
-    assert torch.equal(model(images), model.head(encoder(images)))
+    assert decoder(torch.randn(2, 6)).shape == (2, 3, size, size)
+
+
+def test_a_smoothed_softmax_is_the_cross_entropy_with_a_share_for_every_class() -> None:
+    head = SmoothedSoftmax(5, 4, label_smoothing=0.1)
+    embedding, labels = torch.randn(3, 5), torch.tensor([3, 0, 3])
+
+    found = head(embedding, labels)
+
+    log_shares = (embedding @ head.linear.weight.T).log_softmax(dim=1)
+    wanted = torch.full((3, 4), 0.1 / 4)
+    wanted[range(3), labels] += 0.9
+    assert torch.allclose(found, -(wanted * log_shares).sum(dim=1).mean())
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -227,7 +237,7 @@ def test_importing_runs_no_multi_threaded_operation() -> None:
     program = (
         "import os, sys\n"
         "import models.artifacts, models.images, models.metrics, models.losses, models.side_information\n"
-        "import models.training.encoder, models.training.simclr, models.training.transformation\n"
+        "import models.training.encoder, models.training.side_information, models.training.transformation\n"
         "import torch\n"
         "child = os.fork()\n"
         "if child == 0:\n"

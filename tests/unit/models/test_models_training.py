@@ -1,40 +1,45 @@
 """Trainings on toy data that they must be able to learn, and the batches and rates that they share."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from models.backbones import ConvEncoder
 from models.losses import nt_xent
 from models.metrics import cmc
-from models.training.augmentation import contrastive_views, light_views, view
-from models.training.encoder import EncoderTraining, train_encoder
+from models.precision import Precision
+from models.preprocessing import preprocess_batch
+from models.training.augmentation import contrastive_views
+from models.training.checkpoints import load_checkpoint, part_of
+from models.training.data import TrainingImages
+from models.training.encoder import ClassifierLoss, EncoderTraining, NotCompatible, OldClassifier, train_encoder
+from models.training.fitting import IN_MEMORY, Diverged, Run, embed_images, normalized
 from models.training.loop import shuffled_batches, warm_up_then_cosine
-from models.training.simclr import SimclrTraining, train_simclr
+from models.training.side_information import (
+    SIDE_INFORMATION,
+    AutoencoderTraining,
+    SimclrTraining,
+    train_side_information,
+)
 from models.training.transformation import TransformationTraining, train_transformation
+from tests.unit.models.toy_images import PREPROCESSING, cut_at, noise, toy_images
 
 
-def striped_images(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(count, 3, 12, 12) in [0, 1] with noise, and labels: horizontal stripes, vertical stripes, or a checkerboard."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 3
-    y, x = torch.meshgrid(torch.arange(12), torch.arange(12), indexing="ij")
-    patterns = torch.stack([(y // 2) % 2, (x // 2) % 2, (x // 2 + y // 2) % 2]).float()
-    images = patterns[labels][:, None].repeat(1, 3, 1, 1)
-    return (0.4 * images + 0.6 * torch.rand(images.shape, generator=generator)), labels
+def small_encoder() -> ConvEncoder:
+    return ConvEncoder(8, 16)
 
 
-def normalize(images: Tensor) -> Tensor:
-    return (images - 0.5) / 0.25
-
-
-def retrieval(encoder: nn.Module, images: Tensor, labels: Tensor) -> float:
-    with torch.inference_mode():
-        embedding = encoder.eval()(normalize(images)).numpy()
-    return cmc(embedding, labels.numpy(), embedding, labels.numpy(), ks=(1,), self_match=True)[1]
+def retrieval(queries: nn.Module, images: TrainingImages, gallery: nn.Module | None = None) -> float:
+    """CMC top-1 of each image's embedding among the other images', which `gallery` may have embedded."""
+    labels = images.labels.numpy()
+    asked, searched = (embed_images(network, images).numpy() for network in (queries, gallery or queries))
+    return cmc(asked, labels, searched, labels, ks=(1,), self_match=True)[1]
 
 
 @pytest.mark.parametrize(
@@ -63,57 +68,176 @@ def test_the_rate_rises_linearly_then_falls_as_a_cosine() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_views_keep_the_shape_and_differ(flip: bool) -> None:
-    images, _ = striped_images(6, seed=0)
-
-    for augment in (light_views(12, flip=flip), contrastive_views(12, flip=flip)):
-        first, second = view(augment, images), view(augment, images)
-        assert first.shape == images.shape
-        assert torch.isfinite(first).all()
-        assert not torch.equal(first, second)
-
-
-def test_an_encoder_learns_to_tell_classes_apart() -> None:
+@pytest.mark.parametrize(
+    ("loss", "learning_rate", "mixup", "precision"),
+    [
+        ("softmax", 0.1, 0.0, "float32"),
+        ("softmax", 0.1, 0.0, "bfloat16"),
+        ("softmax", 0.1, 0.4, "float32"),
+        ("arcface", 0.02, 0.0, None),
+    ],
+)
+def test_an_encoder_learns_to_tell_classes_apart(
+    loss: ClassifierLoss, learning_rate: float, mixup: float, precision: Precision | None
+) -> None:
+    unseen = toy_images(90, seed=2)
     torch.manual_seed(0)
-    encoder = ConvEncoder(8, 16)
-    images, labels = striped_images(193, seed=1)
-    unseen = striped_images(90, seed=2)
-    untrained = retrieval(encoder, *unseen)
-    seen_progress: list[tuple[int, int]] = []
+    untrained = retrieval(small_encoder().eval(), unseen)
+    config = EncoderTraining(
+        epochs=6,
+        warm_up_epochs=1,
+        batch=32,
+        learning_rate=learning_rate,
+        loss=loss,
+        mixup=mixup,
+        precision=precision,
+    )
+    seen: list[tuple[int, int]] = []
 
-    train_encoder(
-        encoder,
-        16,
-        images,
-        labels,
-        normalize,
-        EncoderTraining(epochs=6, warm_up_epochs=1, batch=32),
-        lambda done, total: seen_progress.append((done, total)),
+    trained = train_encoder(
+        small_encoder,
+        toy_images(193, seed=1),
+        config,
+        Run(progress=lambda done, total, loss: seen.append((done, total))),
     )
 
-    assert seen_progress == [(epoch, 6) for epoch in range(1, 7)]
-    assert not encoder.training
-    assert retrieval(encoder, *unseen) > max(0.9, untrained)
+    assert seen[:3] == [(32, 6 * 193), (64, 6 * 193), (96, 6 * 193)]
+    assert seen[-1] == (6 * 193, 6 * 193)
+    assert not trained.network.training
+    assert {parameter.dtype for parameter in trained.network.parameters()} == {torch.float32}
+    assert untrained < 0.8
+    assert retrieval(trained.network, unseen) > 0.9
+
+
+@pytest.mark.parametrize(("loss", "learning_rate"), [("softmax", 0.1), ("arcface", 0.02)])
+def test_a_compatible_encoder_is_searched_among_the_old_ones_embeddings(
+    tmp_path: Path, loss: ClassifierLoss, learning_rate: float
+) -> None:
+    config = EncoderTraining(
+        epochs=8, warm_up_epochs=1, batch=32, learning_rate=learning_rate, loss=loss, precision="float32"
+    )
+    old = train_encoder(small_encoder, toy_images(192, seed=1, classes=(2, 1)), config, Run(tmp_path))
+    images, unseen = toy_images(192, seed=1), toy_images(90, seed=2, classes=(1, 2))
+    other_seed = replace(config, seed=5)
+
+    compatible = train_encoder(small_encoder, images, other_seed, compatible_with=tmp_path)
+    independent = train_encoder(small_encoder, images, other_seed)
+
+    assert retrieval(compatible.network, unseen) > 0.9
+    assert retrieval(compatible.network, unseen, old.network) > 0.9
+    assert retrieval(independent.network, unseen, old.network) < 0.8
+
+
+def test_the_influence_loss_counts_the_images_of_old_classes_only(tmp_path: Path) -> None:
+    config = EncoderTraining(epochs=1, label_smoothing=0.0, precision="float32")
+    train_encoder(small_encoder, toy_images(64, seed=1, classes=(2, 1)), config, Run(tmp_path))
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint is not None
+    head = part_of(checkpoint, "head")["linear.weight"]  # (2, 16)
+    old = OldClassifier(tmp_path, 16, toy_images(6, seed=0), IN_MEMORY)
+    embedding = torch.randn(5, 16)
+
+    found = old.influence_loss(embedding, torch.tensor([0, 1, 2, 0, 1]))
+
+    logits = embedding[[1, 2, 4]] @ head.T
+    expected = -logits.log_softmax(dim=1)[range(3), [1, 0, 1]].mean()
+    assert torch.allclose(found, expected)
+    assert float(old.influence_loss(embedding[:1], torch.tensor([0]))) == 0.0
+
+
+def test_what_cannot_be_compatible_is_refused(tmp_path: Path) -> None:
+    config = EncoderTraining(epochs=1, precision="float32")
+    images = toy_images(64, seed=1)
+    train_encoder(small_encoder, toy_images(64, seed=1, classes=(0,)), config, Run(tmp_path / "old"))
+    simclr = SimclrTraining(epochs=1, precision="float32")
+    train_side_information(small_encoder, images, simclr, Run(tmp_path / "ψ"))
+    with pytest.raises(KeyboardInterrupt):
+        train_encoder(small_encoder, images, replace(config, epochs=3), Run(tmp_path / "cut", progress=cut_at(100)))
+
+    for folder, build, new_config, sentence in (
+        ("none", small_encoder, config, "no checkpoint"),
+        ("ψ", small_encoder, config, "without a classifier"),
+        ("cut", small_encoder, config, "has not finished"),
+        ("old", lambda: ConvEncoder(8, 12), config, "have 16 dimensions, the new ones 12"),
+        ("old", small_encoder, replace(config, mixup=0.2), "Mixup"),
+    ):
+        with pytest.raises(NotCompatible, match=sentence):
+            train_encoder(build, images, new_config, compatible_with=tmp_path / folder)
+    with pytest.raises(NotCompatible, match="none of the classes"):
+        train_encoder(small_encoder, toy_images(64, seed=1, classes=(1, 2)), config, compatible_with=tmp_path / "old")
 
 
 def test_simclr_brings_views_of_one_image_together_without_labels() -> None:
+    unseen = toy_images(64, seed=2)
+    images = replace(toy_images(129, seed=1), labels=torch.zeros(129, dtype=torch.int64))
+    views = [replace(unseen, pixels=contrastive_views(unseen.pixels, flip=True)) for _ in range(2)]
+
+    def loss(network: nn.Module) -> float:
+        first, second = (embed_images(network, view) for view in views)
+        return float(nt_xent(first, second, 0.2))
+
     torch.manual_seed(0)
-    encoder = ConvEncoder(8, 16)
-    images, _ = striped_images(129, seed=1)
-    unseen, _ = striped_images(64, seed=2)
-    augment = contrastive_views(12, flip=True)
-    first, second = view(augment, unseen), view(augment, unseen)
+    untrained = loss(small_encoder().eval())
+    config = SimclrTraining(epochs=8, batch=64, learning_rate=3e-3, precision="float32")
+    trained = train_side_information(small_encoder, images, config)
 
-    def loss() -> float:
-        with torch.inference_mode():
-            return float(nt_xent(encoder.eval()(normalize(first)), encoder(normalize(second)), 0.2))
+    assert loss(trained.network) < untrained
+    assert not trained.network.training
 
-    untrained = loss()
-    train_simclr(encoder, 16, images, normalize, SimclrTraining(epochs=8, batch=64, learning_rate=3e-3))
 
-    assert loss() < untrained
-    assert not encoder.training
+def test_an_autoencoders_side_information_tells_what_an_image_looks_like() -> None:
+    images = toy_images(192, seed=1)
+    constant = float(normalized(images.pixels, PREPROCESSING).var())
+    config = AutoencoderTraining(epochs=12, batch=32, learning_rate=3e-3, flip=False, precision="float32")
+
+    trained = train_side_information(small_encoder, images, config)
+
+    assert trained.record["final_loss"] < 0.95 * constant
+    assert retrieval(trained.network, toy_images(90, seed=2)) > 0.9
+
+
+def test_each_kind_of_side_information_is_trained_as_the_table_says() -> None:
+    assert list(SIDE_INFORMATION) == ["simclr", "autoencoder", "alternate", "alternate-mixup"]
+
+    kinds = {}
+    for kind, config in SIDE_INFORMATION.items():
+        quick = replace(config, epochs=1, warm_up_epochs=0, precision="float32")
+        trained = train_side_information(small_encoder, toy_images(66, seed=1), quick)
+        assert trained.network.config() == small_encoder().config()
+        kinds[kind] = (trained.record["training"]["kind"], trained.record["training"].get("mixup", 0) > 0)
+
+    assert kinds == {
+        "simclr": ("SimclrTraining", False),
+        "autoencoder": ("AutoencoderTraining", False),
+        "alternate": ("EncoderTraining", False),
+        "alternate-mixup": ("EncoderTraining", True),
+    }
+    assert SIDE_INFORMATION["alternate"].seed != EncoderTraining().seed
+
+
+def test_a_loss_that_is_no_number_ends_the_training() -> None:
+    config = EncoderTraining(epochs=30, learning_rate=1e30, warm_up_epochs=0, batch=16, precision="float32")
+
+    with pytest.raises(Diverged, match="epoch 1 the loss became"):
+        train_encoder(small_encoder, toy_images(64, seed=1), config)
+
+
+def test_embedding_gives_what_the_service_would_compute() -> None:
+    network = small_encoder().eval()
+    image = Image.fromarray(noise(1)[0].permute(1, 2, 0).numpy())
+    images = TrainingImages(
+        torch.from_numpy(np.array(image)).permute(2, 0, 1)[None],
+        torch.tensor([0]),
+        torch.tensor([0]),
+        ["one"],
+        PREPROCESSING,
+        "",
+    )
+
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(preprocess_batch([image], PREPROCESSING)))
+
+    assert torch.allclose(embed_images(network, images), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_side_information", [False, True])
