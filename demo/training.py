@@ -11,6 +11,7 @@ from models.backbones import Backbone, ConvEncoder, SmallResNet
 from models.preprocessing import Preprocessing
 from models.training.data import TrainingImages, decode_images
 from models.training.encoder import EncoderTraining, train_encoder
+from models.training.features import PairedFeatures
 from models.training.fitting import Run, embed_images
 from models.training.loop import Progress
 from models.training.side_information import SimclrTraining, train_side_information
@@ -88,8 +89,11 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
     new_side = train_side_information(build_old, all_images, new_simclr, _run(step("train ψ_2"))).network
 
     features = [embed_images(network, all_images) for network in (old_encoder, old_side, new_encoder, new_side)]
-    h = train_transformation(features[0], features[1], features[2], recipe.transformation, step("train h"))
-    g = train_transformation(features[0], features[1], features[3], recipe.transformation, step("train g"))
+    embedding, side, new_embedding, new_side_information = features
+    h_pairs = PairedFeatures(embedding, side, new_embedding, all_images.labels)
+    g_pairs = PairedFeatures(embedding, side, new_side_information, all_images.labels)
+    h = train_transformation(h_pairs, recipe.transformation, step("train h"))
+    g = train_transformation(g_pairs, recipe.transformation, step("train g"))
     return Networks(old_encoder, old_side, new_encoder, new_side, h, g)
 
 

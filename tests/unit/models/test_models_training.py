@@ -19,6 +19,7 @@ from models.training.augmentation import contrastive_views
 from models.training.checkpoints import load_checkpoint, part_of
 from models.training.data import TrainingImages
 from models.training.encoder import ClassifierLoss, EncoderTraining, NotCompatible, OldClassifier, train_encoder
+from models.training.features import PairedFeatures
 from models.training.fitting import IN_MEMORY, Diverged, Run, embed_images, normalized
 from models.training.loop import shuffled_batches, warm_up_then_cosine
 from models.training.side_information import (
@@ -250,7 +251,9 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
     config = TransformationTraining(epochs=60, batch=batch, inner_dim=32, learning_rate=5e-3)
     epochs: list[int] = []
 
-    network = train_transformation(embedding, side_information, target, config, lambda done, total: epochs.append(done))
+    pairs = PairedFeatures(embedding, side_information, target, None)
+
+    network = train_transformation(pairs, config, lambda done, total: epochs.append(done))
 
     with torch.inference_mode():
         error = float(nn.functional.mse_loss(network(embedding, side_information), target))
@@ -267,22 +270,22 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
 
 
 def test_batch_norm_is_frozen_in_the_second_half() -> None:
-    embedding, target = torch.randn(50, 4), torch.randn(50, 3)
+    pairs = PairedFeatures(torch.randn(50, 4), None, torch.randn(50, 3), None)
 
     def batches_seen(epochs: int) -> int:
         config = TransformationTraining(epochs=epochs, batch=25, inner_dim=8)
-        return int(train_transformation(embedding, None, target, config).state_dict()["mixer.0.1.num_batches_tracked"])
+        return int(train_transformation(pairs, config).state_dict()["mixer.0.1.num_batches_tracked"])
 
     assert batches_seen(4) == 2 * 2
     assert batches_seen(5) == 2 * 2
 
 
 def test_the_same_seed_gives_the_same_transformation() -> None:
-    embedding, target = torch.randn(50, 4), torch.randn(50, 3)
+    pairs = PairedFeatures(torch.randn(50, 4), None, torch.randn(50, 3), None)
 
     def trained(seed: int) -> Tensor:
         config = TransformationTraining(epochs=2, batch=16, inner_dim=8, seed=seed)
-        output: Tensor = train_transformation(embedding, None, target, config)(embedding)
+        output: Tensor = train_transformation(pairs, config)(pairs.embedding)
         return output
 
     assert torch.equal(trained(1), trained(1))
@@ -298,8 +301,10 @@ def test_the_settings_of_the_transformation_are_the_papers() -> None:
 
 
 def test_one_sample_is_not_enough_to_train_a_transformation() -> None:
+    pairs = PairedFeatures(torch.randn(1, 4), None, torch.randn(1, 3), None)
+
     with pytest.raises(ValueError, match="at least two samples"):
-        train_transformation(torch.randn(1, 4), None, torch.randn(1, 3), TransformationTraining(epochs=2))
+        train_transformation(pairs, TransformationTraining(epochs=2))
 
 
 def test_an_error_of_the_progress_callback_stops_the_training() -> None:
@@ -309,5 +314,7 @@ def test_an_error_of_the_progress_callback_stops_the_training() -> None:
     def stop(done: int, total: int) -> None:
         raise Stopped
 
+    pairs = PairedFeatures(torch.randn(8, 4), None, torch.randn(8, 3), None)
+
     with pytest.raises(Stopped):
-        train_transformation(torch.randn(8, 4), None, torch.randn(8, 3), TransformationTraining(inner_dim=8), stop)
+        train_transformation(pairs, TransformationTraining(inner_dim=8), stop)
