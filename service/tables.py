@@ -249,7 +249,12 @@ class UpgradeEvent(Base):
 
 
 class Job(Base):
-    """Long work that is not an upgrade, or a part of one: `kind` is `import` or `index_build`."""
+    """Long work that is not an upgrade, or a part of one: `kind` is `index_build` or `transformation_training`.
+
+    `state`: `queued`, `running`, `succeeded`, `failed`, `cancelled`. Of a training, `request` is what was asked for,
+    `file_prefix` begins the names of its files in the blob store, and `attempts` counts the time slices that were begun
+    since one was brought to its end.
+    """
 
     __tablename__ = "jobs"
 
@@ -259,12 +264,17 @@ class Job(Base):
     gallery_id: Mapped[int | None] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
     generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     upgrade_id: Mapped[int | None] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))
+    request: Mapped[Json | None]
+    file_prefix: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
     progress: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     result: Mapped[Json | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
+
+    __table_args__ = (Index("ix_jobs_unfinished", "id", postgresql_where=text("state IN ('queued', 'running')")),)
 
 
 class IdempotencyKey(Base):
