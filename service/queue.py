@@ -14,6 +14,7 @@ from service import logs
 from service.settings import Settings
 
 ADVANCE_UPGRADE = "workers.advance_upgrade"
+ADVANCE_TRAINING = "workers.advance_training"
 BUILD_INDEX = "workers.build_index"
 
 events = logs.Events(__name__)

@@ -27,6 +27,10 @@ class Settings(BaseSettings):
     max_request_bytes: int = 4 * 2**30
     max_metadata_bytes: int = 64 * 2**10
 
+    # Training. Data sets are read below this folder only; unset, none is. Features are held in memory: so many at most.
+    datasets: Path | None = None
+    max_training_bytes: int = Field(default=4 * 2**30, ge=1)
+
     # Networks.
     device: str = "cpu"
     # The number format of h and g; unset, a short trial finds out what the device is fastest in.

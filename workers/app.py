@@ -18,6 +18,7 @@ from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 from service.transforming import TransformationNetworks, computing_at_once
 from workers.throttle import Throttle
+from workers.training_memory import TrainingMemory
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class WorkerParts:
     blobs: BlobStore
     networks: TransformationNetworks
     throttle: Throttle = field(default_factory=Throttle)
+    training: TrainingMemory = field(default_factory=TrainingMemory)
     # Set while this process works on an upgrade: then it asks for its next slice itself, and its sweep is silent.
     working: threading.Event = field(default_factory=threading.Event)
 

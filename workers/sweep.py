@@ -1,4 +1,5 @@
-"""The sweep: one thread per worker that sends lost nudges again and removes what dropped generations leave."""
+"""The sweep: one thread per worker that sends lost nudges again and removes what dropped generations
+and ended trainings leave."""
 
 import socket
 import threading
@@ -7,18 +8,20 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from service import logs
 from service.domain.removal import remove_dropped
+from service.domain.training import remove_files_of_ended, unfinished_trainings
 from service.domain.upgrades import unfinished_upgrades
-from service.queue import ADVANCE_UPGRADE
+from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE
 from workers.app import WorkerParts, worker_parts
+from workers.training import scratch_folder
 
 events = logs.Events(__name__)
 _stopping = threading.Event()
 
 
 def sweep(parts: WorkerParts) -> None:
-    """Nudge every upgrade that a worker could work on; a nudge too many finds nothing to do.
+    """Nudge every upgrade and training that a worker could work on; a nudge too many finds nothing to do.
 
-    A worker at work sends nothing, so that nudges do not pile up at the broker during a long upgrade.
+    A worker at work sends nothing, so that nudges do not pile up at the broker during a long one.
     """
     # The container's health check looks at this file's age.
     (parts.settings.data / f"worker-{socket.gethostname()}.alive").touch()
@@ -26,8 +29,14 @@ def sweep(parts: WorkerParts) -> None:
         return
     with parts.database.session_scope() as session:
         upgrade_ids = unfinished_upgrades(session)
+        job_ids = unfinished_trainings(session, parts.settings)
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
+    for job_id in job_ids:
+        parts.database.queue.send(ADVANCE_TRAINING, job_id)
+    if not job_ids:
+        parts.training.forget()  # another worker may have ended what this one once worked on
+    remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))
     remove_dropped(parts.database, parts.blobs, wait_seconds=1.0)
 
 

@@ -1,7 +1,10 @@
 """The tasks, by the names in `service.queue`."""
 
-from service.queue import ADVANCE_UPGRADE
-from workers.app import app, worker_parts
+from collections.abc import Callable
+
+from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE
+from workers.app import WorkerParts, app, worker_parts
+from workers.training import advance_training
 from workers.upgrading import advance_upgrade
 
 
@@ -12,10 +15,24 @@ def advance(upgrade_id: int) -> None:
     Safe to run twice: batches are claimed from rows and marked in the transaction that writes them, and every change
     of state is guarded by the state that it leaves.
     """
+    _work(ADVANCE_UPGRADE, advance_upgrade, upgrade_id)
+
+
+@app.task(name=ADVANCE_TRAINING)
+def advance_a_training(job_id: int) -> None:
+    """Work on a training for one time slice, and ask for the next one: upgrades get their turn in between.
+
+    Safe to run twice: one worker at a time holds the training's lock, files have their names only when they are whole,
+    and the transformation is registered in the transaction that ends the job.
+    """
+    _work(ADVANCE_TRAINING, advance_training, job_id)
+
+
+def _work(task_name: str, advance_one: Callable[[WorkerParts, int], bool], row_id: int) -> None:
     parts = worker_parts()
     parts.working.set()
     try:
-        if advance_upgrade(parts, upgrade_id):
-            parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
+        if advance_one(parts, row_id):
+            parts.database.queue.send(task_name, row_id)
     finally:
         parts.working.clear()

@@ -1,16 +1,32 @@
 """`/v1/transformations`."""
 
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any, BinaryIO, Literal
 
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.orm import Session
+from starlette.datastructures import FormData, UploadFile
 
-from service.api.dependencies import IdPath, PartsDependency, SessionDependency
+from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
+from service.api.jobs import JobView, job_view
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.api.uploads import UploadForm, file_part, name_part, optional_file_part, refuse_other_parts
+from service.api.uploads import (
+    MissingPart,
+    UploadForm,
+    file_part,
+    name_part,
+    optional_file_part,
+    read_upload_form,
+    refuse_other_parts,
+)
 from service.domain import registry
+from service.domain.training import WantedTraining, plan_training
+from service.errors import Unprocessable
 from service.tables import ModelVersion, Transformation
 
 router = APIRouter(prefix="/transformations", tags=["transformations"])
@@ -28,6 +44,32 @@ class TransformationView(BaseModel):
     training: dict[str, Any] | None
     metrics: dict[str, Any] | None
     created_at: datetime
+
+
+class TrainingOptions(BaseModel):
+    """What is not given is as the recipe says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: Literal["paper", "default"] = "default"
+    epochs: int | None = Field(default=None, ge=1, le=10_000)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    batch: int | None = Field(default=None, ge=2, le=65_536)
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    inner_dim: int | None = Field(default=None, ge=1, le=8_192)
+
+
+class NewTraining(BaseModel):
+    """`dataset` is a path below the folder that the operator set (GALLERY_DATASETS): class folders of images, Parquet
+    with columns image and label, or Parquet of paired vectors. It is left out where paired vectors are uploaded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_version: Name
+    to_version: Name
+    dataset: str | None = Field(default=None, min_length=1, max_length=1_000)
+    with_g: bool = False
+    options: TrainingOptions = TrainingOptions()
 
 
 _FILE = {"type": "string", "format": "binary"}
@@ -50,6 +92,62 @@ _FORM = {
         },
     }
 }
+
+_NEW_TRAINING = NewTraining.model_json_schema()
+_NEW_TRAINING["properties"]["options"] = TrainingOptions.model_json_schema()
+del _NEW_TRAINING["$defs"]
+_TRAINING_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _NEW_TRAINING},
+            "multipart/form-data": {
+                "schema": {**_NEW_TRAINING, "properties": {**_NEW_TRAINING["properties"], "pairs": _FILE}}
+            },
+        },
+    }
+}
+
+
+class NotJson(Unprocessable):
+    """The body, or a part of it, is to be JSON and is not."""
+
+
+async def _training(request: Request) -> AsyncIterator[tuple[NewTraining, BinaryIO | None]]:
+    """Give what is asked for, and the file of paired vectors if one came: in a form; without one, JSON will do."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        yield _checked(_parsed(await request.body())), None
+        return
+    async with asynccontextmanager(read_upload_form)(request) as form:
+        refuse_other_parts(form, {*NewTraining.model_fields, "pairs"})
+        values: dict[str, Any] = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        if "options" in values:
+            values["options"] = _parsed(values["options"].encode())
+        yield _checked(values), _pairs(form)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotJson("The body, or the part 'options', is not JSON.") from error
+
+
+def _checked(values: Any) -> NewTraining:
+    try:
+        return NewTraining.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False)
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in errors]) from error
+
+
+def _pairs(form: FormData) -> BinaryIO | None:
+    files = form.getlist("pairs")
+    if not files:
+        return None
+    if len(files) != 1 or not isinstance(files[0], UploadFile):
+        raise MissingPart("The form has one file named 'pairs'.")
+    return files[0].file
 
 
 def _view(session: Session, transformation: Transformation) -> TransformationView:
@@ -85,6 +183,26 @@ def register_transformation(
     )
     response.headers["Location"] = f"/v1/transformations/{transformation.id}"
     return _view(session, transformation)
+
+
+@router.post("/train", status_code=202, openapi_extra=_TRAINING_BODY)
+def train_transformation(
+    training: Annotated[tuple[NewTraining, BinaryIO | None], Depends(_training)],
+    parts: PartsDependency,
+    session: SessionDependency,
+    response: Response,
+) -> JobView:
+    """Train h, and with `with_g` also g, from a data set or from uploaded paired vectors.
+
+    The pairs are a Parquet file with columns embedding_from, embedding_to, and optionally side_information_from,
+    side_information_to and label. The answer is the job that trains; its result names the transformation.
+    """
+    new, pairs = training
+    options = new.options.model_dump(exclude_none=True)
+    wanted = WantedTraining(new.from_version, new.to_version, new.with_g, new.dataset, options)
+    job = plan_training(session, parts.blobs, parts.settings, wanted, pairs)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job_view(job)
 
 
 @router.get("")

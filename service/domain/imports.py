@@ -159,8 +159,8 @@ def _vectors_of(table: pa.Table, prefix: str) -> _Vectors:
     side_information = f"{prefix}side_information"
     return _Vectors(
         prefix,
-        _vectors(table, f"{prefix}embedding"),
-        _vectors(table, side_information) if side_information in table.column_names else None,
+        read_vectors(table, f"{prefix}embedding"),
+        read_vectors(table, side_information) if side_information in table.column_names else None,
     )
 
 
@@ -199,7 +199,7 @@ def _metadata(table: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
+def read_vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
     """Return the column as (N, D) float32; every row must have the same length and no null."""
     column = table.column(name)
     kind = column.type

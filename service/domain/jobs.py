@@ -5,12 +5,19 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from service.errors import NotFound
+from service.errors import Conflict, NotFound
 from service.tables import Job
+
+TRAINING = "transformation_training"
+UNFINISHED = ("queued", "running")
 
 
 class UnknownJob(NotFound):
     """No job has this id."""
+
+
+class NotCancellable(Conflict):
+    """The job has ended, or is a part of something else."""
 
 
 def start_job(session: Session, kind: str, gallery_id: int, generation_id: int | None, upgrade_id: int | None) -> int:
@@ -61,6 +68,24 @@ def end_jobs_left_running(session: Session, generation_id: int) -> None:
             updated_at=func.now(),
         )
     )
+
+
+def cancel_job(session: Session, job_id: int) -> Job:
+    """Give a training up; nothing of it is kept. A worker stops at its next step, and can register nothing any more.
+
+    Raises `NotCancellable` (409) for a job that has ended otherwise, or that an upgrade runs.
+    """
+    job = session.get(Job, job_id, with_for_update=True)
+    if job is None or job.state == "cancelled":
+        return get_job(session, job_id)
+    if job.kind != TRAINING:
+        raise NotCancellable(f"Job {job_id} is a part of an upgrade: cancel upgrade {job.upgrade_id}.")
+    if job.state not in UNFINISHED:
+        raise NotCancellable(f"Job {job_id} has {job.state}; there is nothing left to cancel.")
+    job.state, job.finished_at, job.updated_at = "cancelled", func.now(), func.now()
+    session.flush()  # the times are the database's
+    session.refresh(job)
+    return job
 
 
 def get_job(session: Session, job_id: int) -> Job:

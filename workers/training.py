@@ -1,0 +1,327 @@
+"""Advancing a training of h and g by one time slice.
+
+1. encode the images of a data set by both versions, a part at a time (paired vectors are stored when they are posted);
+2. train h, then g, an epoch at a time; the state goes into the blob store when the slice ends;
+3. measure both on rows that they never saw, and register them as a transformation.
+Every step begins where the blob store says that the last one ended: a worker that dies costs its slice. The state after
+each epoch of the slice is in a scratch file in the data folder, which is used only if the blob store has the same.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sqlalchemy import text
+
+from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
+from models.training.checkpoint import epochs_in_checkpoint
+from models.training.features import PairedFeatures
+from models.training.transformation import TransformationTraining, train_transformation
+from models.transformation import Transformation
+from service import logs
+from service.db import is_outage
+from service.domain.datasets import ImageSet, LabelledImage, PairFiles, find_dataset
+from service.domain.training import (
+    LEAST_ROWS,
+    TRAINING_LOCK,
+    TrainedTransformation,
+    TrainingEnded,
+    TrainingRefused,
+    begin_slice,
+    complete_training,
+    end_slice,
+    fail_training,
+    phase,
+    record_failed_attempt,
+    record_phase,
+    remove_files_of_ended,
+    versions_of,
+)
+from service.domain.training_files import FOLDER, FeatureRows, TrainingFiles, label_numbers
+from service.encoder import Encoded, Encoders, InvalidImage
+from service.errors import Unprocessable
+from service.settings import Settings
+from service.tables import Job, ModelVersion
+from service.transforming import computing_at_once
+from workers.app import WorkerParts
+from workers.held_out import held_out_metrics
+from workers.training_rows import TrainingRows, load_rows
+
+events = logs.Events(__name__)
+
+_RECORD_SECONDS = 1.0
+
+
+class _SliceEnded(Exception):
+    """The time is over; what was done is in the blob store."""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One worker's time slice of one training."""
+
+    parts: WorkerParts
+    job: Job
+    prefix: str
+    request: dict[str, Any]
+    files: TrainingFiles
+    before: ModelVersion
+    after: ModelVersion
+    ends: float
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.ends
+
+
+class _PhaseClock:
+    """Counts the time that is spent on a phase, over all slices, and records about once a second how far it is."""
+
+    def __init__(self, time_slice: _Slice, name: str, unit: str) -> None:
+        self._slice = time_slice
+        self._name = name
+        self._unit = unit
+        self._seconds_before = time_slice.job.progress.get(name, {}).get("seconds", 0.0)
+        self._began = time.monotonic()
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Record, if it is time. Raises `TrainingEnded` when the training is not wanted any more."""
+        now = time.monotonic()
+        if now < self._next and done < total and not self._slice.is_over:
+            return
+        self._next = now + _RECORD_SECONDS
+        progress = phase(done, total, self._unit, self._seconds_before + now - self._began)
+        with self._slice.parts.database.session_scope() as session:
+            record_phase(session, self._slice.job.id, self._name, progress)
+
+
+def scratch_folder(settings: Settings) -> Path:
+    """Return where this machine keeps the state of a training between two epochs."""
+    return settings.data / FOLDER
+
+
+def advance_training(parts: WorkerParts, job_id: int) -> bool:
+    """Work on a training for one time slice; return whether there is more that this worker could do now."""
+    with _alone(parts, job_id) as mine:
+        if not mine:
+            return False
+        with parts.database.session_scope() as session:
+            job = begin_slice(session, job_id, parts.settings)
+        try:
+            if job is not None:
+                with _all_cores(parts.settings):
+                    _run(parts, job)
+        except _SliceEnded:
+            with parts.database.session_scope() as session:
+                end_slice(session, job_id)
+            return True
+        except TrainingEnded:
+            events.info("training.not_wanted", job_id=job_id)
+        except Unprocessable as error:  # trying again would not help
+            with parts.database.session_scope() as session:
+                fail_training(session, job_id, error.message)
+        except Exception as error:  # any slice may fail; recorded, and tried again after a pause
+            if is_outage(error):
+                raise
+            events.exception("training.slice_failed", error, job_id=job_id)
+            with parts.database.session_scope() as session:
+                record_failed_attempt(session, job_id, f"{type(error).__name__}: {error}")
+    parts.training.forget()
+    remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))
+    return False
+
+
+def _run(parts: WorkerParts, job: Job) -> None:
+    """Go on until the training is registered. Raises `_SliceEnded` when the time is over before."""
+    assert job.request is not None
+    assert job.file_prefix is not None
+    with parts.database.session_scope() as session:
+        before, after = versions_of(session, job)
+    files = TrainingFiles(parts.blobs, job.file_prefix)
+    ends = time.monotonic() + parts.settings.task_slice_seconds
+    time_slice = _Slice(parts, job, job.file_prefix, job.request, files, before, after, ends)
+    if "images" in job.request:
+        _encode(time_slice)
+    config = TransformationTraining(**job.request["options"])
+    rows = parts.training.keep(job.file_prefix, "rows", lambda: _load(time_slice, config.seed))
+    h = _train(time_slice, "h", rows.h, config)
+    g = None
+    if job.request["with_g"]:
+        assert rows.g is not None
+        g = _train(time_slice, "g", rows.g, config)
+    _register(time_slice, rows, config, h, g)
+
+
+def _encode(time_slice: _Slice) -> None:
+    """Encode what is not encoded yet, a batch at a time."""
+    parts, total = time_slice.parts, time_slice.request["images"]
+    done = max((row_range.end for row_range in time_slice.files.row_ranges()), default=0)
+    if done >= total:
+        return
+    clock = _PhaseClock(time_slice, "encoding", "images")
+    images = parts.training.keep(time_slice.prefix, "images", lambda: _find_images(time_slice))
+    encoders = parts.training.keep(time_slice.prefix, "encoders", lambda: Encoders(parts.blobs, parts.settings))
+    remaining = images.read(done)
+    while batch := list(islice(remaining, parts.settings.encode_batch_items)):
+        time_slice.files.add_rows(done, done + len(batch), _encode_batch(time_slice, encoders, batch))
+        done += len(batch)
+        clock(done, total)
+        if time_slice.is_over:
+            raise _SliceEnded
+
+
+def _find_images(time_slice: _Slice) -> ImageSet:
+    """Return the images that were there when the training was asked for. Raises `Unprocessable` if they are not."""
+    name = time_slice.request["dataset"]
+    images = find_dataset(time_slice.parts.settings.datasets, name)
+    if isinstance(images, PairFiles) or images.listing_sha256() != time_slice.request["listing_sha256"]:
+        raise TrainingRefused(f"Data set {name!r} changed since the training was asked for.")
+    return images
+
+
+def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledImage]) -> FeatureRows:
+    """Return the features of those images of a batch that can be read."""
+    readable, labels = [], []
+    for data, label in batch:
+        try:
+            readable.append(encoders.decode(data))
+        except InvalidImage as error:
+            events.info("training.image_skipped", job_id=time_slice.job.id, label=label, reason=error.message)
+            continue
+        labels.append(label)
+    before, after = (
+        encoders.get(version).encode(readable) if readable else _nothing(version)
+        for version in (time_slice.before, time_slice.after)
+    )
+    digests = b"".join(hashlib.sha256(data).digest() for data, _ in batch)
+    return FeatureRows(
+        before.embedding,
+        before.side_information,
+        after.embedding,
+        after.side_information,
+        label_numbers(labels),
+        np.frombuffer(digests, np.uint8).reshape(-1, 32),
+    )
+
+
+def _nothing(version: ModelVersion) -> Encoded:
+    side_dim = version.side_information_dim
+    return Encoded(
+        np.empty((0, version.embedding_dim), np.float32),
+        None if side_dim is None else np.empty((0, side_dim), np.float32),
+    )
+
+
+def _load(time_slice: _Slice, seed: int) -> TrainingRows:
+    ranges = time_slice.files.row_ranges()
+    count = sum(row_range.count for row_range in ranges)
+    if count < LEAST_ROWS:
+        raise TrainingRefused(f"A training needs at least {LEAST_ROWS} images; {count} could be read.")
+    device = time_slice.parts.settings.device
+    return load_rows(time_slice.files, ranges, time_slice.before, time_slice.after, seed, device)
+
+
+def _train(
+    time_slice: _Slice, name: Literal["h", "g"], pairs: PairedFeatures, config: TransformationTraining
+) -> Transformation:
+    """Return the network, when it is trained to the end. Raises `_SliceEnded` when the time is over before."""
+    scratch = scratch_folder(time_slice.parts.settings) / f"{time_slice.prefix}.{name}"
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    stored = time_slice.files.newest_checkpoint(name)
+    if epochs_in_checkpoint(scratch) != stored:
+        scratch.unlink(missing_ok=True)
+        if stored:
+            time_slice.files.fetch_checkpoint(name, stored, scratch)
+    clock = _PhaseClock(time_slice, f"training_{name}", "epochs")
+
+    def progress(done: int, total: int) -> None:
+        stops_here = time_slice.is_over and done < total
+        if stops_here or done == total:
+            time_slice.files.store_checkpoint(name, done, scratch)
+        clock(done, total)
+        if stops_here:
+            raise _SliceEnded
+
+    return train_transformation(pairs, config, progress, scratch)
+
+
+def _register(
+    time_slice: _Slice, rows: TrainingRows, config: TransformationTraining, h: Transformation, g: Transformation | None
+) -> None:
+    """Measure what was trained and register it."""
+    clock = _PhaseClock(time_slice, "evaluating", "evaluation")
+    clock(0, 1)
+    parts, request = time_slice.parts, time_slice.request
+    h_bytes, g_bytes = save_network(h), None if g is None else save_network(g)
+    metrics = held_out_metrics(
+        rows.held_out,
+        _applied(time_slice, h_bytes, time_slice.after.embedding_dim),
+        None if g_bytes is None else _applied(time_slice, g_bytes, time_slice.after.side_information_dim),
+        normalize=time_slice.after.normalize,
+        device=parts.settings.device,
+    )
+    clock(1, 1)
+    with parts.database.session_scope() as session:
+        progress = session.get_one(Job, time_slice.job.id).progress
+        training = {
+            "job": time_slice.job.id,
+            "recipe": config.recipe,
+            "seed": config.seed,
+            "options": asdict(config),
+            "rows": len(rows.h),
+            "held_out_rows": len(rows.held_out),
+            "images_skipped": rows.skipped,
+            "dataset": request["dataset"],
+            "dataset_sha256": rows.images_sha256 or request["sha256"],
+            "seconds": round(sum(values["seconds"] for values in progress.values()), 3),
+        }
+        trained = TrainedTransformation(h_bytes, g_bytes, training, metrics)
+        complete_training(session, parts.blobs, parts.settings, time_slice.job.id, trained)
+
+
+def _applied(time_slice: _Slice, data: bytes, to_dim: int | None) -> TransformationNetwork:
+    """Return a network as upgrades run it, in float32. Raises `TrainingRefused` when it learned nothing finite."""
+    assert to_dim is not None
+    try:
+        return load_transformation_network(
+            data,
+            from_dim=time_slice.before.embedding_dim,
+            side_information_dim=time_slice.before.side_information_dim,
+            to_dim=to_dim,
+            device=time_slice.parts.settings.device,
+        )
+    except ArtifactError as error:
+        raise TrainingRefused(f"What was learned cannot be used: {error} A lower learning_rate may help.") from error
+
+
+@contextmanager
+def _all_cores(settings: Settings) -> Iterator[None]:
+    """Let one computation have the cores that batches of an upgrade share."""
+    shared = torch.get_num_threads()
+    torch.set_num_threads(shared * computing_at_once(settings))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(shared)
+
+
+@contextmanager
+def _alone(parts: WorkerParts, job_id: int) -> Iterator[bool]:
+    """Hold the training's lock, if it is free: one worker trains. A crash frees it."""
+    key = {"space": TRAINING_LOCK, "id": job_id % 2**31}
+    with parts.database.engine.connect() as connection:
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
+        try:
+            yield held
+        finally:
+            if held:
+                connection.execute(text("SELECT pg_advisory_unlock(:space, :id)"), key)

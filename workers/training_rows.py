@@ -1,0 +1,107 @@
+"""The rows of a training in memory: those that h and g learn from, and those held out, which they never see."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.normalize import l2_normalize
+from models.training.features import PairedFeatures
+from service.domain.training_files import FeatureRows, RowRange, TrainingFiles, feature_rows
+from service.tables import ModelVersion
+
+_HELD_OUT_SHARE = 10
+_MOST_HELD_OUT = 5_000
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """`g` is None when the rows have no side-information of the new version. `images_sha256` is a digest of all image
+    files, in order, and `skipped` how many of them could not be read."""
+
+    h: PairedFeatures
+    g: PairedFeatures | None
+    held_out: FeatureRows
+    skipped: int
+    images_sha256: str | None
+
+
+def load_rows(
+    files: TrainingFiles, ranges: Sequence[RowRange], before: ModelVersion, after: ModelVersion, seed: int, device: str
+) -> TrainingRows:
+    """Read all rows, a file at a time. A random tenth, at most 5,000 rows, is held out: the same for the same seed.
+
+    Embeddings of a version that normalises are normalised, as the service does when it encodes.
+    """
+    count = sum(row_range.count for row_range in ranges)
+    held_out = np.zeros(count, bool)
+    chosen = np.random.default_rng(seed).permutation(count)[: min(_MOST_HELD_OUT, count // _HELD_OUT_SHARE)]
+    held_out[chosen] = True
+    learning, holding = _Columns(count - len(chosen)), _Columns(len(chosen))
+    digest, looked_at = hashlib.sha256(), 0
+    first = 0
+    for rows in files.read_rows(ranges):
+        part = held_out[first : first + len(rows)]
+        for name, values in _vectors(rows, before, after):
+            learning.append(name, values[~part])
+            holding.append(name, values[part])
+        learning.advance(int((~part).sum()))
+        holding.advance(int(part.sum()))
+        first += len(rows)
+        if rows.source_sha256 is not None:
+            digest.update(rows.source_sha256.tobytes())
+            looked_at += len(rows.source_sha256)
+    _number_labels(learning.arrays, holding.arrays)
+    features = {name: torch.from_numpy(values).to(device) for name, values in learning.arrays.items()}
+    return TrainingRows(
+        _pairs(features, "embedding_to"),
+        _pairs(features, "side_information_to") if "side_information_to" in features else None,
+        feature_rows(holding.arrays),
+        looked_at - count if looked_at else 0,
+        digest.hexdigest() if looked_at else None,
+    )
+
+
+class _Columns:
+    """Arrays by name, filled from the front: no row is in memory twice."""
+
+    def __init__(self, count: int) -> None:
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self._count = count
+        self._filled = 0
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        if name not in self.arrays:
+            self.arrays[name] = np.empty((self._count, *values.shape[1:]), values.dtype)
+        self.arrays[name][self._filled : self._filled + len(values)] = values
+
+    def advance(self, count: int) -> None:
+        self._filled += count
+
+
+def _vectors(rows: FeatureRows, before: ModelVersion, after: ModelVersion) -> Iterable[tuple[str, NDArray[Any]]]:
+    yield "embedding_from", l2_normalize(rows.embedding_from) if before.normalize else rows.embedding_from
+    yield "embedding_to", l2_normalize(rows.embedding_to) if after.normalize else rows.embedding_to
+    for name in ("side_information_from", "side_information_to", "labels"):
+        values = getattr(rows, name)
+        if values is not None:
+            yield name, values
+
+
+def _number_labels(learning: dict[str, NDArray[Any]], holding: dict[str, NDArray[Any]]) -> None:
+    """Replace labels by the positions of their classes, from 0 on."""
+    if "labels" in learning:
+        both = np.concatenate([learning["labels"], holding["labels"]])
+        numbers = np.unique(both, return_inverse=True)[1].astype(np.int64)
+        learning["labels"], holding["labels"] = np.split(numbers, [len(learning["labels"])])
+
+
+def _pairs(features: dict[str, Tensor], target: str) -> PairedFeatures:
+    return PairedFeatures(
+        features["embedding_from"], features.get("side_information_from"), features[target], features.get("labels")
+    )
