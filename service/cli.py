@@ -78,6 +78,46 @@ def migrate() -> None:
 
 
 @main.command()
+def train_transformation(
+    server: Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8000.")],
+    from_version: Annotated[str, typer.Option("--from", help="Model version that galleries are under.")],
+    to_version: Annotated[str, typer.Option("--to", help="Model version to lead to.")],
+    pairs: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Parquet of paired vectors to upload.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set below the service's GALLERY_DATASETS.")] = None,
+    with_g: Annotated[bool, typer.Option("--with-g", help="Train g too: the gallery will be upgraded again.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="How to train: default or paper.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the rows.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything that is random.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the training until it has ended.")] = True,
+) -> None:
+    """Train h (and g) on a running service, and print the transformation and its held-out metrics."""
+    from service.training_client import TrainingFailed, ask_for_training, follow_training
+
+    if (pairs is None) == (dataset is None):
+        raise typer.BadParameter("give one of --pairs and --dataset")
+    options = {"recipe": recipe, "epochs": epochs, "seed": seed}
+    wanted = {
+        "from_version": from_version,
+        "to_version": to_version,
+        "with_g": with_g,
+        "options": {name: value for name, value in options.items() if value is not None},
+        **({} if dataset is None else {"dataset": dataset}),
+    }
+    try:
+        job_id = ask_for_training(server, wanted, pairs)
+        typer.echo(f"job {job_id}")
+        if wait:
+            transformation = follow_training(server, job_id)
+            typer.echo(f"transformation {transformation['id']}")
+            typer.echo(json.dumps(transformation["metrics"], indent=2))
+    except TrainingFailed as error:
+        typer.echo(f"gallery-upgrade: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@main.command()
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     from service.app import create_app
