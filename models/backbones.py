@@ -60,14 +60,15 @@ class ConvEncoder(Backbone):
 
 class SmallResNet(Backbone):
     """A residual network for small photographs: a stem and three stages of `blocks` blocks at 1, 1/2 and 1/4 of the
-    size, widths w, 2w and `embedding_dim`."""
+    stem's size, widths w, 2w and `embedding_dim`. A stem that halves the size takes a quarter of the time."""
 
-    def __init__(self, width: int, blocks: int, embedding_dim: int) -> None:
+    def __init__(self, width: int, blocks: int, embedding_dim: int, stem_stride: int = 1) -> None:
         super().__init__()
         self.width = width
         self.blocks = blocks
         self.embedding_dim = embedding_dim
-        layers: list[nn.Module] = [*_convolution(3, width, 3), nn.ReLU()]
+        self.stem_stride = stem_stride
+        layers: list[nn.Module] = [*_convolution(3, width, 3, stem_stride), nn.ReLU()]
         before = width
         for stage, after in enumerate((width, 2 * width, embedding_dim)):
             for block in range(blocks):
@@ -76,7 +77,12 @@ class SmallResNet(Backbone):
         self.layers = nn.Sequential(*layers)
 
     def config(self) -> dict[str, Any]:
-        return {"width": self.width, "blocks": self.blocks, "embedding_dim": self.embedding_dim}
+        return {
+            "width": self.width,
+            "blocks": self.blocks,
+            "embedding_dim": self.embedding_dim,
+            "stem_stride": self.stem_stride,
+        }
 
 
 class ResNet(Backbone):

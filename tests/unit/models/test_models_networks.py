@@ -95,6 +95,7 @@ def test_folding_batch_norm_changes_no_output(side_dim: int | None) -> None:
         partial(ConvEncoder, 4, 6, last_relu=False),
         partial(SmallResNet, 4, 1, 6),
         partial(SmallResNet, 4, 2, 6),
+        partial(SmallResNet, 4, 1, 6, 2),
         partial(ResNet, 18, 6),
         partial(ResNet, 50, 6),
         partial(MobileNetV2, 6),
