@@ -1,1 +1,1 @@
-"""Training of encoders, side-information models and transformations; needs the extra `training` (kornia)."""
+"""Training of encoders, side-information models and transformations; ArcFace needs the extra `training`."""

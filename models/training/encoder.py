@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from models.training.data import TrainingImages
 from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, settle_precision
 
 ClassifierLoss = Literal["softmax", "arcface"]
-CLASSIFIER_LOSSES: tuple[ClassifierLoss, ...] = get_args(ClassifierLoss)
 
 
 class NotCompatible(ValueError):

@@ -6,6 +6,7 @@ trained again with another seed, with Mixup or without.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from models.training.augmentation import contrastive_views, light_views
 from models.training.data import TrainingImages
 from models.training.encoder import EncoderTraining, train_encoder
 from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, normalized, settle_precision
+
+SideInformationKind = Literal["simclr", "autoencoder", "alternate", "alternate-mixup"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class AutoencoderTraining(Training):
 
 SideInformationTraining = SimclrTraining | AutoencoderTraining | EncoderTraining
 # What a kind is, by its name in the table. The alternate model's seed must differ from the old encoder's.
-SIDE_INFORMATION: dict[str, SideInformationTraining] = {
+SIDE_INFORMATION: dict[SideInformationKind, SideInformationTraining] = {
     "simclr": SimclrTraining(),
     "autoencoder": AutoencoderTraining(),
     "alternate": EncoderTraining(seed=1),
