@@ -39,6 +39,8 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/scale.md and docs/relia
 	$(BIN)/python -m benchmarks.scale --items 200000 --workers 1 --workers 2 --workers 4
 	$(BIN)/python -m benchmarks.cutover
 	$(BIN)/python -m benchmarks.eta
+	$(BIN)/python -m benchmarks.judging
+	$(BIN)/python -m benchmarks.judging --items 50000 --repeats 3
 
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .
