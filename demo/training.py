@@ -91,7 +91,7 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
     features = [embed_images(network, all_images) for network in (old_encoder, old_side, new_encoder, new_side)]
     embedding, side, new_embedding, new_side_information = features
     h_pairs = PairedFeatures(embedding, side, new_embedding, all_images.labels)
-    g_pairs = PairedFeatures(embedding, side, new_side_information, all_images.labels)
+    g_pairs = PairedFeatures(embedding, side, new_side_information, labels=None)
     h = train_transformation(h_pairs, recipe.transformation, step("train h"))
     g = train_transformation(g_pairs, recipe.transformation, step("train g"))
     return Networks(old_encoder, old_side, new_encoder, new_side, h, g)

@@ -21,6 +21,7 @@ import torch
 from sqlalchemy import text
 
 from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
+from models.precision import fastest_precision
 from models.training.checkpoint import epochs_in_checkpoint
 from models.training.features import PairedFeatures
 from models.training.transformation import TransformationTraining, train_transformation
@@ -150,7 +151,8 @@ def _run(parts: WorkerParts, job: Job) -> None:
     time_slice = _Slice(parts, job, job.file_prefix, job.request, files, before, after, ends)
     if "images" in job.request:
         _encode(time_slice)
-    config = TransformationTraining(**job.request["options"])
+    precision = parts.settings.precision or fastest_precision(parts.settings.device)
+    config = TransformationTraining(**job.request["options"], precision=precision)
     rows = parts.training.keep(job.file_prefix, "rows", lambda: _load(time_slice, config.seed))
     h = _train(time_slice, "h", rows.h, config)
     g = None

@@ -102,6 +102,5 @@ def _number_labels(learning: dict[str, NDArray[Any]], holding: dict[str, NDArray
 
 
 def _pairs(features: dict[str, Tensor], target: str) -> PairedFeatures:
-    return PairedFeatures(
-        features["embedding_from"], features.get("side_information_from"), features[target], features.get("labels")
-    )
+    labels = features.get("labels") if target == "embedding_to" else None  # g has no use for the new model's classes
+    return PairedFeatures(features["embedding_from"], features.get("side_information_from"), features[target], labels)

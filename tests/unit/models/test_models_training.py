@@ -263,6 +263,8 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
         "side_information_dim": 4 if with_side_information else None,
         "to_dim": 5,
         "inner_dim": 32,
+        "non_negative": True,
+        "classes": None,
     }
     assert not network.training
     assert epochs == list(range(1, 61))

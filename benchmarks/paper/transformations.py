@@ -1,0 +1,207 @@
+"""The h and g of the tables: what each learns from, how, and training them, several at a time."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_metric_learning.losses import SupConLoss
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.paper.networks import read, trained
+from models.artifacts import save_network
+from models.normalize import l2_normalize
+from models.training.features import PairedFeatures, cached_features
+from models.training.transformation import ExtraLoss, TransformationTraining, train_transformation
+from models.transformation import Transformation
+
+Vectors = NDArray[np.float32]
+VIEWS = 4
+_EPOCHS = 16
+_INNER_DIM = 512
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train h. `side_levels`: side-information is stored as integers of so many levels."""
+
+    config: TransformationTraining
+    views: int = VIEWS
+    extra_loss: ExtraLoss | None = None
+    side_levels: int | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One network: from φ `old` and ψ `side` (several names joined by "+" are concatenated) to `new`.
+
+    With `through`, it learns from what the transformations from `through` to `old` and `side` give, instead of from
+    what the encoders `old` and `side` give.
+    """
+
+    old: str
+    side: str | None
+    new: str
+    variant: str = "paper"
+    seed: int = 0
+    through: tuple[str, str] | None = None
+
+    def file(self, folder: Path) -> Path:
+        parts = [self.old, self.side or "none", self.new, self.variant, str(self.seed)]
+        return folder / "h" / ("--".join([*parts, *(self.through or ())]) + ".safetensors")
+
+
+def _contrastive(output: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+    """Supervised contrastive (Khosla et al., NeurIPS 2020) with φ_new as anchors and h as the others."""
+    loss: Tensor = _SUPERVISED(target, labels, ref_emb=output, ref_labels=labels)
+    return 0.3 * target.var() * loss
+
+
+def _class_mean_entropy(output: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+    """Cross entropy of h's class by the distance to the batch's class means of φ_new."""
+    assert labels is not None
+    classes, positions = torch.unique(labels, return_inverse=True)
+    sums = target.new_zeros(len(classes), target.shape[1]).index_add_(0, positions, target)
+    means = sums / torch.bincount(positions)[:, None]
+    variance = target.var()
+    logits = -torch.cdist(output, means).square() / (16 * variance)
+    return 0.3 * variance * functional.cross_entropy(logits, positions)
+
+
+_SUPERVISED = SupConLoss(temperature=0.1)
+_PAPER = TransformationTraining(epochs=_EPOCHS, inner_dim=_INNER_DIM, recipe="paper", precision="bfloat16")
+_DEFAULT = TransformationTraining(epochs=_EPOCHS, inner_dim=_INNER_DIM, recipe="default", precision="bfloat16")
+VARIANTS: dict[str, Variant] = {
+    "paper": Variant(_PAPER),
+    "default": Variant(_DEFAULT),
+    "full size": Variant(TransformationTraining(recipe="paper", precision="bfloat16")),
+    "one view": Variant(_PAPER, views=1),
+    "contrastive": Variant(_PAPER, extra_loss=_contrastive),
+    "class-mean entropy": Variant(_PAPER, extra_loss=_class_mean_entropy),
+    "int8 side": Variant(_PAPER, side_levels=256),
+    "int8 side default": Variant(_DEFAULT, side_levels=256),
+}
+
+
+@dataclass
+class Features:
+    """What the encoders give: of the training images, in views, and of the test images as they are."""
+
+    place: Path
+    folder: Path
+    _kept: dict[tuple[str, str], Vectors] = field(default_factory=dict)
+
+    def train(self, name: str) -> Vectors:
+        """(V, N, D)."""
+        return self._features(name, "train", VIEWS)
+
+    def test(self, name: str) -> Vectors:
+        """(N, D)."""
+        features: Vectors = self._features(name, "test", 1)[0]
+        return features
+
+    def labels(self, part: str) -> Tensor:
+        return read(self.place, part, self.folder).labels
+
+    def _features(self, name: str, part: str, views: int) -> Vectors:
+        if (name, part) not in self._kept:
+            networks = [trained(self.folder, single) for single in name.split("+")]
+            images = read(self.place, part, self.folder)
+            found = [cached_features(self.folder / "features", network, images, views) for network in networks]
+            if "arcface" in name and len(found) == 1:  # its embeddings are compared by their angles
+                found = [l2_normalize(found[0].reshape(-1, found[0].shape[2])).reshape(found[0].shape)]
+            self._kept[name, part] = found[0] if len(found) == 1 else np.concatenate(found, axis=2)
+        return self._kept[name, part]
+
+
+def train_transformations(features: Features, specs: Iterable[Spec], at_once: int) -> None:
+    """Train what is not trained yet, `at_once` at a time with one thread each."""
+    waiting = [spec for spec in dict.fromkeys(specs) if not spec.file(features.folder).exists()]
+    # What others learn from comes first.
+    for through in (False, True):
+        chosen = [spec for spec in waiting if (spec.through is not None) == through]
+        for name in sorted({name for spec in chosen for name in (spec.old, spec.side, spec.new) if name is not None}):
+            features.train(name)  # computed once, before several processes want them
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(at_once, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for number, seconds in enumerate(pool.map(partial(_train, features.place, features.folder), chosen)):
+                print(f"{number + 1}/{len(chosen)} {chosen[number]}: {seconds:.0f} s", flush=True)
+
+
+def _train(place: Path, folder: Path, spec: Spec) -> float:
+    features, variant = Features(place, folder), VARIANTS[spec.variant]
+    views = variant.views
+    target = _rows(features.train(spec.new), views)
+    old, side = _inputs(features, spec, views)
+    labels = None if spec.new.endswith("simclr") else features.labels("train")  # g needs none
+    pairs = PairedFeatures(old, side, target, labels, views)
+    config = TransformationTraining(**{**vars(variant.config), "seed": spec.seed})
+    began = time.monotonic()
+    network = train_transformation(pairs, config, extra_loss=variant.extra_loss)
+    seconds = time.monotonic() - began
+    path = spec.file(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
+    path.write_bytes(save_network(network))
+    return seconds
+
+
+def _inputs(features: Features, spec: Spec, views: int) -> tuple[Tensor, Tensor | None]:
+    variant = VARIANTS[spec.variant]
+    if spec.through is None:
+        old = _rows(features.train(spec.old), views)
+        side = None if spec.side is None else _rows(features.train(spec.side), views)
+    else:
+        first, first_side = (_rows(features.train(name), views) for name in spec.through)
+        old, side = (
+            apply(load(features.folder, Spec(*spec.through, name, spec.variant, spec.seed)), first, first_side)
+            for name in (spec.old, spec.side)
+            if name is not None
+        )
+    if side is not None and variant.side_levels is not None:
+        side = as_levels(side, variant.side_levels)
+    return old, side
+
+
+def _rows(values: Vectors, views: int) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values[:views]).reshape(-1, values.shape[2]))
+
+
+def as_levels(values: Tensor, levels: int) -> Tensor:
+    """Round (N, S) values of 0 and above to integers of so many levels, per dimension, and back."""
+    step = values.amax(dim=0).clamp(min=1e-6) / (levels - 1)
+    return (values / step).round() * step
+
+
+def load(folder: Path, spec: Spec) -> Transformation:
+    """Return a trained network."""
+    import safetensors.torch
+
+    from models.artifacts import read_config
+
+    data = spec.file(folder).read_bytes()
+    network = Transformation(**read_config(data)["config"])
+    network.load_state_dict(safetensors.torch.load(data))
+    return network.eval()
+
+
+def apply(network: Callable[[Tensor, Tensor | None], Tensor], old: Tensor, side: Tensor | None) -> Tensor:
+    """(N, D_from), (N, S) or None -> (N, D_to), in parts."""
+    with torch.inference_mode():
+        parts = torch.split(torch.arange(len(old)), 10_000)
+        found = [network(old[part], None if side is None else side[part]) for part in parts]
+    return torch.cat(found).clone()
+
+
+def seconds_of(folder: Path, spec: Spec) -> float:
+    """Return how long a training took."""
+    found: float = json.loads(spec.file(folder).with_suffix(".json").read_text())["seconds"]
+    return found

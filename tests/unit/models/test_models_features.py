@@ -1,0 +1,68 @@
+"""Features that are computed once and kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.backbones import ConvEncoder
+from models.training import features
+from models.training.features import cached_features
+from models.training.fitting import embed_images
+from tests.unit.models.toy_images import toy_images
+
+
+def encoder(seed: int) -> ConvEncoder:
+    torch.manual_seed(seed)
+    return ConvEncoder(4, 6).eval()
+
+
+def test_features_are_computed_once_and_view_0_is_the_image_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, network = toy_images(20, seed=0), encoder(0)
+
+    first = cached_features(tmp_path, network, images, views=3)
+    monkeypatch.setattr(features, "encode", None)  # whatever would be computed again fails
+    again = cached_features(tmp_path, network, images, views=3)
+
+    assert first.shape == (3, 20, 6)
+    assert np.array_equal(first, again)
+    np.testing.assert_allclose(first[0], embed_images(network, images).numpy(), rtol=1e-5)
+    assert not np.allclose(first[1], first[0])
+    assert not np.allclose(first[2], first[1])
+
+
+def test_two_networks_see_the_same_views(tmp_path: Path) -> None:
+    images, network = toy_images(20, seed=0), encoder(0)
+
+    first = cached_features(tmp_path / "a", network, images, views=2)
+    torch.manual_seed(123)
+    second = cached_features(tmp_path / "b", network, images, views=2)
+
+    assert np.array_equal(first, second)
+
+
+def test_another_network_other_images_or_more_views_are_computed_anew(tmp_path: Path) -> None:
+    images = toy_images(20, seed=0)
+    kept = [
+        cached_features(tmp_path, encoder(0), images),
+        cached_features(tmp_path, encoder(1), images),
+        cached_features(tmp_path, encoder(0), replace(images, digest="other")),
+        cached_features(tmp_path, encoder(0), images, views=2),
+    ]
+
+    assert len(list(tmp_path.glob("*.npy"))) == len(list(tmp_path.glob("*.json"))) == len(kept)
+    assert not np.allclose(kept[0], kept[1])
+
+
+def test_an_interrupted_computation_leaves_no_array(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(tmp_path, encoder(0), toy_images(20, seed=0), progress=stop)
+
+    assert list(tmp_path.glob("*.npy")) == []
