@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test test-real-servers chaos bench lint format types openapi openapi-check lock compose-check clean
+.PHONY: help demo serve test test-real-servers chaos bench paper lint format types openapi openapi-check lock compose-check clean
 .DEFAULT_GOAL := help
 
 help: ## List every target
@@ -41,6 +41,9 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/scale.md and docs/relia
 	$(BIN)/python -m benchmarks.eta
 	$(BIN)/python -m benchmarks.judging
 	$(BIN)/python -m benchmarks.judging --items 50000 --repeats 3
+
+paper: $(VENV)/.installed ## Rerun the paper's tables on CIFAR-100 and write docs/results.md; IMAGES=<folder with train and test.parquet>
+	$(BIN)/python -m benchmarks.paper "$(or $(IMAGES),../shared/data/cifar100)"
 
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .
