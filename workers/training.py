@@ -22,8 +22,8 @@ from sqlalchemy import text
 
 from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
 from models.precision import fastest_precision
-from models.training.checkpoint import epochs_in_checkpoint
 from models.training.features import PairedFeatures
+from models.training.state import epochs_in_checkpoint
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 from service import logs

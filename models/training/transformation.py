@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from models.metrics import retrieval_metrics
 from models.precision import Precision
-from models.training.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
 from models.training.features import PairedFeatures
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
+from models.training.state import TrainingState, restore_checkpoint, save_checkpoint
 from models.transformation import ClassMeans, Transformation
 
 Recipe = Literal["paper", "default"]

@@ -1,5 +1,5 @@
-"""Checkpoints: everything that a training is after an epoch, in one file, so that going on from it is the same as never
-having stopped. Loading one runs no code (`weights_only`)."""
+"""The state of h's or g's training after an epoch, in one file: going on from it is the same as never having stopped.
+Loading it runs no code (`weights_only`). For φ and ψ see `models.training.checkpoints`."""
 
 import logging
 import pickle

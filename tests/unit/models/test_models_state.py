@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.training.checkpoint import epochs_in_checkpoint
 from models.training.features import PairedFeatures
+from models.training.state import epochs_in_checkpoint
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 
