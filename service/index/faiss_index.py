@@ -8,7 +8,7 @@ mask, and no search or addition sorts or hashes as many ids as the gallery has.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import faiss
@@ -87,16 +87,18 @@ class _Sealed:
             return self._gather(queries, k, among)
         fetch = k if count == len(among) else math.ceil((2 * k + 20) * len(among) / count)
         ef_search = max(_EF_SEARCH, 2 * fetch)
+        is_exact = True
         if self._approximate and ef_search * _DISTANCES_PER_STEP < count:
             scores, found = self._walk(queries, k, among, fetch, ef_search)
             missed = found[:, k - 1] == NO_ID
+            is_exact = bool(missed.all())
             if missed.any():
                 scores[missed], found[missed] = self._scan(queries[missed], k, among)
         else:
             scores, found = self._scan(queries, k, among)
         distances = from_faiss(self._metric, scores)
         distances[found == NO_ID] = np.inf
-        return SearchResult(np.where(found == NO_ID, NO_ID, self._ids[found]), distances)
+        return SearchResult(np.where(found == NO_ID, NO_ID, self._ids[found]), distances, is_exact)
 
     def _live_positions(self, ids: Ids) -> NDArray[np.int64]:
         if len(self._ids) == 0:
@@ -184,7 +186,8 @@ class FaissIndex:
         with self._lock.reading(), _one_thread():
             sealed = self._sealed.search(queries, k, allowed) if self._sealed else _nothing(queries)
             tail = self._tail.search(queries, k, self._in_tail(allowed))
-        return nearest(np.hstack([sealed.ids, tail.ids]), np.hstack([sealed.distances, tail.distances]), k)
+        merged = nearest(np.hstack([sealed.ids, tail.ids]), np.hstack([sealed.distances, tail.distances]), k)
+        return replace(merged, is_exact=sealed.is_exact)
 
     def _in_tail(self, allowed: Ids | None) -> Ids | None:
         """Return those of the sorted `allowed` ids that the tail has: it looks up each id it is given."""

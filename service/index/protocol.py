@@ -18,11 +18,13 @@ _CANCELLED_SHARE = 0.01  # above it, |q|² - 2qv + |v|² keeps about five digits
 class SearchResult:
     """ids (Q, k) int64, padded with -1, and distances (Q, k) float32, padded with +inf; nearest first.
 
-    Distances are pgvector's: Euclidean for l2, 1 - cosine similarity, negative inner product for ip.
+    Distances are pgvector's: Euclidean for l2, 1 - cosine similarity, negative inner product for ip. `is_exact` when
+    every row that may be found was compared with every query, and False when a graph was walked for any of them.
     """
 
     ids: Ids
     distances: Vectors
+    is_exact: bool = True
 
 
 class VectorIndex(Protocol):

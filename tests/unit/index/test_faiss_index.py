@@ -263,3 +263,57 @@ def test_copies_of_one_vector_are_all_found_in_a_graph() -> None:
 
     assert np.isin(found.ids, ids[:1_000]).all()
     assert len(np.unique(found.ids)) == 60
+
+
+# What may be found of 6,000 rows, from none to all, on both sides of every choice between gathering, scanning, walking.
+SHARES = [0.0, 0.001, 0.05, 0.3, 0.45, 0.7, 0.95, 1.0]
+
+
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("share", SHARES)
+def test_a_filtered_search_of_a_graph_its_tail_and_its_tombstones_is_as_exhaustive_search_is(
+    graph: Graph, share: float, k: int
+) -> None:
+    index, rows = graph.index(), as_rows(graph.ids, graph.vectors)
+    removed, replaced, new = graph.ids[:300], graph.ids[300:500], some_ids(200, seed=9)
+    added, moved = np.concatenate([replaced, new]), graph.vectors[:400] + 0.1 * some_vectors(400, 24, 3)
+    index.remove(removed)
+    index.add(added, moved)
+    for id_ in removed.tolist():
+        del rows[id_]
+    rows.update(as_rows(added, moved))
+    everything = np.concatenate([graph.ids, new])
+    passing = everything[np.random.default_rng(4).random(len(everything)) < share]
+
+    found = index.search(graph.queries, k, passing)
+
+    left = {id_: rows[id_] for id_ in passing.tolist() if id_ in rows}
+    assert ((found.ids >= 0).sum(axis=1) == min(k, len(left))).all()
+    if found.is_exact:
+        assert_is_nearest(found, graph.metric, left, graph.queries, k, FLOAT16_CODES)
+    else:
+        ids, vectors = np.array(list(left)), np.stack(list(left.values()))
+        assert recall(found, graph.metric, ids, vectors, graph.queries, k) >= 0.95
+
+
+def test_an_answer_says_whether_it_is_exact(graph: Graph) -> None:
+    index, flat = graph.index(), sealed(graph.metric, graph.ids, graph.vectors)
+
+    assert not index.search(graph.queries, 10).is_exact
+    assert not index.search(graph.queries, 1, graph.ids[:5_500]).is_exact
+    assert index.search(graph.queries, 10, graph.ids[:3_000]).is_exact  # scanned
+    assert index.search(graph.queries, 10, graph.ids[:100]).is_exact  # gathered
+    assert index.search(graph.queries, 1_000).is_exact  # a walk would see as many rows as there are
+    assert flat.search(graph.queries, 10).is_exact
+    assert flat.search(graph.queries, 10, graph.ids[:5_500]).is_exact
+
+
+def test_a_walk_that_all_queries_were_scanned_after_is_exact(graph: Graph) -> None:
+    index = graph.index()
+    order = np.argsort(((graph.vectors - graph.queries[0]) ** 2).sum(axis=1))
+
+    found = index.search(graph.queries[:1], 1, graph.ids[order[1_500:]])
+
+    rows = as_rows(graph.ids[order[1_500:]], graph.vectors[order[1_500:]])
+    assert found.is_exact
+    assert_is_nearest(found, graph.metric, rows, graph.queries[:1], 1, FLOAT16_CODES)
