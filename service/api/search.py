@@ -1,9 +1,10 @@
-"""`POST /v1/galleries/{g}/search`: by an image, or by vectors."""
+"""`POST /v1/galleries/{g}/search`: by an image, by vectors, or by items of the gallery."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
@@ -11,14 +12,15 @@ from starlette.datastructures import UploadFile
 
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
 from service.api.uploads import read_upload_form
-from service.domain.queries import MAX_K, Answer, Query, search_image, search_vectors
+from service.domain.queries import MAX_K, Answer, Neighbor, Query, search_image, search_items, search_vectors
 from service.errors import Unprocessable
 
 router = APIRouter(prefix="/galleries", tags=["search"])
 
 K = Annotated[int, Field(ge=1, le=MAX_K)]
+MaxDistance = Annotated[float, Field(allow_inf_nan=False)]
 Which = Literal["active", "next"]
-_MAX_VECTORS = 1000
+_MAX_QUERIES = 1000
 
 
 class InvalidSearch(Unprocessable):
@@ -26,42 +28,66 @@ class InvalidSearch(Unprocessable):
 
 
 class NeighborView(BaseModel):
+    """`thumbnail_url` is null for an item without one: it was imported, or the gallery keeps none."""
+
     id: str
     distance: float
     origin: str
     label: str | None
     metadata: dict[str, Any]
+    thumbnail_url: str | None
 
 
 class ImageAnswer(BaseModel):
-    """Neighbours of the image, nearest first, and the one generation that they all come from."""
+    """Neighbours of the image, nearest first, and the one generation that they all come from.
+
+    `exact` is true when all vectors that pass the filter were compared with the query, as the index holds them (float16
+    in a graph), and false when a graph was walked, which may miss a few of the nearest.
+    """
 
     model_version: str
     generation: int
     revision: int
+    exact: bool
     neighbors: list[NeighborView]
 
 
-class VectorsAnswer(BaseModel):
-    """The same, with one list of neighbours per query vector."""
+class BatchAnswer(BaseModel):
+    """The same, with one list of neighbours per query; `exact` when it is so of all of them."""
 
     model_version: str
     generation: int
     revision: int
+    exact: bool
     neighbors: list[list[NeighborView]]
 
 
 class VectorsQuery(BaseModel):
-    """With `model_version`, 409 unless the generation that answers is under it."""
+    """With `model_version`, 409 unless the generation that answers is under it. Neighbours farther than `max_distance`
+    are left out, and so is the item `exclude_id`."""
 
     model_config = ConfigDict(extra="forbid")
 
     vectors: Annotated[
-        list[list[Annotated[float, Field(allow_inf_nan=False)]]], Field(min_length=1, max_length=_MAX_VECTORS)
+        list[list[Annotated[float, Field(allow_inf_nan=False)]]], Field(min_length=1, max_length=_MAX_QUERIES)
     ]
     k: K = 10
     filter: dict[str, Any] | None = None
+    max_distance: MaxDistance | None = None
+    exclude_id: str | None = None
     model_version: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None = None
+
+
+class ItemsQuery(BaseModel):
+    """Items of the gallery to find the neighbours of; with `exclude_self`, no item is its own neighbour."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: Annotated[list[str], Field(min_length=1, max_length=_MAX_QUERIES)]
+    k: K = 10
+    filter: dict[str, Any] | None = None
+    max_distance: MaxDistance | None = None
+    exclude_self: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,9 +97,18 @@ class ImageQuery:
     data: bytes
     k: int
     condition: dict[str, Any] | None
+    max_distance: float | None
+    exclude_id: str | None
 
 
 _K = TypeAdapter(K)
+_MAX_DISTANCE = TypeAdapter(MaxDistance)
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "k": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
+    "filter": {"type": "string", "description": "JSON condition"},
+    "max_distance": {"type": "number", "description": "neighbours farther away are left out"},
+    "exclude_id": {"type": "string", "description": "an item that is left out"},
+}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -84,8 +119,7 @@ _BODY = {
                     "required": ["file"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
-                        "k": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
-                        "filter": {"type": "string", "description": "JSON condition"},
+                        **_OPTIONS,
                     },
                 }
             },
@@ -93,14 +127,8 @@ _BODY = {
         },
     },
     "parameters": [
-        {
-            "name": "k",
-            "in": "query",
-            "required": False,
-            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
-            "description": "with a raw image body",
-        },
-        {"name": "filter", "in": "query", "required": False, "schema": {"type": "string"}},
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": "with a raw image body"}
+        for name, schema in _OPTIONS.items()
     ],
 }
 
@@ -110,18 +138,26 @@ async def _image_query(request: Request) -> AsyncIterator[ImageQuery]:
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
         async for form in read_upload_form(request):
             file = form.get("file")
-            if not isinstance(file, UploadFile) or set(form) - {"file", "k", "filter"}:
-                raise InvalidSearch("The form has one file named 'file', and optionally 'k' and 'filter'.")
-            data = await file.read(max_bytes + 1)
-            yield ImageQuery(data, _k(form.get("k")), _condition(form.get("filter")))
+            if not isinstance(file, UploadFile) or set(form) - {"file", *_OPTIONS}:
+                raise InvalidSearch(f"The form has one file named 'file', and optionally {', '.join(_OPTIONS)}.")
+            yield _with_options(await file.read(max_bytes + 1), form)
     else:
         data = b""
         async for block in request.stream():
             data += block
             if len(data) > max_bytes:
                 break  # one byte too many is enough for the decoder to refuse it
-        parameters = request.query_params
-        yield ImageQuery(data, _k(parameters.get("k")), _condition(parameters.get("filter")))
+        yield _with_options(data, request.query_params)
+
+
+def _with_options(data: bytes, options: Mapping[str, object]) -> ImageQuery:
+    return ImageQuery(
+        data,
+        _k(options.get("k")),
+        _condition(options.get("filter")),
+        _max_distance(options.get("max_distance")),
+        _exclude_id(options.get("exclude_id")),
+    )
 
 
 def _k(value: object) -> int:
@@ -131,6 +167,21 @@ def _k(value: object) -> int:
         return _K.validate_python(value)
     except ValidationError as error:
         raise InvalidSearch(f"k is a whole number from 1 to {MAX_K}.") from error
+
+
+def _max_distance(value: object) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        return _MAX_DISTANCE.validate_python(value)
+    except ValidationError as error:
+        raise InvalidSearch("max_distance is a finite number.") from error
+
+
+def _exclude_id(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidSearch("exclude_id is text.")
+    return value or None
 
 
 def _condition(value: object) -> dict[str, Any] | None:
@@ -153,36 +204,58 @@ def search_by_image(
     generation: Which = "active",
 ) -> ImageAnswer:
     """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover."""
-    query = Query(image.k, image.condition, generation)
+    query = Query(image.k, image.condition, generation, max_distance=image.max_distance, exclude_id=image.exclude_id)
     answer = search_image(parts.database, parts.encoders, parts.replicas, name, image.data, query)
     return ImageAnswer(
         model_version=answer.model_version,
         generation=answer.generation,
         revision=answer.revision,
-        neighbors=_views(answer)[0],
+        exact=answer.is_exact,
+        neighbors=_views(name, answer)[0],
     )
 
 
 @router.post("/{name}/search/vectors")
 def search_by_vectors(
     name: NamePath, body: VectorsQuery, parts: PartsDependency, generation: Which = "active"
-) -> VectorsAnswer:
+) -> BatchAnswer:
     """Return the nearest items of each vector, which must be of the answering generation's model version."""
-    query = Query(body.k, body.filter, generation, body.model_version)
-    answer = search_vectors(parts.database, parts.replicas, name, body.vectors, query)
-    return VectorsAnswer(
+    query = Query(body.k, body.filter, generation, body.model_version, body.max_distance, body.exclude_id)
+    return _batch_answer(name, search_vectors(parts.database, parts.replicas, name, body.vectors, query))
+
+
+@router.post("/{name}/search/items")
+def search_by_items(
+    name: NamePath, body: ItemsQuery, parts: PartsDependency, generation: Which = "active"
+) -> BatchAnswer:
+    """Return the nearest items of each item, by its embedding in the answering generation; 404 for an unknown id, and
+    409 for an item that an open upgrade has yet to bring to `generation=next`."""
+    query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
+    answer = search_items(parts.database, parts.replicas, name, body.ids, query, exclude_self=body.exclude_self)
+    return _batch_answer(name, answer)
+
+
+def _batch_answer(gallery: str, answer: Answer) -> BatchAnswer:
+    return BatchAnswer(
         model_version=answer.model_version,
         generation=answer.generation,
         revision=answer.revision,
-        neighbors=_views(answer),
+        exact=answer.is_exact,
+        neighbors=_views(gallery, answer),
     )
 
 
-def _views(answer: Answer) -> list[list[NeighborView]]:
-    return [
-        [
-            NeighborView(id=n.id, distance=n.distance, origin=n.origin, label=n.label, metadata=n.metadata)
-            for n in neighbors
-        ]
-        for neighbors in answer.neighbors
-    ]
+def _views(gallery: str, answer: Answer) -> list[list[NeighborView]]:
+    return [[_view(gallery, neighbor) for neighbor in neighbors] for neighbors in answer.neighbors]
+
+
+def _view(gallery: str, neighbor: Neighbor) -> NeighborView:
+    path = f"/v1/galleries/{gallery}/items/{quote(neighbor.id, safe='')}/thumbnail"
+    return NeighborView(
+        id=neighbor.id,
+        distance=neighbor.distance,
+        origin=neighbor.origin,
+        label=neighbor.label,
+        metadata=neighbor.metadata,
+        thumbnail_url=path if neighbor.has_thumbnail else None,
+    )

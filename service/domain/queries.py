@@ -1,8 +1,8 @@
 """Answering a query: one serving pair, its encoder, its index, and the items that it found."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +14,15 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.db import Database
 from service.domain.filters import compile_filter
+from service.domain.following import read_current_rows
 from service.domain.galleries import get_gallery
-from service.domain.generations import GenerationGone
+from service.domain.generations import GenerationGone, get_stored_generation
+from service.domain.ingest import check_external_id
+from service.domain.items import UnknownItem
 from service.encoder import Encoders
 from service.errors import Conflict, Unavailable, Unprocessable
-from service.index.protocol import SearchResult
-from service.index.replica import NotServed, Replicas, ServedGeneration
+from service.index.protocol import NO_ID, Ids, SearchResult, Vectors
+from service.index.replica import NotServed, Replicas, ServedGeneration, difference
 from service.tables import Gallery, Item, embeddings_table
 from service.vectors.rows import Origin
 
@@ -37,6 +40,10 @@ class WrongSpace(Conflict):
     """The query was said to be of another model version than the generation that answers."""
 
 
+class NoCurrentEmbedding(Conflict):
+    """A query by an item that the generation which answers has no current embedding of yet."""
+
+
 class InvalidQuery(Unprocessable):
     """The query vectors do not fit the generation."""
 
@@ -48,26 +55,48 @@ class Neighbor:
     origin: str
     label: str | None
     metadata: dict[str, Any]
+    has_thumbnail: bool
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Neighbours per query, nearest first, all of one generation at one revision."""
+    """Neighbours per query, nearest first, all of one generation at one revision.
+
+    `is_exact` says that every vector that may be a neighbour was compared with the query, as the index holds it: a
+    graph's are rounded to float16. When False, a graph was walked, and a few of the nearest may be missing.
+    """
 
     model_version: str
     generation: int
     revision: int
+    is_exact: bool
     neighbors: list[list[Neighbor]]
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to search for besides the vectors."""
+    """What to search for besides the vectors; `max_distance` is inclusive.
+
+    `exclude_id` is an item that is never a neighbour; one that does not exist is none anyway.
+    """
 
     k: int
     condition: dict[str, Any] | None = None
     generation: Literal["active", "next"] = "active"
     model_version: str | None = None
+    max_distance: float | None = None
+    exclude_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Query vectors (Q, D) float32, and the items that they are the embeddings of, (Q,) int64, to be left out."""
+
+    vectors: Vectors
+    own_ids: Ids | None = None
+
+
+_Probing = Callable[[ServedGeneration], _Probe]
 
 
 def search_image(
@@ -80,7 +109,7 @@ def search_image(
         replicas,
         gallery,
         query,
-        lambda served: encoders.get(served.version).encode_embedding([image]),
+        lambda served: _Probe(encoders.get(served.version).encode_embedding([image])),
     )
 
 
@@ -89,7 +118,7 @@ def search_vectors(
 ) -> Answer:
     """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer."""
 
-    def checked(served: ServedGeneration) -> NDArray[np.float32]:
+    def checked(served: ServedGeneration) -> _Probe:
         if query.model_version not in (None, served.version.name):
             raise WrongSpace(
                 f"Generation {served.generation_id} is under model version {served.version.name!r}, not"
@@ -102,18 +131,73 @@ def search_vectors(
             array = np.asarray(vectors, np.float32)
         if not np.isfinite(array).all():
             raise InvalidQuery("Query vectors are finite numbers within float32.")
-        return array
+        return _Probe(array)
 
     return _search(database, replicas, gallery, query, checked)
 
 
-def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, vectors_for: Any) -> Answer:
+def search_items(
+    database: Database,
+    replicas: Replicas,
+    gallery: str,
+    external_ids: Sequence[str],
+    query: Query,
+    *,
+    exclude_self: bool,
+) -> Answer:
+    """Return the nearest items of each item, by its embedding in the generation that answers.
+
+    With `exclude_self`, no item is its own neighbour. Raises `UnknownItem` (404) for an id without a live item, and
+    `NoCurrentEmbedding` (409) for an item that an upgrade has yet to bring to the generation.
+    """
+    for external_id in external_ids:
+        check_external_id(external_id)
+
+    def stored(served: ServedGeneration) -> _Probe:
+        with database.session_scope(snapshot=True) as session:
+            ids = _item_ids(session, gallery, served.gallery_id, external_ids)
+            vectors = _embeddings_of(session, served, dict(zip(ids.tolist(), external_ids, strict=True)))
+        return _Probe(np.stack([vectors[id_] for id_ in ids.tolist()]), ids if exclude_self else None)
+
+    return _search(database, replicas, gallery, query, stored)
+
+
+def _item_ids(session: Session, gallery_name: str, gallery_id: int, external_ids: Sequence[str]) -> Ids:
+    """Return the items' ids in order, or raise `UnknownItem` naming the first that is not live."""
+    query = select(Item.external_id, Item.id).where(
+        Item.gallery_id == gallery_id, Item.external_id.in_(external_ids), Item.deleted_at.is_(None)
+    )
+    ids: dict[str, int] = {external_id: id_ for external_id, id_ in session.execute(query)}
+    for external_id in external_ids:
+        if external_id not in ids:
+            raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
+    return np.array([ids[external_id] for external_id in external_ids], np.int64)
+
+
+def _embeddings_of(session: Session, served: ServedGeneration, items: dict[int, str]) -> dict[int, Vectors]:
+    """Return each item's embedding (D,) float32 in the generation; `items` are external ids by id."""
+    wanted = np.array(list(items), np.int64)
+    generation = get_stored_generation(session, served.gallery_id, served.generation_id)
+    vectors = {
+        id_: vector
+        for rows in read_current_rows(session, generation, len(items), wanted)
+        for id_, vector in zip(rows.item_id.tolist(), rows.embedding.astype(np.float32), strict=True)
+    }
+    missing = difference(wanted, list(vectors))
+    if len(missing):
+        raise NoCurrentEmbedding(
+            f"Item {items[int(missing[0])]!r} has no current embedding in generation {served.generation_id} yet."
+        )
+    return vectors
+
+
+def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, probe_for: _Probing) -> Answer:
     """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
     for _ in range(_ATTEMPTS):
         with database.session_scope() as session:
             gallery = get_gallery(session, gallery_name)
         try:
-            return _search_once(database, replicas, gallery, query, vectors_for)
+            return _search_once(database, replicas, gallery, query, probe_for)
         except (ProgrammingError, GenerationGone, NotServed) as error:
             events.info("search.repeated", gallery_id=gallery.id, reason=f"{type(error).__name__}: {error}")
             with suppress(GenerationGone):
@@ -121,16 +205,44 @@ def _search(database: Database, replicas: Replicas, gallery_name: str, query: Qu
     raise Unavailable("The gallery's generations change just now; try again.")
 
 
-def _search_once(database: Database, replicas: Replicas, gallery: Gallery, query: Query, vectors_for: Any) -> Answer:
+def _search_once(database: Database, replicas: Replicas, gallery: Gallery, query: Query, probe_for: _Probing) -> Answer:
     served = _pair(replicas, gallery, query)
-    vectors = vectors_for(served)
+    probe = probe_for(served)
     with database.session_scope() as session:
         allowed = None
         if query.condition is not None:
             allowed = _allowed(session, gallery.id, query.condition)
-        found = served.index.search(vectors, query.k, allowed)
+        excluded = probe.own_ids
+        if query.exclude_id is not None:
+            excluded = _excluded(session, gallery.id, query.exclude_id, len(probe.vectors))
+        found = _nearest(served, probe.vectors, query, allowed, excluded)
         neighbors = _describe(session, served.generation_id, found)
-    return Answer(served.version.name, served.generation_id, served.revision, neighbors)
+    return Answer(served.version.name, served.generation_id, served.revision, found.is_exact, neighbors)
+
+
+def _nearest(
+    served: ServedGeneration, vectors: Vectors, query: Query, allowed: Ids | None, excluded: Ids | None
+) -> SearchResult:
+    """Return the k nearest within the largest distance, of each query without its `excluded` item (Q,)."""
+    if excluded is None:
+        found = served.index.search(vectors, query.k, allowed)
+    else:
+        found = _without(served.index.search(vectors, query.k + 1, allowed), excluded)
+    if query.max_distance is None:
+        return found
+    # In float64, where a distance of an earlier answer compares as equal to itself.
+    too_far = found.distances.astype(np.float64) > query.max_distance
+    return replace(found, ids=np.where(too_far, NO_ID, found.ids))
+
+
+def _without(found: SearchResult, excluded: Ids) -> SearchResult:
+    """Return one neighbour fewer of each query: not its excluded one, else not its farthest."""
+    first = np.argsort(found.ids == excluded[:, None], axis=1, kind="stable")[:, :-1]
+    return replace(
+        found,
+        ids=np.take_along_axis(found.ids, first, axis=1),
+        distances=np.take_along_axis(found.distances, first, axis=1),
+    )
 
 
 def _pair(replicas: Replicas, gallery: Gallery, query: Query) -> ServedGeneration:
@@ -147,12 +259,19 @@ def _allowed(session: Session, gallery_id: int, condition: dict[str, Any]) -> ND
     return np.fromiter(session.scalars(query), np.int64)
 
 
+def _excluded(session: Session, gallery_id: int, external_id: str, queries: int) -> Ids:
+    """Return the item's id for each query, or no id when there is none."""
+    check_external_id(external_id)
+    query = select(Item.id).where(Item.gallery_id == gallery_id, Item.external_id == external_id)
+    return np.full(queries, session.scalar(query) or NO_ID, np.int64)
+
+
 def _describe(session: Session, generation_id: int, found: SearchResult) -> list[list[Neighbor]]:
     """Return the found items as neighbours; one that was deleted since the index followed is left out."""
     ids = [int(id_) for id_ in np.unique(found.ids) if id_ >= 0]
     rows = session.execute(
         text(
-            "SELECT i.id, i.external_id, e.origin, i.label, i.metadata FROM items i"
+            "SELECT i.id, i.external_id, e.origin, i.label, i.metadata, i.thumbnail IS NOT NULL FROM items i"
             f" JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
             " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
         ),
@@ -161,7 +280,7 @@ def _describe(session: Session, generation_id: int, found: SearchResult) -> list
     items = {row[0]: row for row in rows}
     return [
         [
-            Neighbor(items[id_][1], float(distance), Origin(items[id_][2]).label, items[id_][3], items[id_][4])
+            Neighbor(items[id_][1], float(distance), Origin(items[id_][2]).label, *items[id_][3:])
             for id_, distance in zip(row_ids.tolist(), row_distances.tolist(), strict=True)
             if id_ in items
         ]

@@ -164,6 +164,7 @@ def test_an_image_takes_the_place_of_an_imported_vector(gallery: TestClient) -> 
         "origin": "encoded",
         "label": "class 0",
         "metadata": {"seed": 3},
+        "thumbnail_url": "/v1/galleries/g/items/image-3.png/thumbnail",
     }
 
 

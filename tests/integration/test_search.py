@@ -1,0 +1,302 @@
+"""What a search takes over HTTP besides its query, and searching by items that the gallery has."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from service.api.dependencies import Parts
+from tests.networks import image_bytes
+from tests.scenario import (
+    create_gallery,
+    create_upgradable_gallery,
+    import_vectors,
+    post_images,
+    register_version,
+    search,
+    start_upgrade,
+)
+from tests.working import run_until
+from workers.app import WorkerParts
+
+SEARCH = "/v1/galleries/g/search"
+
+
+@pytest.fixture
+def gallery(client: TestClient) -> TestClient:
+    """A client whose gallery `g` under v1 has 8 images."""
+    register_version(client, "v1")
+    create_gallery(client)
+    post_images(client, range(8))
+    return client
+
+
+def ids_of(neighbors: list[dict[str, Any]]) -> list[str]:
+    return [neighbor["id"] for neighbor in neighbors]
+
+
+def by_items(client: TestClient, ids: list[str], which: str = "active", **options: Any) -> dict[str, Any]:
+    answer = client.post(f"{SEARCH}/items", json={"ids": ids, "k": 20, **options}, params={"generation": which})
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def by_every_form(client: TestClient, seed: int, **options: Any) -> list[str]:
+    """Return what a search by an image finds: as a form, as a raw body, and by its vector, which must agree."""
+    image, k = image_bytes(seed), options.pop("k", 20)
+    vector = embeddings(client)[f"image-{seed}.png"]
+    form = client.post(SEARCH, files={"file": ("q", image)}, data={"k": str(k), **options})
+    raw = client.post(SEARCH, params={"k": k, **options}, content=image)
+    vectors = client.post(f"{SEARCH}/vectors", json={"vectors": [vector, vector], "k": k, **options})
+    assert [answer.status_code for answer in (form, raw, vectors)] == [200, 200, 200]
+    batch = vectors.json()["neighbors"]
+    answers = [ids_of(n) for n in (form.json()["neighbors"], raw.json()["neighbors"], *batch)]
+    assert all(answer == answers[0] for answer in answers)
+    return answers[0]
+
+
+def embeddings(client: TestClient, generation: int = 1) -> dict[str, list[float]]:
+    """Return what a generation has stored of each item."""
+    parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # an ASGI application that is a FastAPI
+    query = text(
+        f"SELECT i.external_id, e.embedding::text FROM embeddings_{generation} e JOIN items i ON i.id = e.item_id"
+    )
+    with parts.database.session_scope() as session:
+        return {id_: json.loads(embedding) for id_, embedding in session.execute(query)}
+
+
+def check_problem(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    detail: str = answer.json()["detail"]
+    return detail
+
+
+def test_neighbours_farther_than_the_largest_distance_are_left_out(gallery: TestClient) -> None:
+    everything = search(gallery, 3, k=8)["neighbors"]
+    limit = (everything[2]["distance"] + everything[3]["distance"]) / 2
+
+    near = by_every_form(gallery, 3, max_distance=limit)
+
+    assert near == ids_of(everything[:3])
+    assert by_every_form(gallery, 3, max_distance=limit, k=2) == ids_of(everything[:2])
+    assert by_every_form(gallery, 3, max_distance=-1) == []
+    assert ids_of(by_items(gallery, ["image-3.png"], max_distance=limit)["neighbors"][0]) == ids_of(everything[1:3])
+
+
+def test_a_neighbour_at_the_largest_distance_is_kept(gallery: TestClient) -> None:
+    vector = embeddings(gallery)["image-3.png"]
+    everything = gallery.post(f"{SEARCH}/vectors", json={"vectors": [vector]}).json()["neighbors"][0]
+
+    body = {"vectors": [vector], "max_distance": everything[4]["distance"]}
+    found = gallery.post(f"{SEARCH}/vectors", json=body).json()["neighbors"][0]
+
+    assert found == everything[:5]
+
+
+def test_an_inner_products_distance_may_be_negative(gallery: TestClient) -> None:
+    create_gallery(gallery, "products", metric="ip")
+    post_images(gallery, range(8), gallery="products")
+    everything = search(gallery, 3, gallery="products", k=8)["neighbors"]
+    limit = (everything[0]["distance"] + everything[1]["distance"]) / 2
+
+    answer = gallery.post(
+        "/v1/galleries/products/search", params={"max_distance": limit, "k": 8}, content=image_bytes(3)
+    )
+
+    assert limit < 0
+    assert ids_of(answer.json()["neighbors"]) == ids_of(everything[:1])
+
+
+def test_an_excluded_item_leaves_its_place_to_the_next(gallery: TestClient) -> None:
+    everything = ids_of(search(gallery, 3, k=8)["neighbors"])
+
+    assert by_every_form(gallery, 3, k=3, exclude_id="image-3.png") == everything[1:4]
+    assert by_every_form(gallery, 3, k=3, exclude_id=everything[7]) == everything[:3]
+    assert by_every_form(gallery, 3, exclude_id=everything[4]) == everything[:4] + everything[5:]
+    assert by_every_form(gallery, 3, exclude_id="none such") == everything
+
+
+def test_an_item_finds_what_its_embedding_finds_but_not_itself(gallery: TestClient) -> None:
+    stored = embeddings(gallery)
+    ids = ["image-5.png", "image-2.png", "image-5.png"]
+    vectors = [stored[id_] for id_ in ids]
+    expected = gallery.post(f"{SEARCH}/vectors", json={"vectors": vectors, "k": 20}).json()
+
+    with_themselves = by_items(gallery, ids, exclude_self=False)
+    others = by_items(gallery, ids)
+
+    assert with_themselves == expected
+    assert others == expected | {"neighbors": [neighbors[1:] for neighbors in expected["neighbors"]]}
+    assert [len(neighbors) for neighbors in by_items(gallery, ids, k=4)["neighbors"]] == [4, 4, 4]
+
+
+def test_copies_of_an_item_are_its_neighbours(gallery: TestClient) -> None:
+    for name in ("copy a", "copy b"):
+        gallery.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(4)))])
+
+    nearest = by_items(gallery, ["copy a", "image-4.png"], k=2)["neighbors"]
+
+    assert [ids_of(neighbors) for neighbors in nearest] == [["image-4.png", "copy b"], ["copy a", "copy b"]]
+    assert all(neighbor["distance"] == 0 for neighbors in nearest for neighbor in neighbors)
+
+
+def test_a_search_by_item_takes_a_filter(gallery: TestClient) -> None:
+    condition = {"and": [{"label": "class 1"}, {"metadata.seed": {"in": [1, 4, 5]}}]}
+
+    found = by_items(gallery, ["image-1.png", "image-0.png"], filter=condition)["neighbors"]
+
+    assert ids_of(found[0]) == ["image-4.png"]
+    assert sorted(ids_of(found[1])) == ["image-1.png", "image-4.png"]
+
+
+def test_an_item_is_searched_by_what_it_is_now_and_not_after_its_deletion(gallery: TestClient) -> None:
+    files = [("files", ("image-1.png", image_bytes(2)))]
+    gallery.post("/v1/galleries/g/images", files=files)
+    nearest = by_items(gallery, ["image-1.png"], k=1)["neighbors"][0][0]
+    gallery.delete("/v1/galleries/g/items/image-2.png")
+
+    answer = gallery.post(f"{SEARCH}/items", json={"ids": ["image-1.png", "image-2.png"]})
+
+    assert (nearest["id"], nearest["distance"]) == ("image-2.png", 0)
+    assert "no item 'image-2.png'" in check_problem(answer, 404)
+
+
+def test_an_item_is_searched_by_its_embedding_in_the_generation_that_answers(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    create_upgradable_gallery(client)
+    post_images(client, range(8))
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+    body = {"vectors": [embeddings(client, 2)["image-3.png"]], "k": 20, "model_version": "v2"}
+    expected = client.post(f"{SEARCH}/vectors", json=body, params={"generation": "next"}).json()
+
+    candidate = by_items(client, ["image-3.png"], "next", exclude_self=False)
+
+    assert candidate == expected
+    assert candidate["model_version"] == "v2"
+    assert by_items(client, ["image-3.png"])["model_version"] == "v1"
+
+
+def test_an_item_that_the_candidate_has_not_yet_is_409_there(client: TestClient, worker: WorkerParts) -> None:
+    create_upgradable_gallery(client)
+    post_images(client, range(8))
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+    with worker.database.session_scope() as session:
+        session.execute(text("UPDATE embeddings_2 SET revision = 0 WHERE item_id = 4"))
+
+    answer = client.post(f"{SEARCH}/items", json={"ids": ["image-3.png"]}, params={"generation": "next"})
+
+    assert "'image-3.png' has no current embedding" in check_problem(answer, 409)
+    assert by_items(client, ["image-3.png"])["generation"] == 1
+
+
+def test_a_neighbour_names_the_url_of_its_thumbnail(gallery: TestClient) -> None:
+    odd = "a folder/../ü?# &.png"
+    gallery.post(
+        "/v1/galleries/g/images", files=[("files", ("x", image_bytes(50)))], data={"items": json.dumps([{"id": odd}])}
+    )
+
+    neighbor = search(gallery, 50, k=1)["neighbors"][0]
+    thumbnail = gallery.get(neighbor["thumbnail_url"])
+
+    assert neighbor["id"] == odd
+    assert thumbnail.headers["content-type"] == "image/jpeg"
+    assert ".." not in neighbor["thumbnail_url"].split("/")  # a browser would resolve it
+
+
+def test_a_neighbour_without_a_thumbnail_has_no_url_of_one(gallery: TestClient) -> None:
+    create_gallery(gallery, "bare", thumbnails=False)
+    post_images(gallery, [1], gallery="bare")
+    import_vectors(gallery, ["vector"])
+
+    assert search(gallery, 1, gallery="bare")["neighbors"][0]["thumbnail_url"] is None
+    urls = {neighbor["id"]: neighbor["thumbnail_url"] for neighbor in search(gallery, 1, k=20)["neighbors"]}
+    assert [id_ for id_, url in urls.items() if url is None] == ["vector"]
+
+
+def test_an_answer_from_few_rows_says_that_it_is_exact(gallery: TestClient) -> None:
+    vector = embeddings(gallery)["image-1.png"]
+
+    answers = [
+        search(gallery, 1),
+        gallery.post(SEARCH, params={"filter": '{"label": "class 1"}'}, content=image_bytes(1)).json(),
+        gallery.post(f"{SEARCH}/vectors", json={"vectors": [vector]}).json(),
+        by_items(gallery, ["image-1.png"]),
+    ]
+
+    assert [answer["exact"] for answer in answers] == [True] * 4
+
+
+def test_an_answer_by_a_walked_graph_says_that_it_is_not_exact_and_a_filtered_one_that_it_is(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    create_upgradable_gallery(client)
+    import_vectors(client, [f"v-{number}" for number in range(3_000)])
+    post_images(client, range(8))
+    worker.settings.flat_below_rows = 1_000
+    worker.settings.batch_items = 2_000
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+
+    walked = by_items(client, ["image-1.png"], "next", k=5)
+    filtered = by_items(
+        client, ["image-1.png"], "next", k=5, filter={"label": {"in": ["class 0", "class 1", "class 2"]}}
+    )
+
+    assert (walked["exact"], len(walked["neighbors"][0])) == (False, 5)
+    assert filtered["exact"]
+    assert len(filtered["neighbors"][0]) == 5
+    assert all(neighbor["label"] for neighbor in filtered["neighbors"][0])
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "near", "1e999"])
+def test_a_largest_distance_that_is_no_number_is_422(gallery: TestClient, value: str) -> None:
+    form = gallery.post(SEARCH, files={"file": ("q", image_bytes(1))}, data={"max_distance": value})
+    raw = gallery.post(SEARCH, params={"max_distance": value}, content=image_bytes(1))
+
+    assert check_problem(form, 422) == check_problem(raw, 422) == "max_distance is a finite number."
+
+
+def test_an_id_to_exclude_that_is_none_is_422(gallery: TestClient) -> None:
+    file = ("q", image_bytes(1))
+    vectors = {"vectors": [[0.0] * 6], "exclude_id": "\0"}
+
+    check_problem(gallery.post(SEARCH, files={"file": file, "exclude_id": file}), 422)
+    check_problem(gallery.post(SEARCH, params={"exclude_id": "\0"}, content=image_bytes(1)), 422)
+    check_problem(gallery.post(f"{SEARCH}/vectors", json=vectors), 422)
+
+
+BAD_ITEMS: dict[str, dict[str, Any]] = {
+    "no ids": {},
+    "an empty list": {"ids": []},
+    "an empty id": {"ids": [""]},
+    "a number": {"ids": [1]},
+    "a NUL": {"ids": ["\0"]},
+    "half a surrogate pair": {"ids": ["\ud800"]},
+    "too many": {"ids": ["image-1.png"] * 1001},
+    "an unknown key": {"ids": ["image-1.png"], "exclude_id": "x"},
+    "k of 0": {"ids": ["image-1.png"], "k": 0},
+    "a distance that is text": {"ids": ["image-1.png"], "max_distance": "near"},
+    "a bad filter": {"ids": ["image-1.png"], "filter": {"colour": "red"}},
+}
+
+
+@pytest.mark.parametrize("name", BAD_ITEMS)
+def test_a_bad_query_by_items_is_422(gallery: TestClient, name: str) -> None:
+    body = json.dumps(BAD_ITEMS[name]).encode()
+
+    check_problem(gallery.post(f"{SEARCH}/items", content=body, headers={"content-type": "application/json"}), 422)
+
+
+def test_a_search_by_an_item_that_is_not_there_is_404(gallery: TestClient) -> None:
+    detail = check_problem(gallery.post(f"{SEARCH}/items", json={"ids": ["image-1.png", "none"]}), 404)
+
+    assert detail == "Gallery 'g' has no item 'none'."
+    check_problem(gallery.post("/v1/galleries/none/search/items", json={"ids": ["x"]}), 404)
