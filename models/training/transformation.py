@@ -17,12 +17,15 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.metrics import retrieval_metrics
+from models.metrics import query_metrics
 from models.precision import Precision
+from models.statistics import paired_bootstrap
 from models.training.features import PairedFeatures
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
 from models.training.state import TrainingState, restore_checkpoint, save_checkpoint
@@ -134,13 +137,14 @@ def _with_support(network: Transformation, target: Tensor) -> Transformation:
 def _with_class_means(network: Transformation, learned: PairedFeatures, held_out: PairedFeatures) -> Transformation:
     """Return the network with the class means of the new model behind it, or as it is where they do not help.
 
-    Temperature and share are those of a small grid whose CMC@1 + mAP of new/h is best on the held-out rows.
+    Temperature and share are those of a small grid whose CMC@1 + mAP of new/h is best on the held-out rows, if that is
+    better than without by more than chance (`models.statistics`): labels may have nothing to do with retrieval.
     """
     assert learned.labels is not None
     assert held_out.labels is not None
     classes = int(learned.labels.max()) + 1
     counts = torch.bincount(learned.labels, minlength=classes)
-    if len(held_out) < 2 or int(torch.bincount(held_out.labels).max()) < 2:
+    if not len(held_out) or int(torch.bincount(held_out.labels).max()) < 2:
         return network
     target = learned.first_view().target
     means = target.new_zeros(classes, target.shape[1]).index_add_(0, learned.labels, target)
@@ -154,20 +158,21 @@ def _with_class_means(network: Transformation, learned: PairedFeatures, held_out
     with torch.inference_mode():
         estimate = network.eval()(held_out.embedding, held_out.side_information)
 
-    def score(temperature: float, share: float) -> float:
+    def settle(temperature: float, share: float) -> None:
         shrinking.temperature.fill_(temperature * scatter)
         shrinking.share.fill_(share)
+
+    def scores(temperature: float, share: float) -> NDArray[np.float64]:
+        settle(temperature, share)
         with torch.inference_mode():
             moved = shrinking(estimate).cpu().numpy()
-        found = retrieval_metrics(query, labels, moved, labels, self_match=True, device=target.device.type)
-        return found.cmc1 + found.map
+        found = query_metrics(query, labels, moved, labels, self_match=True, device=target.device.type)
+        return np.where(found.first_match_ranks < 1, 1.0, 0.0) + found.average_precisions
 
-    settings = [(1.0, 0.0), *product(_TEMPERATURES, _SHARES)]
-    temperature, share = max(settings, key=lambda setting: score(*setting))
-    if share == 0:
+    best = max(product(_TEMPERATURES, _SHARES), key=lambda setting: float(np.nanmean(scores(*setting))))
+    if paired_bootstrap(scores(1.0, 0.0), scores(*best), resamples=1_000).low <= 0:
         return network
-    shrinking.temperature.fill_(temperature * scatter)
-    shrinking.share.fill_(share)
+    settle(*best)
     extended = _extended(network, classes=len(shrinking.means))
     extended.class_means = shrinking
     return extended

@@ -116,7 +116,7 @@ def test_h_and_g_learned_from_uploaded_pairs_are_measured_and_can_upgrade_a_gall
     versions: TestClient, worker: WorkerParts, settings: Settings
 ) -> None:
     pairs = parquet(paired_columns())
-    job_id = begin(versions, pairs, with_g=True)
+    job_id = begin(versions, pairs, with_g=True, options={**QUICK, "recipe": "paper"})
     queued = job_of(versions, job_id)
 
     transformation = finish(versions, worker, job_id)
@@ -141,6 +141,20 @@ def test_h_and_g_learned_from_uploaded_pairs_are_measured_and_can_upgrade_a_gall
     create_gallery(versions)
     import_vectors(versions, ["a", "b"])
     run_until(worker, versions, start_upgrade(versions, "v2", cutover="auto"), "live")
+
+
+def test_by_default_h_learns_from_labels_and_retrieval_is_better(versions: TestClient, worker: WorkerParts) -> None:
+    pairs = parquet(paired_columns(1_000))
+
+    paper, default = (
+        train(versions, worker, pairs, with_g=True, options={**QUICK, "recipe": recipe})
+        for recipe in ("paper", "default")
+    )
+
+    assert default["architecture"]["h"]["config"]["classes"] == 3
+    assert default["architecture"]["g"]["config"]["classes"] is None
+    assert paper["architecture"]["h"]["config"]["classes"] is None
+    assert default["metrics"]["retrieval"]["new_h"]["map"] > paper["metrics"]["retrieval"]["new_h"]["map"]
 
 
 def test_rows_without_labels_or_side_information_are_learned_from(versions: TestClient, worker: WorkerParts) -> None:
