@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -42,6 +42,19 @@ class Database:
                     raise
             for task_name, arguments in session.info.pop("messages", []):
                 self.queue.send(task_name, *arguments)
+
+    @contextmanager
+    def advisory_lock(self, space: int, id_: int) -> Iterator[bool]:
+        """Hold a lock of the whole database, if it is free, on a connection of its own; a crash frees it."""
+        key = {"space": space, "id": id_ % 2**31}
+        with self.engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
+            try:
+                yield held
+            finally:
+                if held:
+                    connection.execute(text("SELECT pg_advisory_unlock(:space, :id)"), key)
 
 
 def is_outage(error: BaseException) -> bool:

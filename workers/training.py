@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sqlalchemy import text
 
 from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
 from models.precision import fastest_precision
@@ -111,7 +110,7 @@ def scratch_folder(settings: Settings) -> Path:
 
 def advance_training(parts: WorkerParts, job_id: int) -> bool:
     """Work on a training for one time slice; return whether there is more that this worker could do now."""
-    with _alone(parts, job_id) as mine:
+    with parts.database.advisory_lock(TRAINING_LOCK, job_id) as mine:
         if not mine:
             return False
         with parts.database.session_scope() as session:
@@ -313,17 +312,3 @@ def _all_cores(settings: Settings) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(shared)
-
-
-@contextmanager
-def _alone(parts: WorkerParts, job_id: int) -> Iterator[bool]:
-    """Hold the training's lock, if it is free: one worker trains. A crash frees it."""
-    key = {"space": TRAINING_LOCK, "id": job_id % 2**31}
-    with parts.database.engine.connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
-        try:
-            yield held
-        finally:
-            if held:
-                connection.execute(text("SELECT pg_advisory_unlock(:space, :id)"), key)

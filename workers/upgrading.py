@@ -5,12 +5,12 @@ lock and the guarded change of state.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 
 from psycopg.errors import UndefinedTable
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from models.metrics import cmc
@@ -71,6 +71,11 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
             events.warning("upgrade.generation_gone", upgrade_id=upgrade_id, state=upgrade.state, reason=str(error))
             return False
     return True
+
+
+def _phase(parts: WorkerParts, upgrade_id: int) -> AbstractContextManager[bool]:
+    """Hold the upgrade's phase lock, if it is free: one worker plans, builds or evaluates."""
+    return parts.database.advisory_lock(PHASE_LOCK, upgrade_id)
 
 
 def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
@@ -294,17 +299,3 @@ def _fail_for_item(parts: WorkerParts, upgrade_id: int, error: PoisonedItem) -> 
         f"Item {name!r} cannot be upgraded: a value of its transformed vectors {error.reason}. Replace or delete the"
         " item and retry, or cancel.",
     )
-
-
-@contextmanager
-def _phase(parts: WorkerParts, upgrade_id: int) -> Iterator[bool]:
-    """Hold the upgrade's phase lock, if it is free: one worker plans, builds or evaluates. A crash frees it."""
-    key = {"space": PHASE_LOCK, "id": upgrade_id % 2**31}
-    with parts.database.engine.connect() as connection:
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-        held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
-        try:
-            yield held
-        finally:
-            if held:
-                connection.execute(text("SELECT pg_advisory_unlock(:space, :id)"), key)

@@ -261,9 +261,9 @@ class Tables:
         encoding = sum(self._seconds_to_encode(name) for name in ("old", "simclr", "new"))
         return lines + (
             "\nTrainings ran two at a time with one thread each. An item's embedding and ψ take 256 bytes each as"
-            f" float16. An epoch of the paper's h on cached features takes {cached:.1f} s. Encoding its 50,000 images by"
-            f" φ_old, ψ and φ_new takes {encoding:.0f} s with one thread, here once per view; the released code does it"
-            f" in every epoch, {1 + encoding / cached:.0f} times the work. Larger backbones make that factor larger.\n"
+            f" float16. An epoch of the paper's h on cached features takes {cached:.1f} s. Encoding its 50,000 images"
+            f" by φ_old, ψ and φ_new takes {encoding:.0f} s with one thread, here once per view; the released code does"
+            f" it in every epoch, {1 + encoding / cached:.0f} times the work, and more with larger backbones.\n"
         )
 
     def _seconds_to_encode(self, name: str) -> float:
