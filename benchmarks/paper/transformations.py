@@ -128,12 +128,16 @@ def train_transformations(features: Features, specs: Iterable[Spec], at_once: in
     # What others learn from comes first.
     for through in (False, True):
         chosen = [spec for spec in waiting if (spec.through is not None) == through]
-        for name in sorted({name for spec in chosen for name in (spec.old, spec.side, spec.new) if name is not None}):
-            features.train(name)  # computed once, before several processes want them
+        names = sorted({name for spec in chosen for name in (spec.old, spec.side, spec.new) if name is not None})
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(at_once, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(partial(_compute, features.place, features.folder), names))  # once, before several want them
             for number, seconds in enumerate(pool.map(partial(_train, features.place, features.folder), chosen)):
                 print(f"{number + 1}/{len(chosen)} {chosen[number]}: {seconds:.0f} s", flush=True)
+
+
+def _compute(place: Path, folder: Path, name: str) -> None:
+    Features(place, folder).train(name)
 
 
 def _train(place: Path, folder: Path, spec: Spec) -> float:
