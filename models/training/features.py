@@ -104,8 +104,8 @@ def cached_features(
 
 
 def _write_features(path: Path, encoder: Backbone, images: TrainingImages, views: int, progress: Progress) -> None:
-    """Write the array under another name first, so that a file of its name is whole."""
-    part = path.with_suffix(".part")
+    """Write the array under a name of this process first, so that a file of its own name is whole."""
+    part = path.with_suffix(f".{os.getpid()}.part")
     array = np.lib.format.open_memmap(part, "w+", np.float32, (views, len(images), encoder.embedding_dim))
     encoder.eval()
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
