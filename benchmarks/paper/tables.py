@@ -126,13 +126,14 @@ class Tables:
                 rows.append(self.row(f"50 -> 100, {what} (G of this hop)", hop, "old", "new"))
                 rows.append(self.row(f"two hops, {what}", self._two_hops(side, variant, False), "first", "new"))
                 if side:
-                    name = f"two hops, {what}, second h trained on what the first gives"
+                    name = f"two hops, {what}, second h trained on what the first gives (one seed)"
                     rows.append(self.row(name, self._two_hops(side, variant, True), "first", "new"))
                 rows.append(self.row(f"direct, {what}", self.by_h("first", ψ, "new", variant), "first", "new"))
         return _HEAD + "".join(rows)
 
     def _two_hops(self, with_side: bool, variant: str, through: bool) -> Judged:
-        return Judged(tuple(self._one_chain(with_side, variant, through, seed) for seed in SEEDS))
+        seeds = SEEDS[:1] if through else SEEDS
+        return Judged(tuple(self._one_chain(with_side, variant, through, seed) for seed in seeds))
 
     def _one_chain(self, with_side: bool, variant: str, through: bool, seed: int) -> QueryMetrics:
         side = "first-simclr" if with_side else None
@@ -294,7 +295,8 @@ def wanted() -> list[Spec]:
             pairs += [("old-arcface", "simclr", "new-arcface")]
             pairs += [("first", "first-simclr", new) for new in ("old", "simclr", "new")]
             specs += [Spec(old, side, new, variant, seed) for old, side, new in pairs]
-            specs.append(Spec("old", "simclr", "new", variant, seed, _THROUGH))
+            if seed == SEEDS[0]:
+                specs.append(Spec("old", "simclr", "new", variant, seed, _THROUGH))
         specs += [Spec("first", None, new, "paper", seed) for new in ("old", "new")]
         specs += [Spec("old", "simclr", "new", name, seed) for name in ("one view", "contrastive")]
         specs.append(Spec("old", "simclr", "new", "class-mean entropy", seed))
