@@ -5,6 +5,7 @@ A database per test, copied from a template, instead of one that is rolled back:
 transactions, and some of it waits for others.
 """
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url
@@ -30,6 +32,12 @@ _TEMPLATE = "migrated_template"
 # `--hypothesis-profile=long`: the long form of `tests/chaos/test_model.py`.
 hypothesis_settings.register_profile("long", max_examples=200, stateful_step_count=80)
 Servers = EmbeddedServers | RealServers
+
+
+def pytest_configure() -> None:
+    """Let every process compute in one thread: several run at once, and all are to round sums in the same way."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

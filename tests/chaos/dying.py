@@ -8,7 +8,6 @@ import multiprocessing
 import time
 from collections.abc import Callable
 
-import torch
 from fastapi.testclient import TestClient
 
 from service import crash_points
@@ -67,6 +66,5 @@ def exit_code_of(step: Step, settings: Settings, upgrade_id: int, meanwhile: Cal
 
 
 def _run(step: Step, settings: Settings, upgrade_id: int) -> None:
-    torch.set_num_threads(1)
     crash_points.arm(settings.crash_at)
     step(settings, upgrade_id)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -245,7 +244,6 @@ def machine_on(chosen_world: World) -> type[GalleryMachine]:
     class Machine(GalleryMachine):
         world = chosen_world
 
-    torch.set_num_threads(1)
     return Machine
 
 

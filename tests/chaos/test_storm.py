@@ -1,7 +1,6 @@
 """The short form of the SIGKILL storm; `make chaos` is the long one."""
 
 import pytest
-import torch
 
 from tests.chaos.storm.run import Options, Storm
 from tests.conftest import real_servers
@@ -12,7 +11,6 @@ from tests.conftest import real_servers
 def test_a_storm_of_kills_loses_nothing_and_mixes_nothing(
     seed: int, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("storm")
     options = Options(items=4_000, writes=2_000, chunk_items=100, kill_every_seconds=1.5, dwell_seconds=1.0)
 
