@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select, text
+from sqlalchemy import func, literal, select, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -255,8 +255,10 @@ def _pair(replicas: Replicas, gallery: Gallery, query: Query) -> ServedGeneratio
 
 
 def _allowed(session: Session, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:
-    query = select(Item.id).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))
-    return np.fromiter(session.scalars(query), np.int64)
+    """Return the ids of the items that pass, in no order; as one value, since a row each takes longer than a search."""
+    joined = func.string_agg(func.int8send(Item.id), literal(b""))
+    query = select(joined).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))
+    return np.frombuffer(session.scalar(query) or b"", ">i8").astype(np.int64)
 
 
 def _excluded(session: Session, gallery_id: int, external_id: str, queries: int) -> Ids:
