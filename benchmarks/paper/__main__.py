@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from benchmarks.paper.networks import train_networks
-from benchmarks.paper.tables import SEEDS, Tables, wanted
-from benchmarks.paper.transformations import VIEWS, Features, train_transformations
+from benchmarks.paper.tables import Tables, wanted
+from benchmarks.paper.transformations import SEEDS, VIEWS, Features, train_transformations
 from benchmarks.setting import machine
 
 _INTRODUCTION = """# Results
@@ -62,7 +62,7 @@ def run(
         "ArcFace, compared by angle": tables.arcface,
         "Beyond the paper's recipe": tables.beyond,
         "Classes that the new model does not know": tables.unknown_classes,
-        "The paper's recipe at its own size (inner dimension 2,048, 80 epochs, one seed)": tables.full_size,
+        "At the paper's size and length (inner dimension 2,048, 80 epochs, one seed)": tables.full_size,
         "Costs": tables.costs,
     }
     page = _INTRODUCTION.format(seeds=len(SEEDS), views=VIEWS)

@@ -2,7 +2,7 @@
 image, by L2 (as the paper's code does)."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -11,13 +11,22 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.paper.networks import NETWORKS, read, record, trained
-from benchmarks.paper.transformations import VARIANTS, Features, Spec, Vectors, apply, as_levels, load, seconds_of
+from benchmarks.paper.transformations import (
+    SEEDS,
+    VARIANTS,
+    Features,
+    Spec,
+    Vectors,
+    apply,
+    as_levels,
+    linear_map,
+    load,
+    seconds_of,
+)
 from models.metrics import QueryMetrics, linear_cka, negative_flip_rate, positive_flip_rate, query_metrics
 from models.statistics import paired_bootstrap
 from models.training.fitting import embed_images
 
-SEEDS = (0, 1, 2)
-_RIDGE = 1.0
 _FIRST_UNKNOWN = 50  # of "old"'s classes
 _HEAD = "| query/gallery | CMC@1 | CMC@5 | mAP | G CMC@1 | G CMC@5 | G mAP |\n|---|---|---|---|---|---|---|\n"
 
@@ -70,10 +79,13 @@ class Tables:
         """Return the test images' embeddings by h: (N, D)."""
         old = torch.from_numpy(self._features.test(spec.old))
         side = None if spec.side is None else torch.from_numpy(self._features.test(spec.side))
-        levels = VARIANTS[spec.variant].side_levels
-        if side is not None and levels is not None:
-            side = as_levels(side, levels)
-        return apply(load(self._folder, spec), old, side).numpy()
+        variant = VARIANTS[spec.variant]
+        if side is not None and variant.side_levels is not None:
+            side = as_levels(side, variant.side_levels)
+        output = apply(load(self._folder, spec), old, side)
+        if variant.target == "residual":
+            output = output + linear_map(self._features, spec)(old, side)
+        return output.numpy()
 
     def _by_h(self, old: str, side: str | None, new: str, variant: str, symmetric: bool = False) -> Judged:
         """Judge new/h, or h/h."""
@@ -195,10 +207,13 @@ class Tables:
         yield "paper's recipe", self.by_h("old", "simclr", "new", "paper")
         yield "one view of each image", self.by_h("old", "simclr", "new", "one view")
         yield "linear, in closed form", judged([self._linear()])
+        yield "a linear skip, in closed form, and h beside it", self.by_h("old", "simclr", "new", "linear skip")
         yield "output projected to be >= 0", judged([np.maximum(gallery, 0) for gallery in galleries("paper")])
         yield "+ 0.3 supervised contrastive", self.by_h("old", "simclr", "new", "contrastive")
         yield "+ 0.3 entropy over class means", self.by_h("old", "simclr", "new", "class-mean entropy")
         yield "mean of three h", judged([np.mean(galleries("paper"), axis=0)])
+        yield "mean of three h, distilled into one", self.by_h("old", "simclr", "new", "distilled ensemble")
+        yield "weights averaged over the last epochs", self.by_h("old", "simclr", "new", "averaged weights")
         yield "mean of three h, disagreement as a coordinate", Judged((self._with_disagreement(galleries("paper")),))
         yield "two kinds of ψ in int8", self.by_h("old", "simclr+alternate", "new", "int8 side")
         yield "**default recipe**", self.by_h("old", "simclr", "new", "default")
@@ -208,15 +223,8 @@ class Tables:
         yield "default recipe without ψ", self.by_h("old", None, "new", "default")
 
     def _linear(self) -> Vectors:
-        """Ridge regression from [φ_old, ψ] to φ_new."""
-
-        def inputs(part: Callable[[str], Vectors]) -> NDArray[np.float64]:
-            both = [part(name).reshape(-1, part(name).shape[-1]) for name in ("old", "simclr")]
-            return np.concatenate([*both, np.ones((len(both[0]), 1))], axis=1).astype(np.float64)
-
-        x, y = inputs(self._features.train), self._features.train("new")
-        weights = np.linalg.solve(x.T @ x + _RIDGE * np.eye(x.shape[1]), x.T @ y.reshape(-1, y.shape[2]))
-        return (inputs(self._features.test) @ weights).astype(np.float32)
+        apply_map = linear_map(self._features, Spec("old", "simclr", "new"))
+        return apply_map(*(torch.from_numpy(self._features.test(name)) for name in ("old", "simclr"))).numpy()
 
     def _with_disagreement(self, galleries: Sequence[Vectors]) -> QueryMetrics:
         """Members of an ensemble disagree where the target is uncertain: one more coordinate, 0 in queries, puts such
@@ -228,9 +236,13 @@ class Tables:
         return self._judge(np.concatenate([query, np.zeros_like(spread)], axis=1), far)
 
     def full_size(self) -> str:
-        """The paper's recipe at the paper's size and length, one seed."""
-        gallery = self.gallery(Spec("old", "simclr", "new", "full size"))
-        return _HEAD + self.row("new/h", Judged((self._judge(self._features.test("new"), gallery),)))
+        """Both recipes at the paper's size and length, one seed."""
+        rows = []
+        for recipe, variant in (("paper", "full size"), ("default", "full size default")):
+            gallery = self.gallery(Spec("old", "simclr", "new", variant))
+            judged = Judged((self._judge(self._features.test("new"), gallery),))
+            rows.append(self.row(f"new/h, {recipe} recipe", judged))
+        return _HEAD + "".join(rows)
 
     def unknown_classes(self) -> str:
         """What the class means cost images of classes that the new model does not know."""
@@ -299,9 +311,11 @@ def wanted() -> list[Spec]:
                 specs.append(Spec("old", "simclr", "new", variant, seed, _THROUGH))
         specs += [Spec("first", None, new, "paper", seed) for new in ("old", "new")]
         specs += [Spec("old", "simclr", "new", name, seed) for name in ("one view", "contrastive")]
-        specs.append(Spec("old", "simclr", "new", "class-mean entropy", seed))
+        names = ("class-mean entropy", "averaged weights", "distilled ensemble", "linear skip")
+        specs += [Spec("old", "simclr", "new", name, seed) for name in names]
         specs += [Spec("old", "simclr+alternate", "new", name, seed) for name in ("int8 side", "int8 side default")]
-    return [Spec("old", "simclr", "new", "full size"), *specs]  # the longest first
+    longest = [Spec("old", "simclr", "new", name) for name in ("full size", "full size default")]
+    return [*longest, *specs]
 
 
 def _of(metrics: QueryMetrics, chosen: NDArray[np.bool_]) -> QueryMetrics:

@@ -2,12 +2,14 @@
 
 import json
 import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,18 +27,27 @@ from models.transformation import Transformation
 
 Vectors = NDArray[np.float32]
 VIEWS = 4
+SEEDS = (0, 1, 2)
+_RIDGE = 1.0
 _EPOCHS = 16
 _INNER_DIM = 512
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train h. `side_levels`: side-information is stored as integers of so many levels."""
+    """A way to train h.
+
+    `side_levels`: side-information is stored as integers of so many levels. `target`: what h learns is φ_new, or the
+    mean of what the paper's h of every seed give, or what a linear map leaves of φ_new. `averaged`: its weights are the
+    mean of those after each of the last epochs.
+    """
 
     config: TransformationTraining
     views: int = VIEWS
     extra_loss: ExtraLoss | None = None
     side_levels: int | None = None
+    target: Literal["encoder", "ensemble", "residual"] = "encoder"
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,9 +94,13 @@ VARIANTS: dict[str, Variant] = {
     "paper": Variant(_PAPER),
     "default": Variant(_DEFAULT),
     "full size": Variant(TransformationTraining(recipe="paper", precision="bfloat16")),
+    "full size default": Variant(TransformationTraining(precision="bfloat16")),
     "one view": Variant(_PAPER, views=1),
     "contrastive": Variant(_PAPER, extra_loss=_contrastive),
     "class-mean entropy": Variant(_PAPER, extra_loss=_class_mean_entropy),
+    "averaged weights": Variant(_PAPER, averaged=True),
+    "distilled ensemble": Variant(_PAPER, target="ensemble"),
+    "linear skip": Variant(_PAPER, target="residual"),
     "int8 side": Variant(_PAPER, side_levels=256),
     "int8 side default": Variant(_DEFAULT, side_levels=256),
 }
@@ -125,15 +140,18 @@ class Features:
 def train_transformations(features: Features, specs: Iterable[Spec], at_once: int) -> None:
     """Train what is not trained yet, `at_once` at a time with one thread each."""
     waiting = [spec for spec in dict.fromkeys(specs) if not spec.file(features.folder).exists()]
-    # What others learn from comes first.
-    for through in (False, True):
-        chosen = [spec for spec in waiting if (spec.through is not None) == through]
+    for learns_from_others in (False, True):
+        chosen = [spec for spec in waiting if _learns_from_others(spec) == learns_from_others]
         names = sorted({name for spec in chosen for name in (spec.old, spec.side, spec.new) if name is not None})
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(at_once, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             list(pool.map(partial(_compute, features.place, features.folder), names))  # once, before several want them
             for number, seconds in enumerate(pool.map(partial(_train, features.place, features.folder), chosen)):
                 print(f"{number + 1}/{len(chosen)} {chosen[number]}: {seconds:.0f} s", flush=True)
+
+
+def _learns_from_others(spec: Spec) -> bool:
+    return spec.through is not None or VARIANTS[spec.variant].target == "ensemble"
 
 
 def _compute(place: Path, folder: Path, name: str) -> None:
@@ -143,19 +161,63 @@ def _compute(place: Path, folder: Path, name: str) -> None:
 def _train(place: Path, folder: Path, spec: Spec) -> float:
     features, variant = Features(place, folder), VARIANTS[spec.variant]
     views = variant.views
-    target = _rows(features.train(spec.new), views)
     old, side = _inputs(features, spec, views)
+    target = _target(features, spec, old, side)
     labels = None if spec.new.endswith("simclr") else features.labels("train")  # g needs none
     pairs = PairedFeatures(old, side, target, labels, views)
     config = TransformationTraining(**{**vars(variant.config), "seed": spec.seed})
     began = time.monotonic()
-    network = train_transformation(pairs, config, extra_loss=variant.extra_loss)
+    train = _train_averaged if variant.averaged else train_transformation
+    network = train(pairs, config, extra_loss=variant.extra_loss)
     seconds = time.monotonic() - began
     path = spec.file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
     path.write_bytes(save_network(network))
     return seconds
+
+
+def _train_averaged(
+    pairs: PairedFeatures, config: TransformationTraining, extra_loss: ExtraLoss | None
+) -> Transformation:
+    """Train h, and give it the mean of its weights after each epoch of the last quarter (SWA: Izmailov et al., UAI
+    2018), in which BatchNorm's statistics are frozen."""
+    states: list[dict[str, Tensor]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = Path(temporary) / "checkpoint"
+
+        def keep(done: int, total: int) -> None:
+            if done > 3 * total // 4:
+                states.append(torch.load(checkpoint, weights_only=True)["network"])
+
+        network = train_transformation(pairs, config, keep, checkpoint, extra_loss)
+    means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
+    network.load_state_dict({name: value.to(states[0][name].dtype) for name, value in means.items()})
+    return network
+
+
+def _target(features: Features, spec: Spec, old: Tensor, side: Tensor | None) -> Tensor:
+    variant = VARIANTS[spec.variant]
+    target = _rows(features.train(spec.new), variant.views)
+    if variant.target == "ensemble":
+        members = [load(features.folder, replace(spec, variant="paper", seed=seed)) for seed in SEEDS]
+        return torch.stack([apply(member, old, side) for member in members]).mean(0)
+    if variant.target == "residual":
+        return target - linear_map(features, spec)(old, side)
+    return target
+
+
+def linear_map(features: Features, spec: Spec) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return ridge regression from [φ_old, ψ] to φ_new, in closed form, on every view of the training images."""
+
+    def joined(old: Tensor, side: Tensor | None) -> Tensor:
+        parts = [old, torch.ones(len(old), 1)] if side is None else [old, side, torch.ones(len(old), 1)]
+        return torch.cat(parts, dim=1).double()
+
+    x = joined(*_inputs(features, spec, VIEWS))
+    y = _rows(features.train(spec.new), VIEWS).double()
+    weights = torch.linalg.solve(x.T @ x + _RIDGE * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    return lambda old, side: (joined(old, side) @ weights).float()
 
 
 def _inputs(features: Features, spec: Spec, views: int) -> tuple[Tensor, Tensor | None]:
