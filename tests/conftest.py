@@ -52,9 +52,17 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         engine = create_database_engine(running.database_url)
         upgrade_database(engine)
         engine.dispose()
+        _leave_out_fsync(running)
         with _maintenance(running) as connection:
             connection.execute(f"ALTER DATABASE gallery RENAME TO {_TEMPLATE}")
         yield running
+
+
+def _leave_out_fsync(running: Servers) -> None:
+    """Make and drop a test's database in a tenth of the time; nothing here survives the machine anyway."""
+    with running.superuser("postgres") if isinstance(running, RealServers) else _maintenance(running) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
 
 
 def uses_real_servers(request: pytest.FixtureRequest) -> bool:

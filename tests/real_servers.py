@@ -146,12 +146,12 @@ class RealServers:
 
     def _make_role(self) -> None:
         """Make the application's role and database; every database made from now on has pgvector."""
-        with self._superuser("template1") as connection:
+        with self.superuser("template1") as connection:
             connection.execute("CREATE EXTENSION vector")
             connection.execute(f"CREATE ROLE {_ROLE} LOGIN CREATEDB PASSWORD '{self._password}'")
             # An autovacuum worker must not keep a test's database from being dropped.
             connection.execute(f"GRANT pg_signal_backend TO {_ROLE}")
-        with self._superuser("postgres") as connection:
+        with self.superuser("postgres") as connection:
             connection.execute(f"CREATE DATABASE {_DATABASE} OWNER {_ROLE}")
 
     def _spawn(self, name: Server) -> None:
@@ -209,7 +209,8 @@ class RealServers:
                 self._spawn(name)
             time.sleep(0.05)
 
-    def _superuser(self, database: str) -> psycopg.Connection:
+    def superuser(self, database: str) -> psycopg.Connection:
+        """Connect as a role that may do anything; the service's may not."""
         return psycopg.connect(
             host="127.0.0.1",
             port=self._ports["postgres"],
@@ -221,7 +222,7 @@ class RealServers:
         )
 
     def _ask_postgres(self) -> None:
-        self._superuser("postgres").close()
+        self.superuser("postgres").close()
 
     def _ask_redis(self) -> None:
         with redis.Redis.from_url(self.redis_url, retry=None, socket_timeout=5) as client:
