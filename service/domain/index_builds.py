@@ -1,8 +1,9 @@
 """Building a generation's index file. A worker builds it once; API replicas load it ahead of the cutover.
 
-1. read the gallery's revision R, then stream the rows that are current and no newer than R into the index, in many
-   short transactions: whoever loads the file applies all changes since R (crash point `index.streamed`);
-2. measure its recall on a sample against exact search (`index.built`);
+1. read the gallery's revision R, and the rows that lists are learnt from; then stream the rows that are current and no
+   newer than R into the index, in many short transactions: whoever loads the file applies all changes since R (crash
+   point `index.streamed`);
+2. choose how wide it is searched by its recall on a sample against exact search (`index.built`);
 3. publish the file under the generation's own name: temporary name, fsync, rename, fsync of the folder (the steps of
    `service.index.files`, then `index.published`);
 4. name it, its SHA-256 and R in the generation's row (`index.named`).
@@ -13,7 +14,7 @@ build replaces both, and `service.domain.removal` removes what a dropped generat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,10 @@ from service.domain.following import read_current_rows, read_next_rows
 from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job
 from service.domain.removal import index_file
-from service.index.faiss_index import BuiltIndex, FaissIndex
-from service.index.files import build_index, measure_recall, save_index
+from service.index.files import build_index, save_index
+from service.index.kinds import BuiltIndex, IndexKind, training_rows
 from service.index.protocol import Metric
+from service.index.recall import Sample, choose_width
 from service.settings import Settings
 from service.tables import Gallery, Generation
 
@@ -73,8 +75,8 @@ def build_generation_index(
         blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
         crash_point("index.published")
         parameters = {
-            "kind": built.index.kind,
-            **built.index.parameters,
+            "kind": built.index.rows.kind,
+            **built.index.rows.parameters,
             "rows": built.rows,
             "seconds": round(built.index.seconds, 3),
             "recall_at_10": built.recall,
@@ -126,18 +128,19 @@ def _build(
         stored = get_stored_generation(session, gallery_id, generation_id)
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
-        sample = _sample(session, stored, settings.recall_sample_items)
+        sample = _sample(session, stored, settings.recall_sample_items, settings.batch_items)
     dim = stored.vector_format.embedding_dim
+    kind: IndexKind = "flat" if count < settings.flat_below_rows else "hnsw"
 
     def rows() -> Iterator[_Chunk]:
         return _vectors(database, stored, gallery.revision, settings.batch_items)
 
-    kind: Literal["flat", "hnsw"] = "flat" if count < settings.flat_below_rows else "hnsw"
-    built = build_index(metric, dim, _counted(rows(), count, progress), kind)
+    with database.session_scope() as session:
+        training = _sample(session, stored, training_rows(kind, dim, count), settings.batch_items).vectors
+    built = build_index(metric, dim, _counted(rows(), count, progress), kind, training)
     crash_point("index.streamed")
-    index = FaissIndex(metric, dim, built)
-    recall = measure_recall(index, metric, sample, rows(), k=10) if len(sample) else 1.0
-    return _Built(built, gallery.revision, len(index), recall)
+    recall = choose_width(built, metric, sample, rows())
+    return _Built(built, gallery.revision, built.index.ntotal, recall)
 
 
 def _counted(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], None]) -> Iterator[_Chunk]:
@@ -159,12 +162,20 @@ def _vectors(database: Database, stored: StoredGeneration, up_to_revision: int, 
         last = int(rows.item_id[-1])
 
 
-def _sample(session: Session, stored: StoredGeneration, count: int) -> NDArray[np.float32]:
-    """Return up to `count` of the generation's own vectors, drawn at random, to ask the index with."""
-    ids = session.scalars(
+def _sample(session: Session, stored: StoredGeneration, count: int, rows_at_once: int) -> Sample:
+    """Return up to `count` of the generation's own rows, drawn at random from all: ids come in the order of arrival,
+    and the first ones may be of one kind."""
+    drawn = session.scalars(
         text(f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"), {"count": count}
     ).all()
-    chunks = [
-        rows.embedding.astype(np.float32) for rows in read_current_rows(session, stored, count, np.array(ids, np.int64))
-    ]
-    return np.concatenate(chunks) if chunks else np.empty((0, stored.vector_format.embedding_dim), np.float32)
+    wanted = np.sort(np.array(drawn, np.int64))
+    ids = np.empty(len(wanted), np.int64)
+    vectors = np.empty((len(wanted), stored.vector_format.embedding_dim), np.float32)
+    filled = 0
+    for start in range(0, len(wanted), rows_at_once):
+        part = wanted[start : start + rows_at_once]
+        for rows in read_current_rows(session, stored, rows_at_once, part):
+            end = filled + len(rows.item_id)
+            ids[filled:end], vectors[filled:end] = rows.item_id, rows.embedding
+            filled = end
+    return Sample(ids[:filled], vectors[:filled])

@@ -2,19 +2,20 @@
 
 The sealed part never changes. A row that is replaced or removed becomes a tombstone, which searches of the sealed part
 leave out; a new row goes to the tail. Inside the sealed part a row is a position, so that which rows take part is one
-mask, and no search or addition sorts or hashes as many ids as the gallery has.
+mask, and no search or addition sorts or hashes as many ids as the gallery has. How rows are searched depends on the
+kind of the sealed index (`service.index.kinds`); that a removed or replaced row is not found does not.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.kinds import ApproximateRows, BuiltIndex, Scored
 from service.index.locks import ReadWriteLock
 from service.index.protocol import (
     NO_ID,
@@ -32,35 +33,21 @@ from service.index.tail import Tail
 # Up to this many rows, or this share of all, fetching and scoring them together beats a scan that skips the others.
 _GATHERED_ROWS = 2_000
 _GATHERED_SHARE = 0.01
-_EF_SEARCH = 64
-_DISTANCES_PER_STEP = 32  # of a graph walk: the links of one row
 _BLOCK_ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class BuiltIndex:
-    """A sealed FAISS index (an IDMap) with what it is and how long it took; see `service.index.files`."""
-
-    index: Any
-    kind: str
-    parameters: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class _Sealed:
     """The rows of a built index, and which of them are live.
 
-    A search that not all rows take part in never walks the graph with a selector: when the query is far from the rows
-    that pass, such a walk returns k wrong ones and no sign of it (recall 0.4 for a filter on one label). It walks
-    without, for more than k rows, and what passes is right if k do; for queries with fewer, the codes are scanned.
+    An approximate search that not all rows take part in has no selector: when the query is far from the rows that
+    pass, a walk through a graph with one returns k wrong rows and no sign of it (recall 0.4 for a filter on one label),
+    and the lists near the query hold strays only. It looks for more than k rows among all, and what passes is right if
+    k do; for queries with fewer, the codes are scanned.
     """
 
     def __init__(self, metric: Metric, built: BuiltIndex) -> None:
         self._metric = metric
-        self._owner = built.index  # what is below is its
-        self._index = faiss.downcast_index(built.index.index)
-        self._approximate = built.kind != "flat"
-        self._codes = faiss.downcast_index(self._index.storage) if self._approximate else self._index
+        self._rows = built.rows
         self._ids: Ids = faiss.vector_to_array(built.index.id_map)
         self._order = np.argsort(self._ids)
         self._sorted_ids = self._ids[self._order]
@@ -85,17 +72,7 @@ class _Sealed:
             among[positions] = True
         if count <= max(_GATHERED_ROWS, _GATHERED_SHARE * len(among)):
             return self._gather(queries, k, among)
-        fetch = k if count == len(among) else math.ceil((2 * k + 20) * len(among) / count)
-        ef_search = max(_EF_SEARCH, 2 * fetch)
-        is_exact = True
-        if self._approximate and ef_search * _DISTANCES_PER_STEP < count:
-            scores, found = self._walk(queries, k, among, fetch, ef_search)
-            missed = found[:, k - 1] == NO_ID
-            is_exact = bool(missed.all())
-            if missed.any():
-                scores[missed], found[missed] = self._scan(queries[missed], k, among)
-        else:
-            scores, found = self._scan(queries, k, among)
+        scores, found, is_exact = self._nearest(queries, k, among, count)
         distances = from_faiss(self._metric, scores)
         distances[found == NO_ID] = np.inf
         return SearchResult(np.where(found == NO_ID, NO_ID, self._ids[found]), distances, is_exact)
@@ -108,22 +85,26 @@ class _Sealed:
         live: NDArray[np.int64] = positions[self._live[positions]]
         return live
 
-    def _walk(
-        self, queries: Vectors, k: int, among: NDArray[np.bool_], fetch: int, ef_search: int
-    ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return FAISS's (Q, k) scores and positions of the nearest `among` the `fetch` nearest rows."""
-        parameters = faiss.SearchParametersHNSW(efSearch=ef_search)
-        scores, found = self._index.search(queries, fetch, params=parameters)
-        passing = (found != NO_ID) & among[found]
-        first = np.argsort(~passing, axis=1, kind="stable")[:, :k]
-        found = np.take_along_axis(np.where(passing, found, NO_ID), first, axis=1)
-        return np.take_along_axis(scores, first, axis=1), found
+    def _nearest(
+        self, queries: Vectors, k: int, among: NDArray[np.bool_], count: int
+    ) -> tuple[Vectors, NDArray[np.int64], bool]:
+        """Return FAISS's (Q, k) scores and positions of the nearest of `count` rows, and whether each was compared: an
+        approximate search is only for where it compares fewer."""
+        rows = self._rows
+        if isinstance(rows, ApproximateRows):
+            fetch = k if count == len(among) else math.ceil((2 * k + 20) * len(among) / count)
+            width = rows.width_for(fetch)
+            if rows.rows_compared(width) < count:
+                scores, found = _passing(among, k, *rows.search(queries, fetch, width))
+                missed = found[:, k - 1] == NO_ID
+                if missed.any():
+                    scores[missed], found[missed] = self._scan(queries[missed], k, among)
+                return scores, found, bool(missed.all())
+        return *self._scan(queries, k, among), True
 
-    def _scan(self, queries: Vectors, k: int, among: NDArray[np.bool_]) -> tuple[Vectors, NDArray[np.int64]]:
-        """Return FAISS's (Q, k) scores and positions of the nearest `among` all rows, exactly."""
+    def _scan(self, queries: Vectors, k: int, among: NDArray[np.bool_]) -> Scored:
         selector = None if among.all() else faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
-        scores, found = self._codes.search(queries, k, params=faiss.SearchParameters(sel=selector))
-        return scores, found
+        return self._rows.scan(queries, k, selector)
 
     def _gather(self, queries: Vectors, k: int, among: NDArray[np.bool_]) -> SearchResult:
         """Return the nearest `among` few rows, exactly."""
@@ -131,7 +112,7 @@ class _Sealed:
         best = _nothing(queries)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
-            distances = exact_distances(self._metric, queries, self._codes.reconstruct_batch(block))
+            distances = exact_distances(self._metric, queries, self._rows.vectors(block))
             ids = np.broadcast_to(self._ids[block], distances.shape)
             best = nearest(np.hstack([best.ids, ids]), np.hstack([best.distances, distances]), k)
         return best
@@ -197,6 +178,14 @@ class FaissIndex:
         places = np.minimum(np.searchsorted(allowed, ids), len(allowed) - 1)
         found: Ids = ids[allowed[places] == ids]
         return found
+
+
+def _passing(among: NDArray[np.bool_], k: int, scores: Vectors, found: NDArray[np.int64]) -> Scored:
+    """Return the first k of each row's found positions that are `among` those asked for, padded with -1."""
+    passing = (found != NO_ID) & among[found]
+    first = np.argsort(~passing, axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(np.where(passing, found, NO_ID), first, axis=1)
+    return np.take_along_axis(scores, first, axis=1), found
 
 
 def _nothing(queries: Vectors) -> SearchResult:

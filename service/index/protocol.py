@@ -19,7 +19,8 @@ class SearchResult:
     """ids (Q, k) int64, padded with -1, and distances (Q, k) float32, padded with +inf; nearest first.
 
     Distances are pgvector's: Euclidean for l2, 1 - cosine similarity, negative inner product for ip. `is_exact` when
-    every row that may be found was compared with every query, and False when a graph was walked for any of them.
+    every row that may be found was compared with every query: by its codes, which in some kinds of index are rounded to
+    float16 or 8 bits. False when a graph was walked or some lists were left out for any of the queries.
     """
 
     ids: Ids

@@ -1,4 +1,4 @@
-"""Building an index, its file and what becomes of a damaged one, and its measured recall."""
+"""The file of an index of any kind, and what becomes of a damaged one."""
 
 import hashlib
 import os
@@ -6,25 +6,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 import faiss
 import numpy as np
 import pytest
 
 from service.index.faiss_index import FaissIndex
-from service.index.files import (
-    IndexFileError,
-    build_index,
-    load_index,
-    measure_recall,
-    save_index,
-)
+from service.index.files import IndexFileError, build_index, load_index, save_index
+from service.index.kinds import BuiltIndex, IndexKind
 from service.index.protocol import Ids, Metric, Vectors
+from tests.unit.index.building import KINDS, built, built_and_measured
 from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest
 
 DIM = 8
-KINDS: tuple[Literal["flat", "hnsw"], ...] = ("flat", "hnsw")
 
 
 def some_rows(count: int, seed: int = 0) -> tuple[Ids, Vectors]:
@@ -35,17 +29,18 @@ def some_rows(count: int, seed: int = 0) -> tuple[Ids, Vectors]:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_index_answers_as_the_built_one_and_can_be_changed(
-    tmp_path: Path, metric: Metric, kind: Literal["flat", "hnsw"]
+    tmp_path: Path, metric: Metric, kind: IndexKind
 ) -> None:
     ids, vectors = some_rows(3_000)
-    built = build_index(metric, DIM, [(ids, vectors)], kind)
+    before_saving, _ = built_and_measured(metric, ids, vectors, kind)
     queries = some_rows(5, seed=1)[1]
 
-    digest = save_index(built, tmp_path / "a.faiss")
+    digest = save_index(before_saving, tmp_path / "a.faiss")
     loaded = load_index(tmp_path / "a.faiss", metric, DIM, digest)
 
     for allowed in (None, ids[:10], ids[:2_500]):
-        before, after = (index.search(queries, 10, allowed) for index in (FaissIndex(metric, DIM, built), loaded))
+        indexes = (FaissIndex(metric, DIM, before_saving), loaded)
+        before, after = (index.search(queries, 10, allowed) for index in indexes)
         np.testing.assert_array_equal(after.ids, before.ids)
         np.testing.assert_array_equal(after.distances, before.distances)
     loaded.add(ids[:5], queries)
@@ -55,10 +50,10 @@ def test_a_loaded_index_answers_as_the_built_one_and_can_be_changed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_index_has_a_file_too(tmp_path: Path, kind: Literal["flat", "hnsw"]) -> None:
-    built = build_index("l2", DIM, [], kind)
+def test_an_empty_index_has_a_file_too(tmp_path: Path, kind: IndexKind) -> None:
+    nothing = built("l2", *some_rows(0), kind)
 
-    loaded = load_index(tmp_path / "a", "l2", DIM, save_index(built, tmp_path / "a"))
+    loaded = load_index(tmp_path / "a", "l2", DIM, save_index(nothing, tmp_path / "a"))
 
     assert_finds_the_nearest(loaded, "l2", {}, some_rows(2)[1], 3)
 
@@ -78,9 +73,9 @@ def test_a_search_leaves_its_thread_as_many_threads_to_build_with_as_before() ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_truncated_or_altered_file_is_refused(tmp_path: Path, kind: Literal["flat", "hnsw"]) -> None:
+def test_a_truncated_or_altered_file_is_refused(tmp_path: Path, kind: IndexKind) -> None:
     path = tmp_path / "a.faiss"
-    digest = save_index(build_index("l2", DIM, [some_rows(100)], kind), path)
+    digest = save_index(built("l2", *some_rows(100), kind), path)
     whole = path.read_bytes()
     damaged = [whole[:length] for length in [*range(0, 200), *range(200, len(whole), 97), len(whole) - 1]]
     damaged += [whole + b"\0", os.urandom(1_000)]
@@ -113,6 +108,25 @@ def test_what_faiss_cannot_read_is_an_unusable_file(tmp_path: Path) -> None:
     path.write_bytes(b"Ix??" + path.read_bytes()[4:])
 
     with pytest.raises(IndexFileError, match="cannot read"):
+        load_index(path, "l2", DIM, _sha256(path))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_says_of_what_kind_it_is_and_how_wide_to_search_it(tmp_path: Path, kind: IndexKind) -> None:
+    saved, _ = built_and_measured("l2", *some_rows(3_000), kind)
+
+    save_index(saved, tmp_path / "a")
+
+    loaded = BuiltIndex(faiss.read_index(str(tmp_path / "a"), faiss.IO_FLAG_MMAP_IFC)).rows
+    assert loaded.kind == saved.rows.kind == kind
+    assert loaded.parameters == saved.rows.parameters
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    faiss.write_index(faiss.IndexIDMap(faiss.IndexLSH(DIM, DIM)), str(path))
+
+    with pytest.raises(IndexFileError, match="no kind"):
         load_index(path, "l2", DIM, _sha256(path))
 
 
@@ -163,31 +177,6 @@ def test_a_kill_in_saving_leaves_a_whole_file_and_the_next_save_cleans_up(
     again = save_index(build_index("l2", DIM, [some_rows(30)], "flat"), path)
     assert len(load_index(path, "l2", DIM, again)) == 30
     assert [file.name for file in tmp_path.iterdir()] == ["a.faiss"]
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_an_exact_index_has_recall_1_whatever_the_chunks(metric: Metric) -> None:
-    ids, vectors = some_rows(500)
-    index = FaissIndex(metric, DIM, build_index(metric, DIM, [(ids, vectors)], "flat"))
-    chunks = [(ids[at : at + 77], vectors[at : at + 77]) for at in range(0, 500, 77)]
-
-    assert measure_recall(index, metric, vectors[:20], chunks) == 1.0
-    assert measure_recall(index, metric, vectors[:20], chunks, k=600) == 1.0
-
-
-def test_recall_counts_the_neighbours_that_an_index_lacks() -> None:
-    ids, vectors = some_rows(100)
-    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids[:75], vectors[:75])], "flat"))
-
-    assert measure_recall(index, "l2", vectors[:5], [(ids, vectors)], k=100) == 0.75
-
-
-def test_rows_as_near_as_the_true_ones_count_as_found() -> None:
-    ids, vectors = some_rows(300)
-    vectors[:100] = vectors[0]  # a hundred copies: any ten of them are the ten nearest
-    index = FaissIndex("l2", DIM, build_index("l2", DIM, [(ids[50:], vectors[50:])], "flat"))
-
-    assert measure_recall(index, "l2", vectors[:1], [(ids, vectors)]) == 1.0
 
 
 def _sha256(path: Path) -> str:

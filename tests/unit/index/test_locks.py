@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from service.index.faiss_index import FaissIndex
-from service.index.files import build_index
+from service.index.kinds import IndexKind
 from service.index.locks import ReadWriteLock
+from tests.unit.index.building import KINDS, built
 
 WAIT_SECONDS = 10.0
 
@@ -117,13 +118,13 @@ def test_writers_exclude_everyone() -> None:
     assert pair == [200, 200]
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw"])
-def test_searches_beside_additions_and_removals_stay_right(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_searches_beside_additions_and_removals_stay_right(kind: IndexKind) -> None:
     """Each row is (id, 0, ...): its own nearest, at every moment between its addition and its removal."""
     dim, sealed_count = 8, 4_000
     ids = np.arange(sealed_count, dtype=np.int64)
-    built = build_index("l2", dim, [(ids, _vectors(ids, dim))], "flat" if kind == "flat" else "hnsw")
-    index, threads, stopping = FaissIndex("l2", dim, built), Threads(), threading.Event()
+    sealed = built("l2", ids, _vectors(ids, dim), kind)
+    index, threads, stopping = FaissIndex("l2", dim, sealed), Threads(), threading.Event()
     searches = [0, 0]
     ever = ids[::2]  # the writer leaves the even ones alone
 

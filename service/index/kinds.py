@@ -1,0 +1,252 @@
+"""The kinds of sealed index. What differs between them is here: how each is made, searched, and recognised in a file.
+
+| kind | bytes of a vector of D numbers | a search compares a query with |
+|---|---|---|
+| flat | 4 D | every row |
+| hnsw | 2 D + about 270 (its links) | the rows that a walk through a graph of near rows meets |
+| ivf | 2 D + 16 (its list, and where in it) | the rows of the lists whose centres are nearest |
+| ivf_sq8 | D + 16 | the same |
+
+Graphs: Malkov and Yashunin, arXiv 1603.09320. Lists: Sivic and Zisserman, ICCV 2003; their codes are of a row's
+difference from its list's centre, float16, or 8 bits over the range that a training sample has in each dimension.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from service.index.protocol import Metric, Vectors
+
+IndexKind = Literal["flat", "hnsw", "ivf", "ivf_sq8"]
+Scored = tuple[Vectors, NDArray[np.int64]]  # FAISS's own (Q, k) scores, and positions, padded with -1
+
+_LINKS = 32
+_EF_CONSTRUCTION = 80
+_EF_SEARCH = [64, 128, 256, 512, 1024]
+
+_ROWS_PER_LIST = 64  # of the training sample
+_LISTS_PER_ROOT = 4  # lists of n rows are 4 √n, unless the sample is bounded
+_SAMPLE_BYTES = 2**28
+_FEWEST_LISTS_PROBED = 8  # whatever the sample says: queries need not be like the rows
+_ROWS_PER_NEIGHBOUR = 32  # that a search compares for each row it is to return, at least
+_MEASURED_NEIGHBOURS = 10  # that a width was chosen for
+
+
+class Rows(ABC):
+    """The rows of a FAISS index that `owner` owns. A row is a position: the how-manieth it was to be added."""
+
+    kind: IndexKind
+
+    def __init__(self, index: Any, owner: Any) -> None:
+        self._index = index
+        self._owner = owner
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What is recorded of the index, for people."""
+        return {}
+
+    def vectors(self, positions: NDArray[np.int64]) -> Vectors:
+        """Return (N, D) float32 vectors, as the codes have them."""
+        found: Vectors = self._index.reconstruct_batch(positions)
+        return found
+
+    @abstractmethod
+    def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
+        """Compare every row that the selector lets pass (or every row: None) with every query; exact on the codes."""
+
+
+class ApproximateRows(Rows):
+    """Rows of which a search compares only some: the more, the greater its width. The file keeps the width."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The width that was chosen."""
+
+    @width.setter
+    @abstractmethod
+    def width(self, width: int) -> None: ...
+
+    @property
+    @abstractmethod
+    def widths(self) -> list[int]:
+        """The widths to choose from by measurement, narrowest first."""
+
+    @abstractmethod
+    def width_for(self, count: int) -> int:
+        """Return at what width `count` nearest rows are found as well as ten at the index's own."""
+
+    @abstractmethod
+    def rows_compared(self, width: int) -> int:
+        """Return about how many distances a search computes; as many as there are rows when it finds every one."""
+
+    @abstractmethod
+    def search(self, queries: Vectors, k: int, width: int) -> Scored:
+        """Return the k nearest of all rows, or nearly."""
+
+
+class FlatRows(Rows):
+    kind = "flat"
+
+    def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
+        scores, found = self._index.search(queries, k, params=faiss.SearchParameters(sel=selector))
+        return scores, found
+
+
+class GraphRows(ApproximateRows):
+    """`width` is efSearch: how many of the rows seen a walk keeps."""
+
+    kind = "hnsw"
+
+    def __init__(self, index: Any, owner: Any) -> None:
+        super().__init__(index, owner)
+        self._codes = FlatRows(faiss.downcast_index(index.storage), owner)
+
+    @property
+    def width(self) -> int:
+        return max(_EF_SEARCH[0], int(self._index.hnsw.efSearch))
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._index.hnsw.efSearch = width
+
+    @property
+    def widths(self) -> list[int]:
+        return _EF_SEARCH
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {
+            "links": self._index.hnsw.nb_neighbors(1),
+            "ef_construction": self._index.hnsw.efConstruction,
+            "ef_search": self.width,
+            "codes": "float16",
+        }
+
+    def width_for(self, count: int) -> int:
+        return max(self.width, 2 * count)
+
+    def rows_compared(self, width: int) -> int:
+        return width * _LINKS
+
+    def search(self, queries: Vectors, k: int, width: int) -> Scored:
+        scores, found = self._index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=width))
+        return scores, found
+
+    def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
+        return self._codes.scan(queries, k, selector)
+
+
+class ListRows(ApproximateRows):
+    """`width` is nprobe: in how many lists a search looks."""
+
+    def __init__(self, index: Any, owner: Any) -> None:
+        super().__init__(index, owner)
+        self.kind = "ivf_sq8" if index.sq.qtype == faiss.ScalarQuantizer.QT_8bit else "ivf"
+
+    @property
+    def width(self) -> int:
+        return int(self._index.nprobe)
+
+    @width.setter
+    def width(self, width: int) -> None:
+        self._index.nprobe = width
+
+    @property
+    def widths(self) -> list[int]:
+        doubled = [_FEWEST_LISTS_PROBED]
+        while doubled[-1] < self._index.nlist:
+            doubled.append(2 * doubled[-1])
+        return [*doubled[:-1], self._index.nlist]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        codes = "8 bits" if self.kind == "ivf_sq8" else "float16"
+        return {"lists": self._index.nlist, "nprobe": self.width, "codes": codes}
+
+    def width_for(self, count: int) -> int:
+        """Measured on clustered and on smooth rows: more neighbours need about the root as many more lists, or, past
+        the end of a cluster, a like number of rows each."""
+        lists = int(self._index.nlist)
+        by_root = self.width * math.sqrt(max(1, count / _MEASURED_NEIGHBOURS))
+        by_rows = _ROWS_PER_NEIGHBOUR * count * lists / max(1, int(self._index.ntotal))
+        return min(lists, math.ceil(max(by_root, by_rows)))
+
+    def rows_compared(self, width: int) -> int:
+        lists = int(self._index.nlist)
+        return lists + math.ceil(width * int(self._index.ntotal) / lists)
+
+    def search(self, queries: Vectors, k: int, width: int) -> Scored:
+        return self._probe(queries, k, nprobe=width, sel=None)
+
+    def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
+        return self._probe(queries, k, nprobe=self._index.nlist, sel=selector)
+
+    def _probe(self, queries: Vectors, k: int, *, nprobe: int, sel: Any) -> Scored:
+        scores, found = self._index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=nprobe, sel=sel))
+        return scores, found
+
+
+@dataclass(frozen=True)
+class BuiltIndex:
+    """A sealed FAISS index: an IDMap of one of the kinds. `seconds` is what building took; 0 for one from a file."""
+
+    index: Any
+    seconds: float = 0.0
+
+    @property
+    def rows(self) -> Rows:
+        """The rows, as positions. Raises ValueError for a FAISS index of no kind that is known here."""
+        inner = faiss.downcast_index(self.index.index)
+        for type_, rows in _ROWS_OF.items():
+            if isinstance(inner, type_):
+                return rows(inner, self.index)
+        raise ValueError(f"{type(inner).__name__} is no kind of index that is searched here.")
+
+
+_ROWS_OF: dict[Any, type[Rows]] = {
+    faiss.IndexFlat: FlatRows,
+    faiss.IndexHNSWSQ: GraphRows,
+    faiss.IndexIVFScalarQuantizer: ListRows,
+}
+
+
+def training_rows(kind: IndexKind, dim: int, count: int) -> int:
+    """Return how many of `count` rows to draw for `empty_index` to learn from, 256 MiB of float32 at most; 0 for kinds
+    that learn nothing."""
+    if kind in ("flat", "hnsw"):
+        return 0
+    wanted = math.ceil(_ROWS_PER_LIST * _LISTS_PER_ROOT * math.sqrt(count))
+    return min(count, wanted, _SAMPLE_BYTES // (4 * dim))
+
+
+def empty_index(kind: IndexKind, metric: Metric, dim: int, training: Vectors) -> Any:
+    """Return a FAISS index that rows can be added to. `training` is (N, D), drawn from all rows to come: lists get
+    their centres and 8-bit codes their ranges from it."""
+    if kind == "flat":
+        return faiss.IndexFlat(dim, faiss_metric(metric))
+    if kind == "hnsw":
+        graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, _LINKS, faiss_metric(metric))
+        graph.hnsw.efConstruction = _EF_CONSTRUCTION
+        graph.train(np.zeros((1, dim), np.float32))  # float16 codes learn nothing; FAISS asks for the call
+        return graph
+    centres = faiss.IndexFlat(dim, faiss_metric(metric))
+    codes = faiss.ScalarQuantizer.QT_fp16 if kind == "ivf" else faiss.ScalarQuantizer.QT_8bit
+    lists = max(1, len(training) // _ROWS_PER_LIST)
+    index = faiss.IndexIVFScalarQuantizer(centres, dim, lists, codes, faiss_metric(metric), True)
+    index.cp.min_points_per_centroid = 1  # FAISS would warn on stderr
+    index.train(training if len(training) else np.zeros((1, dim), np.float32))
+    index.nprobe = ListRows(index, index).widths[0]
+    index.set_direct_map_type(faiss.DirectMap.Array)  # without it, no row's vector can be read
+    return index
+
+
+def faiss_metric(metric: Metric) -> int:
+    """Return FAISS's constant; cosine is the inner product of normalised vectors."""
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)

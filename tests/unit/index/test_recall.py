@@ -1,0 +1,147 @@
+"""Measured recall, and the width of search that is chosen by it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.index.faiss_index import FaissIndex
+from service.index.files import build_index
+from service.index.kinds import ApproximateRows, IndexKind
+from service.index.protocol import Ids, Metric, Vectors
+from service.index.recall import Sample, choose_width, find_others, measure_recall
+from tests.unit.index.building import APPROXIMATE_KINDS, KINDS, built
+from tests.unit.index.exhaustive import METRICS, all_distances, recall
+
+DIM = 8
+
+
+def some_rows(count: int, dim: int = DIM, seed: int = 0) -> tuple[Ids, Vectors]:
+    random = np.random.default_rng(seed)
+    return random.permutation(count).astype(np.int64) * 2**40, random.standard_normal((count, dim)).astype(np.float32)
+
+
+def in_chunks(ids: Ids, vectors: Vectors, size: int = 77) -> Iterator[tuple[Ids, Vectors]]:
+    return ((ids[at : at + size], vectors[at : at + size]) for at in range(0, len(ids), size))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [10, 600])
+def test_an_exact_index_has_recall_1_whatever_the_chunks(metric: Metric, k: int) -> None:
+    ids, vectors = some_rows(500)
+    index, sample = FaissIndex(metric, DIM, built(metric, ids, vectors)), Sample(ids[:20], vectors[:20])
+
+    found = find_others(index, sample, k)
+
+    assert measure_recall(metric, sample, [found], in_chunks(ids, vectors)) == [1.0]
+
+
+def test_a_row_does_not_count_as_its_own_neighbour() -> None:
+    ids, vectors = some_rows(50)
+    sample = Sample(ids[:5], vectors[:5])
+    themselves_only = np.full((5, 10), -1, np.int64)
+    themselves_only[:, 0] = sample.ids
+
+    found = find_others(FaissIndex("l2", DIM, built("l2", ids, vectors)), sample)
+
+    assert not (found == sample.ids[:, None]).any()
+    assert (found >= 0).all()
+    assert measure_recall("l2", sample, [themselves_only, found], [(ids, vectors)]) == [0.0, 1.0]
+
+
+def test_a_row_that_the_index_does_not_find_is_left_out_too() -> None:
+    ids, vectors = some_rows(100)
+    index, sample = FaissIndex("l2", DIM, built("l2", ids[20:], vectors[20:])), Sample(ids[:5], vectors[:5])
+
+    found = find_others(index, sample)
+
+    np.testing.assert_array_equal(found, index.search(vectors[:5], 10).ids)
+
+
+def test_recall_counts_the_neighbours_that_an_index_lacks() -> None:
+    ids, vectors = some_rows(101)
+    index, sample = FaissIndex("l2", DIM, built("l2", ids[:76], vectors[:76])), Sample(ids[:1], vectors[:1])
+
+    found = find_others(index, sample, k=100)
+
+    assert measure_recall("l2", sample, [found], [(ids, vectors)]) == [0.75]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_recall_of_an_answer_is_what_a_slow_count_gives(metric: Metric) -> None:
+    ids, vectors = some_rows(400)
+    sample = Sample(ids[:30], vectors[:30])
+    answers = [np.random.default_rng(seed).choice(ids[30:], (30, 10)) for seed in (1, 2)]
+    for row, at in enumerate(np.argsort(all_distances(metric, vectors[:30], vectors), axis=1)[:, 1:4]):
+        answers[1][row, :3] = ids[at]  # for ip a row need not be the nearest to itself
+
+    measured = measure_recall(metric, sample, answers, in_chunks(ids, vectors))
+
+    distances = all_distances(metric, vectors[:30], vectors)
+    distances[np.arange(30), np.arange(30)] = np.inf
+    true = ids[np.argsort(distances, axis=1)[:, :10]].tolist()
+    for answer, share in zip(answers, measured, strict=True):
+        counted = [sum(id_ in near for id_ in found) for found, near in zip(answer.tolist(), true, strict=True)]
+        assert share == pytest.approx(sum(counted) / 300)
+
+
+def test_rows_as_near_as_the_true_ones_count_as_found() -> None:
+    ids, vectors = some_rows(300)
+    vectors[:100] = vectors[0]  # a hundred copies: any ten of them are the ten nearest
+    index, sample = FaissIndex("l2", DIM, built("l2", ids[50:], vectors[50:])), Sample(ids[:1], vectors[:1])
+
+    assert measure_recall("l2", sample, [find_others(index, sample)], [(ids, vectors)]) == [1.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 1])
+def test_where_there_is_no_other_row_nothing_is_missed(kind: IndexKind, count: int) -> None:
+    ids, vectors = some_rows(count)
+
+    assert choose_width(built("l2", ids, vectors, kind), "l2", Sample(ids, vectors), [(ids, vectors)]) == 1.0
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE_KINDS)
+def test_the_narrowest_width_that_is_good_enough_is_chosen(kind: IndexKind) -> None:
+    ids, vectors = some_rows(6_000, dim=32)  # no clusters: hard for lists
+    index, sample = built("l2", ids, vectors, kind), Sample(ids[:50], vectors[:50])
+    rows = index.rows
+    assert isinstance(rows, ApproximateRows)
+
+    chosen = choose_width(index, "l2", sample, [(ids, vectors)])
+
+    assert rows.width in rows.widths
+    place = rows.widths.index(rows.width)
+    others = []
+    for width in rows.widths:
+        rows.width = width
+        others.append(
+            measure_recall("l2", sample, [find_others(FaissIndex("l2", 32, index), sample)], [(ids, vectors)])[0]
+        )
+    assert others[place] == chosen
+    enough = 0.99 if max(others) >= 0.99 else 0.99 * max(others)
+    assert chosen >= enough
+    assert all(recall < enough for recall in others[:place])
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf_sq8"])
+def test_lists_are_learnt_from_the_sample_alone(kind: IndexKind) -> None:
+    """The rows come ordered: the first ones say nothing of the rest."""
+    ids, vectors = some_rows(6_000)
+    vectors[:, 0] += np.repeat([0, 50, 100], 2_000)
+
+    index = built("l2", ids, vectors, kind, chunk=500)
+
+    choose_width(index, "l2", Sample(ids[::60], vectors[::60]), [(ids, vectors)])
+    found = FaissIndex("l2", DIM, index).search(vectors[::60], 10)
+    assert not found.is_exact
+    assert recall(found, "l2", ids, vectors, vectors[::60], 10) >= 0.95
+
+
+def test_lists_without_a_sample_are_one() -> None:
+    ids, vectors = some_rows(3_000)
+
+    index = build_index("l2", DIM, [(ids, vectors)], "ivf")
+
+    assert index.rows.parameters == {"lists": 1, "nprobe": 1, "codes": "float16"}
+    assert FaissIndex("l2", DIM, index).search(vectors[:2], 3).is_exact
