@@ -88,7 +88,8 @@ class Transformation(Base):
 
 
 class Gallery(Base):
-    """A named set of items. `revision` counts its changes; its row lock orders every write to it."""
+    """A named set of items. `revision` counts its changes; its row lock orders every write to it. `index` is the kind
+    that is built next (`service.index.kinds`), or `auto`: by the number of rows."""
 
     __tablename__ = "galleries"
 
@@ -97,6 +98,7 @@ class Gallery(Base):
     metric: Mapped[str]
     dtype: Mapped[str]
     thumbnails: Mapped[bool]
+    index: Mapped[str] = mapped_column(server_default=text("'auto'"))
     active_generation_id: Mapped[int | None] = mapped_column(
         ForeignKey("generations.id", use_alter=True, name="fk_galleries_active_generation_id")
     )
@@ -106,6 +108,7 @@ class Gallery(Base):
     __table_args__ = (
         CheckConstraint("metric IN ('l2', 'cosine', 'ip')", name="metric"),
         CheckConstraint("dtype IN ('float16', 'float32')", name="dtype"),
+        CheckConstraint("index IN ('auto', 'flat', 'hnsw', 'ivf', 'ivf_sq8')", name="index"),
     )
 
 

@@ -14,7 +14,8 @@ router = APIRouter(prefix="/galleries", tags=["galleries"])
 
 
 class NewGallery(BaseModel):
-    """Smaller distance is closer for every metric: Euclidean, 1 - cosine, or the negative inner product."""
+    """Smaller distance is closer for every metric: Euclidean, 1 - cosine, or the negative inner product. `index` is the
+    kind that is built for it; `auto` is exact search for a small gallery and a graph (HNSW) for a large one."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -23,6 +24,13 @@ class NewGallery(BaseModel):
     metric: Literal["l2", "cosine", "ip"] = "l2"
     dtype: Literal["float16", "float32"] = "float16"
     thumbnails: bool = True
+    index: galleries.IndexOption = "auto"
+
+
+class GalleryChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    index: galleries.IndexOption
 
 
 class GalleryView(BaseModel):
@@ -32,6 +40,7 @@ class GalleryView(BaseModel):
     metric: str
     dtype: str
     thumbnails: bool
+    index: str
     has_side_information: bool
     revision: int
     items: int
@@ -47,6 +56,7 @@ def _view(details: galleries.GalleryDetails) -> GalleryView:
         metric=gallery.metric,
         dtype=gallery.dtype,
         thumbnails=gallery.thumbnails,
+        index=gallery.index,
         has_side_information=details.generation.has_side_information,
         revision=gallery.revision,
         items=details.items,
@@ -57,7 +67,9 @@ def _view(details: galleries.GalleryDetails) -> GalleryView:
 @router.post("", status_code=201)
 def create_gallery(new: NewGallery, session: SessionDependency, response: Response) -> GalleryView:
     """Create an empty gallery under a model version."""
-    gallery = galleries.create_gallery(session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails)
+    gallery = galleries.create_gallery(
+        session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails, new.index
+    )
     response.headers["Location"] = f"/v1/galleries/{gallery.name}"
     return _view(galleries.describe_gallery(session, gallery))
 
@@ -74,6 +86,12 @@ def list_galleries(session: SessionDependency, limit: Limit = 100, cursor: Curso
 def get_gallery(name: NamePath, session: SessionDependency) -> GalleryView:
     """Return one gallery."""
     return _view(galleries.describe_gallery(session, galleries.get_gallery(session, name)))
+
+
+@router.patch("/{name}")
+def change_gallery(name: NamePath, change: GalleryChange, session: SessionDependency) -> GalleryView:
+    """Ask for another kind of index. It takes effect when an index is next built for the gallery."""
+    return _view(galleries.describe_gallery(session, galleries.change_index(session, name, change.index)))
 
 
 @router.delete("/{name}", status_code=204)

@@ -11,8 +11,12 @@ from service.domain import registry
 from service.domain.generations import add_generation, count_live
 from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
+from service.index.kinds import IndexKind
 from service.index.protocol import Metric
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
+
+# What a gallery may ask for: a kind, or one that follows from its number of rows.
+IndexOption = Literal["auto", IndexKind]
 
 
 class UnknownGallery(NotFound):
@@ -44,13 +48,14 @@ def create_gallery(
     metric: Metric,
     dtype: Literal["float16", "float32"],
     thumbnails: bool,
+    index: IndexOption = "auto",
 ) -> Gallery:
     """Create an empty gallery whose first generation is under `model_version`.
 
     Raises `UnknownVersion` (404) and `GalleryExists` (409).
     """
     version = registry.get_version(session, model_version)
-    gallery = Gallery(name=name, metric=metric, dtype=dtype, thumbnails=thumbnails, revision=0)
+    gallery = Gallery(name=name, metric=metric, dtype=dtype, thumbnails=thumbnails, index=index, revision=0)
     session.add(gallery)
     try:
         session.flush()  # the unique name decides between two requests at once
@@ -86,6 +91,14 @@ def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
     generation = session.get_one(Generation, gallery.active_generation_id)
     version = session.get_one(ModelVersion, generation.model_version_id)
     return GalleryDetails(gallery, generation, version, count_live(session, gallery.id))
+
+
+def change_index(session: Session, name: str, index: IndexOption) -> Gallery:
+    """Ask for another kind of index; the next one that is built is of it. Raises `UnknownGallery` (404)."""
+    gallery = lock_gallery(session, get_gallery(session, name).id)
+    gallery.index = index
+    session.flush()
+    return gallery
 
 
 def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery:

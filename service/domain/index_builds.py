@@ -130,7 +130,7 @@ def _build(
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
         sample = _sample(session, stored, settings.recall_sample_items, settings.batch_items)
     dim = stored.vector_format.embedding_dim
-    kind: IndexKind = "flat" if count < settings.flat_below_rows else "hnsw"
+    kind = _kind(gallery.index, count, settings)
 
     def rows() -> Iterator[_Chunk]:
         return _vectors(database, stored, gallery.revision, settings.batch_items)
@@ -141,6 +141,13 @@ def _build(
     crash_point("index.streamed")
     recall = choose_width(built, metric, sample, rows())
     return _Built(built, gallery.revision, built.index.ntotal, recall)
+
+
+def _kind(option: str, rows: int, settings: Settings) -> IndexKind:
+    """Return the kind that a gallery's `index` option asks for."""
+    if option == "auto":
+        return "flat" if rows < settings.flat_below_rows else "hnsw"
+    return option  # type: ignore[return-value]  # the table's check allows only kinds
 
 
 def _counted(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], None]) -> Iterator[_Chunk]:

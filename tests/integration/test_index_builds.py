@@ -4,6 +4,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.domain import index_builds
 from service.domain.following import read_next_rows
+from service.domain.generations import get_stored_generation
 from service.domain.jobs import record_progress
 from tests.networks import image_bytes
 from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
@@ -77,16 +79,47 @@ def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
         assert (nearest["id"], nearest["distance"]) == (name, pytest.approx(0, abs=1e-2))
 
 
-@pytest.mark.parametrize(("flat_below_rows", "kind"), [(21, "flat"), (20, "hnsw")])
-def test_the_kind_of_index_follows_from_the_number_of_rows(
-    gallery: TestClient, worker: WorkerParts, flat_below_rows: int, kind: str
+@pytest.mark.parametrize(
+    ("option", "flat_below_rows", "kind", "width"),
+    [
+        ("auto", 21, "flat", {}),
+        ("auto", 20, "hnsw", {"ef_search": 64}),
+        ("flat", 20, "flat", {}),
+        ("hnsw", 21, "hnsw", {"ef_search": 64}),
+        ("ivf", 21, "ivf", {"lists": 1, "nprobe": 1, "codes": "float16"}),
+        ("ivf_sq8", 21, "ivf_sq8", {"lists": 1, "nprobe": 1, "codes": "8 bits"}),
+    ],
+)
+def test_the_kind_of_index_is_the_one_asked_for_or_follows_from_the_number_of_rows(
+    gallery: TestClient, worker: WorkerParts, option: str, flat_below_rows: int, kind: str, width: dict[str, Any]
 ) -> None:
     worker.settings.flat_below_rows = flat_below_rows
+    changed = gallery.patch("/v1/galleries/g", json={"index": option})
     upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
 
     run_until(worker, gallery, upgrade_id, "live")
 
+    assert changed.json()["index"] == option
     with worker.database.session_scope() as session:
         parameters = session.scalars(text("SELECT index_parameters FROM generations ORDER BY id DESC LIMIT 1")).one()
     assert (parameters["kind"], parameters["rows"]) == (kind, 20)
-    assert parameters["recall_at_10"] == 1.0
+    assert parameters["recall_at_10"] == (1.0 if kind != "ivf_sq8" else pytest.approx(1.0, abs=0.1))
+    assert width.items() <= parameters.items()
+    wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
+    assert len({neighbor["id"] for neighbor in search(gallery, 3, k=50)["neighbors"]}) == 20
+
+
+def test_lists_are_learnt_from_rows_drawn_from_all(gallery: TestClient, worker: WorkerParts) -> None:
+    worker.settings.batch_items = 3  # a sample is read in parts, too
+
+    with worker.database.session_scope() as session:
+        stored = get_stored_generation(session, 1, 1)
+        drawn = [index_builds._sample(session, stored, 7, rows_at_once=3) for _ in range(8)]
+        every = index_builds._sample(session, stored, 100, rows_at_once=3)
+
+    assert [sample.vectors.shape for sample in drawn] == [(7, 6)] * 8
+    assert every.ids.tolist() == list(range(1, 21))
+    for sample in drawn:
+        assert len(set(sample.ids.tolist())) == 7
+        np.testing.assert_array_equal(sample.vectors, every.vectors[sample.ids - 1])
+    assert len(set(np.concatenate([sample.ids for sample in drawn]).tolist())) > 14

@@ -1,0 +1,50 @@
+"""A gallery's `index` option over HTTP."""
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.scenario import create_gallery, register_version
+
+
+@pytest.fixture
+def registered(client: TestClient) -> TestClient:
+    register_version(client, "v1")
+    return client
+
+
+def test_a_gallery_shows_the_kind_of_index_it_asks_for(registered: TestClient) -> None:
+    create_gallery(registered, "small")
+    create_gallery(registered, "large", index="ivf_sq8")
+
+    shown = {name: registered.get(f"/v1/galleries/{name}").json()["index"] for name in ("small", "large")}
+    listed = {gallery["name"]: gallery["index"] for gallery in registered.get("/v1/galleries").json()["items"]}
+
+    assert shown == listed == {"small": "auto", "large": "ivf_sq8"}
+
+
+def test_another_kind_of_index_can_be_asked_for_later(registered: TestClient) -> None:
+    create_gallery(registered)
+    before = registered.get("/v1/galleries/g").json()
+
+    changed = registered.patch("/v1/galleries/g", json={"index": "ivf"})
+
+    assert changed.status_code == 200
+    assert changed.json() == registered.get("/v1/galleries/g").json() == before | {"index": "ivf"}
+
+
+@pytest.mark.parametrize("change", [{}, {"index": "lsh"}, {"index": None}, {"index": "ivf", "metric": "ip"}])
+def test_what_is_no_kind_of_index_is_refused(registered: TestClient, change: dict[str, object]) -> None:
+    create_gallery(registered)
+
+    answer = registered.patch("/v1/galleries/g", json=change)
+
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert registered.get("/v1/galleries/g").json()["index"] == "auto"
+
+
+def test_a_gallery_that_is_not_there_cannot_be_changed(client: TestClient) -> None:
+    answer = client.patch("/v1/galleries/none", json={"index": "flat"})
+
+    assert answer.status_code == 404
+    assert answer.json()["title"]
