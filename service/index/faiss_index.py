@@ -49,8 +49,9 @@ class _Sealed:
         self._metric = metric
         self._rows = built.rows
         self._ids: Ids = faiss.vector_to_array(built.index.id_map)
-        self._order = np.argsort(self._ids)
-        self._sorted_ids = self._ids[self._order]
+        is_sorted = bool((self._ids[1:] > self._ids[:-1]).all())  # as a build streams them: then no copies are needed
+        self._order = None if is_sorted else np.argsort(self._ids)
+        self._sorted_ids = self._ids if self._order is None else self._ids[self._order]
         self._live = np.ones(len(self._ids), bool)
         self.live_count = len(self._ids)
 
@@ -81,7 +82,8 @@ class _Sealed:
         if len(self._ids) == 0:
             return np.empty(0, np.int64)
         places = np.minimum(np.searchsorted(self._sorted_ids, ids), len(self._ids) - 1)
-        positions: NDArray[np.int64] = self._order[places[self._sorted_ids[places] == ids]]
+        places = places[self._sorted_ids[places] == ids]
+        positions = places if self._order is None else self._order[places]
         live: NDArray[np.int64] = positions[self._live[positions]]
         return live
 

@@ -238,6 +238,32 @@ def test_a_filter_on_a_part_of_the_space_loses_nothing(clustered: Approximate, c
     )
 
 
+def test_strays_near_a_query_do_not_hide_the_rows_that_a_filter_is_about(clustered: Approximate) -> None:
+    strays = np.random.default_rng(3).random(len(clustered.ids)) < 0.03
+    passing = (np.arange(len(clustered.ids)) % 20 < 12) | strays
+
+    found = clustered.index().search(clustered.queries, 10, clustered.ids[passing])
+
+    assert np.isin(found.ids, clustered.ids[passing]).all()
+    rows = clustered.ids[passing], clustered.vectors[passing]
+    assert recall(found, clustered.metric, *rows, clustered.queries, 10) >= 0.95
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_ids_need_not_come_in_their_order(order: str) -> None:
+    ids, vectors = np.sort(some_ids(2_500)), some_vectors(2_500, 4)
+    if order == "descending":
+        ids = ids[::-1].copy()
+    index, rows = sealed("l2", ids, vectors), as_rows(ids, vectors)
+
+    index.remove(ids[5:10])
+    index.add(ids[:2], vectors[100:102])
+
+    rows = {id_: vector for id_, vector in rows.items() if id_ not in ids[5:10]} | as_rows(ids[:2], vectors[100:102])
+    assert_finds_the_nearest(index, "l2", rows, vectors[:5], 10)
+    assert_finds_the_nearest(index, "l2", rows, vectors[:5], 10, ids[:2_300])
+
+
 @pytest.mark.parametrize("removed_share", [0.3, 0.5, 0.95, 0.9995])
 def test_tombstones_do_not_hide_the_rest(clustered: Approximate, removed_share: float) -> None:
     index = clustered.index()
