@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.api.dependencies import Parts
+from service.domain.cutover import request_cutover
 from tests.networks import image_bytes
 from tests.scenario import (
     create_gallery,
@@ -19,6 +20,7 @@ from tests.scenario import (
     search,
     start_upgrade,
 )
+from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
 
@@ -195,6 +197,42 @@ def test_an_item_that_the_candidate_has_not_yet_is_409_there(client: TestClient,
 
     assert "'image-3.png' has no current embedding" in check_problem(answer, 409)
     assert by_items(client, ["image-3.png"])["generation"] == 1
+
+
+def test_vectors_of_a_space_that_does_not_serve_are_refused_through_a_cutover_and_back(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    create_upgradable_gallery(client)
+    post_images(client, range(8))
+    import_vectors(client, ["vector"])
+
+    def statuses(**parameters: str) -> list[int]:
+        """Ask by vectors of v1 and of v2, with and without their version's name."""
+        bodies = [
+            {"vectors": [[1.0] * dim], **named}
+            for version, dim in (("v1", 6), ("v2", 8))
+            for named in ({"model_version": version}, {})
+        ]
+        answers = [client.post(f"{SEARCH}/vectors", json=body, params=parameters) for body in bodies]
+        for answer, version in zip(answers, ("v1", "v1", "v2", "v2"), strict=True):
+            assert answer.status_code != 200 or answer.json()["model_version"] == version
+        return [answer.status_code for answer in answers]
+
+    v1_serves, v2_serves = [200, 200, 409, 422], [409, 422, 200, 200]
+    assert statuses() == v1_serves
+    assert statuses(generation="next") == [409] * 4
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+    assert statuses() == v1_serves
+    assert statuses(generation="next") == v2_serves
+    with worker.database.session_scope() as session:
+        request_cutover(session, upgrade_id)
+    run_until(worker, client, upgrade_id, "live")
+    wait_for(lambda: search(client, 1)["model_version"] == "v2")
+    assert statuses() == v2_serves
+    assert client.post(f"/v1/upgrades/{upgrade_id}/rollback").status_code == 200
+    wait_for(lambda: search(client, 1)["model_version"] == "v1")
+    assert statuses() == v1_serves
 
 
 def test_a_neighbour_names_the_url_of_its_thumbnail(gallery: TestClient) -> None:
