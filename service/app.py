@@ -28,6 +28,7 @@ from service.db import Database, create_database_engine
 from service.domain.following import GenerationRows
 from service.encoder import Encoders
 from service.index.replica import Replicas
+from service.micro_batching import QueryMetrics
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 
@@ -42,9 +43,10 @@ def make_parts(settings: Settings) -> Parts:
     queue = TaskQueue(celery_application(settings))
     database = Database(create_database_engine(settings.database_url), queue)
     blobs = BlobStore(settings.blob_location)
-    encoders = Encoders(blobs, settings)
+    query_metrics = QueryMetrics()
+    encoders = Encoders(blobs, settings, query_metrics)
     replicas = Replicas(GenerationRows(database, blobs, encoders, settings), settings.follow_every_seconds)
-    return Parts(settings, database, blobs, encoders, replicas)
+    return Parts(settings, database, blobs, encoders, replicas, query_metrics)
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -24,6 +24,7 @@ from models.normalize import l2_normalize
 from models.preprocessing import Preprocessing, preprocess_batch
 from service.blobs import BlobStore
 from service.errors import GalleryError, Unprocessable
+from service.micro_batching import MicroBatcher, QueryMetrics
 from service.settings import Settings
 from service.tables import ModelVersion
 
@@ -68,6 +69,7 @@ class VersionEncoder:
         embedding_model: Encoder,
         side_information_model: Encoder | None,
         batch_items: int,
+        queries: MicroBatcher,
     ) -> None:
         self._name = name
         self._preprocessing = preprocessing
@@ -75,6 +77,7 @@ class VersionEncoder:
         self._embedding_model = embedding_model
         self._side_information_model = side_information_model
         self._batch_items = batch_items
+        self._queries = queries
 
     def encode(self, images: Sequence[Image]) -> Encoded:
         """Return φ and ψ of RGB images, each preprocessed once. Raises `EncodingFailed`."""
@@ -88,8 +91,8 @@ class VersionEncoder:
         return Encoded(self._normalized(np.concatenate(embeddings)), side_information)
 
     def encode_embedding(self, images: Sequence[Image]) -> Vectors:
-        """Return φ alone: what a query needs."""
-        return self._normalized(self._embedding_model(preprocess_batch(images, self._preprocessing)))
+        """Return φ alone: what a query needs. Queries that come together share a run of φ. Raises `EncodingFailed`."""
+        return self._normalized(self._queries(lambda: preprocess_batch(images, self._preprocessing)))
 
     def _normalized(self, embedding: Vectors) -> Vectors:
         embedding = self._finite(embedding)
@@ -113,9 +116,10 @@ class Encoders:
     """The encoders in use, each loaded once; digests are checked at every load. Safe to use from many threads: who asks
     for one that is loading waits for it, who asks for another does not."""
 
-    def __init__(self, blobs: BlobStore, settings: Settings) -> None:
+    def __init__(self, blobs: BlobStore, settings: Settings, metrics: QueryMetrics | None = None) -> None:
         self._blobs = blobs
         self._settings = settings
+        self._metrics = metrics or QueryMetrics()
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -159,6 +163,12 @@ class Encoders:
             embedding_model,
             side_information_model,
             self._settings.encode_batch_items,
+            MicroBatcher(
+                embedding_model,
+                self._settings.query_batch_images,
+                self._settings.query_batch_wait_ms / 1000,
+                self._metrics,
+            ),
         )
 
     def _network(self, digest: str, output_dim: int, input_size: int) -> Encoder:

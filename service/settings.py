@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16"] | None = None
     encode_batch_items: int = 256
 
+    # Image queries share batches of the encoder of at most so many; with 1, each is encoded by itself. A batch that is
+    # not full waits so long for queries whose images are being preprocessed.
+    query_batch_images: int = Field(default=32, ge=1)
+    query_batch_wait_ms: float = Field(default=0.0, ge=0)
+
     # Upgrades.
     batch_items: int = Field(default=20_000, ge=1)
     batches_at_once: int = Field(default=4, ge=1)  # in one worker; half of them compute, the others read and write

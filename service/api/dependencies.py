@@ -12,6 +12,7 @@ from service.blobs import BlobStore
 from service.db import Database
 from service.encoder import Encoders
 from service.index.replica import Replicas
+from service.micro_batching import QueryMetrics
 from service.settings import Settings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -29,6 +30,7 @@ class Parts:
     blobs: BlobStore
     encoders: Encoders
     replicas: Replicas
+    query_metrics: QueryMetrics
 
 
 def parts_of(request: Request) -> Parts:

@@ -32,7 +32,7 @@ def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
-    """Return gauges in the Prometheus text format, counted from rows and replicas."""
+    """Return metrics in the Prometheus text format: of rows and replicas, and of this process's image queries."""
     registry = CollectorRegistry()
     upgrades = Gauge("gallery_upgrades", "Upgrades by state", ["state"], registry=registry)
     for state, count in session.execute(text("SELECT state, count(*) FROM upgrades GROUP BY state")):
@@ -46,4 +46,5 @@ def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
     names = {row[0]: row[1] for row in session.execute(text("SELECT id, name FROM galleries"))}
     for gallery_id, size in parts.replicas.sizes().items():
         vectors.labels(names.get(gallery_id, str(gallery_id))).set(size)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    content = generate_latest(registry) + generate_latest(parts.query_metrics.registry)
+    return Response(content, media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,158 @@
+"""Queries that arrive together share a run of φ; and the figures that `/metrics` shows of them.
+
+There is no thread here. Of the threads that wait for φ one leads: it takes what is queued, runs φ, hands out the
+results and lets the first of those that came meanwhile lead. So a batch begins at once when φ is idle, grows with the
+load by itself, and nothing has to be stopped: a batcher that nobody calls any more just goes.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Histogram
+
+Vectors = NDArray[np.float32]
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_WAIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+class QueryMetrics:
+    """What one process counts of image queries, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.batch_images = Histogram(
+            "gallery_query_batch_images",
+            "Images of queries in one run of the encoder",
+            buckets=_BATCH_BUCKETS,
+            registry=self.registry,
+        )
+        wait_seconds = Histogram(
+            "gallery_query_wait_seconds",
+            "How long an image query waited: for its turn, then for its batch to begin",
+            ["waited_for"],
+            buckets=_WAIT_BUCKETS,
+            registry=self.registry,
+        )
+        self.batch_wait_seconds = wait_seconds.labels("batch")
+
+
+@dataclass(eq=False)
+class _Query:
+    """Inputs (b, 3, H, W) of one caller; `woken` when they are answered, or when its thread is to lead."""
+
+    inputs: Vectors
+    queued_at: float
+    woken: threading.Event = field(default_factory=threading.Event)
+    outcome: Vectors | BaseException | None = None
+
+
+class MicroBatcher:
+    """Runs φ for many threads, at most one batch at a time.
+
+    `batch_images` is the most that a batch takes; with 1, every caller runs φ by itself and at the same time as others.
+    A batch that is not full waits up to `wait_seconds` for callers that prepare their inputs just then, and for nobody
+    else. Invariants: who leads has the first query of the queue, and while nobody leads the queue is empty.
+    """
+
+    def __init__(
+        self, run: Callable[[Vectors], Vectors], batch_images: int, wait_seconds: float, metrics: QueryMetrics
+    ) -> None:
+        self._run = run
+        self._batch_images = batch_images
+        self._wait_seconds = wait_seconds
+        self._metrics = metrics
+        self._queue: deque[_Query] = deque()
+        self._is_led = False
+        self._preparing = 0
+        self._changed = threading.Condition()
+
+    def __call__(self, prepare: Callable[[], Vectors]) -> Vectors:
+        """Return φ (b, D) of the inputs (b, 3, H, W) that `prepare` makes in the caller's own thread.
+
+        What φ raises on these inputs is raised here, and to no other caller.
+        """
+        if self._batch_images == 1:
+            inputs = prepare()
+            self._metrics.batch_images.observe(len(inputs))
+            return self._run(inputs)
+        with self._coming():
+            query = _Query(prepare(), time.monotonic())
+            leads = self._enqueue(query)
+        if not leads:
+            query.woken.wait()
+        if query.outcome is None:
+            self._lead()
+        if isinstance(query.outcome, BaseException):
+            raise query.outcome
+        assert query.outcome is not None  # who leads answers its own query first
+        return query.outcome
+
+    @contextmanager
+    def _coming(self) -> Iterator[None]:
+        """Let a batch that is about to begin know that another query is on its way."""
+        with self._changed:
+            self._preparing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._preparing -= 1
+                self._changed.notify()
+
+    def _enqueue(self, query: _Query) -> bool:
+        """Queue a query, and return whether its thread leads."""
+        with self._changed:
+            self._queue.append(query)
+            leads, self._is_led = not self._is_led, True
+            return leads
+
+    def _lead(self) -> None:
+        """Answer a batch and wake the next leader, then those who were answered."""
+        batch = self._take()
+        try:
+            self._answer(batch)
+        finally:
+            with self._changed:
+                self._is_led = bool(self._queue)
+                if self._queue:
+                    self._queue[0].woken.set()
+            for query in batch:
+                query.woken.set()
+
+    def _take(self) -> list[_Query]:
+        """Return the first queries of the queue, the leader's among them, in all at most a batch or one query."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._preparing or self._is_full(), self._wait_seconds)
+            batch = [self._queue.popleft()]
+            images = len(batch[0].inputs)
+            while self._queue and images + len(self._queue[0].inputs) <= self._batch_images:
+                batch.append(self._queue.popleft())
+                images += len(batch[-1].inputs)
+        began = time.monotonic()
+        self._metrics.batch_images.observe(images)
+        for query in batch:
+            self._metrics.batch_wait_seconds.observe(began - query.queued_at)
+        return batch
+
+    def _is_full(self) -> bool:
+        return sum(len(query.inputs) for query in self._queue) >= self._batch_images
+
+    def _answer(self, batch: Sequence[_Query]) -> None:
+        """Give each query its rows of one run; when that fails, run each alone to find whose fault it is."""
+        try:
+            outputs = self._run(np.concatenate([query.inputs for query in batch]))
+            ends = np.cumsum([len(query.inputs) for query in batch])
+            for query, rows in zip(batch, np.split(outputs, ends[:-1]), strict=True):
+                query.outcome = rows
+        except BaseException as error:  # noqa: BLE001 - raised by the thread whose query failed
+            if len(batch) == 1:
+                batch[0].outcome = error
+                return
+            for query in batch:
+                self._answer([query])
