@@ -19,6 +19,7 @@ from service.api import (
     transformations,
     upgrades,
 )
+from service.api.admission import Admission
 from service.api.dependencies import Parts
 from service.api.idempotency import IdempotencyMiddleware
 from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
@@ -45,8 +46,9 @@ def make_parts(settings: Settings) -> Parts:
     blobs = BlobStore(settings.blob_location)
     query_metrics = QueryMetrics()
     encoders = Encoders(blobs, settings, query_metrics)
+    image_queries = Admission(settings.queries_at_once, settings.queries_waiting, query_metrics)
     replicas = Replicas(GenerationRows(database, blobs, encoders, settings), settings.follow_every_seconds)
-    return Parts(settings, database, blobs, encoders, replicas, query_metrics)
+    return Parts(settings, database, blobs, encoders, replicas, query_metrics, image_queries)
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -3,9 +3,11 @@ renders them all as problem+json."""
 
 
 class GalleryError(Exception):
-    """A refusal with a sentence for the client and its HTTP status; `errors` lists details where they help."""
+    """A refusal with a sentence for the client and its HTTP status; `errors` lists details where they help, and
+    `retry_after_seconds` says when the same request may succeed."""
 
     status_code = 400
+    retry_after_seconds: int | None = None
 
     def __init__(self, message: str, errors: list[dict[str, object]] | None = None) -> None:
         super().__init__(message)
@@ -37,3 +39,14 @@ class Unavailable(GalleryError):
     """Nothing is wrong with the request; trying again later is right."""
 
     status_code = 503
+    retry_after_seconds = 1
+
+
+class TooManyRequests(GalleryError):
+    """More is asked for than can be answered now."""
+
+    status_code = 429
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 Vectors = NDArray[np.float32]
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -39,7 +39,12 @@ class QueryMetrics:
             buckets=_WAIT_BUCKETS,
             registry=self.registry,
         )
+        self.turn_wait_seconds = wait_seconds.labels("turn")
         self.batch_wait_seconds = wait_seconds.labels("batch")
+        self.admitted = Gauge("gallery_queries_admitted", "Image queries that run or wait", registry=self.registry)
+        self.refused = Counter(
+            "gallery_queries_refused", "Image queries refused because too many waited", registry=self.registry
+        )
 
 
 @dataclass(eq=False)

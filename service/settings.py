@@ -37,7 +37,10 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16"] | None = None
     encode_batch_items: int = 256
 
-    # Image queries share batches of the encoder of at most so many; with 1, each is encoded by itself. A batch that is
+    # Image queries. So many run at once, of the 40 threads that answer requests, and so many more wait for their turn.
+    queries_at_once: int = Field(default=32, ge=1, le=36)
+    queries_waiting: int = Field(default=256, ge=0)
+    # Those that run share batches of the encoder of at most so many; with 1, each is encoded by itself. A batch that is
     # not full waits so long for queries whose images are being preprocessed.
     query_batch_images: int = Field(default=32, ge=1)
     query_batch_wait_ms: float = Field(default=0.0, ge=0)

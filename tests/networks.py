@@ -116,3 +116,10 @@ def image_bytes(seed: int, image_format: str = "PNG", size: tuple[int, int] = (S
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, image_format)
     return stream.getvalue()
+
+
+def solid_image_bytes(value: int) -> bytes:
+    """Return an image file whose channels are all `value`."""
+    stream = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), (value, value, value)).save(stream, "PNG")
+    return stream.getvalue()

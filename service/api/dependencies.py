@@ -8,6 +8,7 @@ from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
+from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
 from service.encoder import Encoders
@@ -31,9 +32,11 @@ class Parts:
     encoders: Encoders
     replicas: Replicas
     query_metrics: QueryMetrics
+    image_queries: Admission
 
 
-def parts_of(request: Request) -> Parts:
+async def parts_of(request: Request) -> Parts:
+    """Return the parts; not `def`, which would wait for a thread."""
     return cast(Parts, request.app.state.parts)
 
 

@@ -16,8 +16,8 @@ class Health(BaseModel):
 
 
 @router.get("/livez")
-def livez() -> Health:
-    """Answer while the process runs."""
+async def livez() -> Health:
+    """Answer while the process runs, also when every thread is taken."""
     return Health(status="ok")
 
 

@@ -46,7 +46,7 @@ def _kind(error: Exception) -> str:
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GalleryError)
-    headers = {"Retry-After": "1"} if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE else None
+    headers = None if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     return problem(error.status_code, error.message, kind=_kind(error), errors=error.errors, headers=headers)
 
 

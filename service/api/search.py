@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -10,7 +11,9 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
+from service.api.admission import Admission
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
+from service.api.problems import MEDIA_TYPE
 from service.api.uploads import read_upload_form
 from service.domain.queries import MAX_K, Answer, Neighbor, Query, search_image, search_items, search_vectors
 from service.errors import Unprocessable
@@ -132,22 +135,51 @@ _BODY = {
     ],
 }
 
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    429: {
+        "description": "Too many image queries wait already",
+        "headers": {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "in seconds"}},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "required": ["type", "title", "status", "detail"],
+                    "properties": {
+                        "type": {"type": "string"},
+                        "title": {"type": "string"},
+                        "status": {"type": "integer"},
+                        "detail": {"type": "string"},
+                    },
+                }
+            }
+        },
+    }
+}
+
 
 async def _image_query(request: Request) -> AsyncIterator[ImageQuery]:
+    """Give the query once it is its turn. Raises `TooManyQueries` (429), at best before the body is read."""
+    admission: Admission = request.app.state.parts.image_queries
+    admission.refuse_if_full()
+    query = await _read_query(request)
+    async with admission.turn():
+        yield query
+
+
+async def _read_query(request: Request) -> ImageQuery:
     max_bytes: int = request.app.state.parts.settings.max_image_bytes
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        async for form in read_upload_form(request):
+        async with asynccontextmanager(read_upload_form)(request) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile) or set(form) - {"file", *_OPTIONS}:
                 raise InvalidSearch(f"The form has one file named 'file', and optionally {', '.join(_OPTIONS)}.")
-            yield _with_options(await file.read(max_bytes + 1), form)
-    else:
-        data = b""
-        async for block in request.stream():
-            data += block
-            if len(data) > max_bytes:
-                break  # one byte too many is enough for the decoder to refuse it
-        yield _with_options(data, request.query_params)
+            return _with_options(await file.read(max_bytes + 1), form)
+    data = b""
+    async for block in request.stream():
+        data += block
+        if len(data) > max_bytes:
+            break  # one byte too many is enough for the decoder to refuse it
+    return _with_options(data, request.query_params)
 
 
 def _with_options(data: bytes, options: Mapping[str, object]) -> ImageQuery:
@@ -196,10 +228,10 @@ def _condition(value: object) -> dict[str, Any] | None:
     return condition
 
 
-@router.post("/{name}/search", openapi_extra=_BODY)
+@router.post("/{name}/search", openapi_extra=_BODY, responses=_REFUSALS)
 def search_by_image(
     name: NamePath,
-    image: Annotated[ImageQuery, Depends(_image_query)],
+    image: Annotated[ImageQuery, Depends(_image_query, scope="function")],
     parts: PartsDependency,
     generation: Which = "active",
 ) -> ImageAnswer:
