@@ -34,7 +34,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.load import Load, ask, load_process
+from benchmarks.closed_loop import Load, ask, load_process
 from benchmarks.setting import fill_gallery, machine, worker_with_servers
 from models.artifacts import load_encoder, save_network
 from models.backbones import SmallResNet
