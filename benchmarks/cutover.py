@@ -12,9 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import text
 
-from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, worker_with_servers
+from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, vacuum, worker_with_servers
 from service.domain.cutover import cut_over
 from service.domain.upgrade_state import State
 from service.domain.upgrades import get_upgrade, plan_upgrade
@@ -40,8 +39,7 @@ def run(
             name = f"gallery-{size}"
             fill_gallery(parts, name, size, _DIM)
             upgrade_id = _make_ready(parts, name)
-            with parts.database.engine.connect() as connection:
-                connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+            vacuum(parts)
             waiting = 0
             for late in changes or [0, 200, 2_000]:
                 fill_gallery(parts, name, late - waiting, _DIM, first=size + waiting)

@@ -3,14 +3,16 @@
 import logging
 import os
 import platform
+import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sqlalchemy import func, select, text
 
 from migrations import upgrade_database
@@ -31,6 +33,7 @@ from service.vectors.rows import EmbeddingRows, Origin
 from workers.app import WorkerParts, make_worker_parts, share_cores
 from workers.upgrading import advance_upgrade
 
+Vectors = NDArray[np.float32]
 _ROWS_AT_ONCE = 100_000
 
 
@@ -71,8 +74,8 @@ def worker_with_servers(*, apart: bool = False, **own_settings: Any) -> Iterator
             data=Path(folder),
             database_url=servers.database_url,
             broker_url=servers.broker_url,
-            flat_below_rows=10**9,  # an index in seconds: what is measured here ends before it
-            **own_settings,
+            # By default an index in seconds: most of what is measured here ends before it.
+            **{"flat_below_rows": 10**9, **own_settings},
         )
         engine = create_database_engine(servers.database_url)
         upgrade_database(engine)
@@ -145,15 +148,27 @@ def register_versions(parts: WorkerParts, dim: int) -> None:
 
 
 def fill_gallery(parts: WorkerParts, name: str, items: int, dim: int, first: int = 0) -> None:
-    """Create gallery `name` under v1 if it is not there, and give it `items` random vectors."""
+    """Give gallery `name` `items` random vectors; see `import_vectors`."""
     generator = np.random.default_rng(first)
+    for start in range(first, first + items, _ROWS_AT_ONCE):
+        count = min(_ROWS_AT_ONCE, first + items - start)
+        embedding, side_information = (generator.standard_normal((count, dim), np.float32) for _ in range(2))
+        import_vectors(parts, name, embedding, side_information, start)
+
+
+def import_vectors(
+    parts: WorkerParts, name: str, embedding: Vectors, side_information: Vectors, first: int = 0
+) -> None:
+    """Create gallery `name` under v1 if it is not there, and give it (N, D) and (N, S) vectors as items `item-<n>`, n
+    from `first` on."""
     with parts.database.session_scope() as session:
         gallery = session.query(Gallery).filter_by(name=name).one_or_none()
         if gallery is None:
             gallery = create_gallery(session, name, "v1", "l2", "float16", thumbnails=False)
         stored = get_stored_generation(session, gallery.id, gallery.active_generation_id or 0)
-        for start in range(first, first + items, _ROWS_AT_ONCE):
-            count = min(_ROWS_AT_ONCE, first + items - start)
+        for start in range(0, len(embedding), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            count = len(embedding[part])
             revision = gallery.revision
             ids = session.scalars(
                 text(
@@ -161,14 +176,32 @@ def fill_gallery(parts: WorkerParts, name: str, items: int, dim: int, first: int
                     " SELECT :gallery, 'item-' || (:start + n), :revision + n + 1 FROM generate_series(0, :count - 1) n"
                     " RETURNING id"
                 ),
-                {"gallery": gallery.id, "start": start, "revision": revision, "count": count},
+                {"gallery": gallery.id, "start": first + start, "revision": revision, "count": count},
             ).all()
             rows = EmbeddingRows(
                 item_id=np.array(ids, np.int64),
                 revision=np.arange(revision + 1, revision + count + 1),
                 origin=np.full(count, Origin.IMPORTED, np.int16),
-                embedding=generator.standard_normal((count, dim), np.float32).astype(np.float16),
-                side_information=generator.standard_normal((count, dim), np.float32).astype(np.float16),
+                embedding=embedding[part].astype(np.float16),
+                side_information=side_information[part].astype(np.float16),
             )
             write_rows(driver_connection(session), stored.table, rows, stored.vector_format)
             gallery.revision = revision + count
+
+
+def vacuum(parts: WorkerParts) -> None:
+    """Leave nothing for autovacuum to do while something is measured."""
+    with parts.database.engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+
+
+def commit() -> str:
+    """Return the commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for a page."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -31,6 +31,7 @@ from benchmarks.setting import (
     paper_sized_transformation,
     register_versions,
     run_batches,
+    vacuum,
     worker_with_servers,
 )
 from models.backbones import ResNet
@@ -60,8 +61,7 @@ def run(
     with worker_with_servers(apart=apart) as parts:
         register_versions(parts, dim)
         fill_gallery(parts, "gallery", items, dim)
-        with parts.database.engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+        vacuum(parts)
         networks = [paper_sized_transformation(dim, seed) for seed in range(2)]
         backbone = ResNet(50, dim).eval()
         for _ in range(repeats):

@@ -7,7 +7,6 @@ The folder has train.parquet and test.parquet, each with columns `image` and `la
 """
 
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ import typer
 from benchmarks.paper.networks import train_networks
 from benchmarks.paper.tables import Tables, wanted
 from benchmarks.paper.transformations import SEEDS, VIEWS, Features, train_transformations
-from benchmarks.setting import machine
+from benchmarks.setting import commit, machine
 
 _INTRODUCTION = """# Results
 
@@ -69,9 +68,8 @@ def run(
     for title, table in sections.items():
         page += f"## {title}\n\n{table()}\n"
         print(title, flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     minutes = (time.monotonic() - began) / 60
-    page += f"Made on commit {commit.stdout.strip()}, {machine()}; this run took {minutes:.0f} minutes.\n"
+    page += f"Made on commit {commit()}, {machine()}; this run took {minutes:.0f} minutes.\n"
     output.write_text(page)
 
 
