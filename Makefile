@@ -43,6 +43,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/scale.md and docs/relia
 	$(BIN)/python -m benchmarks.judging --items 50000 --repeats 3
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving --width 96 --clients 64
+	$(BIN)/python -m benchmarks.search --items 100000 --items 1000000
 
 paper: $(VENV)/.installed ## Rerun the paper's tables on CIFAR-100 and write docs/results.md; IMAGES=<folder with train and test.parquet>
 	$(BIN)/python -m benchmarks.paper "$(or $(IMAGES),../shared/data/cifar100)"

@@ -21,7 +21,7 @@ from models.backbones import ConvEncoder
 from models.transformation import Transformation as TransformationNetwork
 from service.db import create_database_engine, driver_connection
 from service.domain.galleries import create_gallery
-from service.domain.generations import get_stored_generation
+from service.domain.generations import StoredGeneration, get_stored_generation
 from service.domain.upgrade_state import State
 from service.domain.upgrades import get_upgrade
 from service.embedded.servers import EmbeddedServers
@@ -158,9 +158,9 @@ def fill_gallery(parts: WorkerParts, name: str, items: int, dim: int, first: int
 
 def import_vectors(
     parts: WorkerParts, name: str, embedding: Vectors, side_information: Vectors, first: int = 0
-) -> None:
+) -> StoredGeneration:
     """Create gallery `name` under v1 if it is not there, and give it (N, D) and (N, S) vectors as items `item-<n>`, n
-    from `first` on."""
+    from `first` on. Return its active generation, with ids of items in the order of n."""
     with parts.database.session_scope() as session:
         gallery = session.query(Gallery).filter_by(name=name).one_or_none()
         if gallery is None:
@@ -187,6 +187,7 @@ def import_vectors(
             )
             write_rows(driver_connection(session), stored.table, rows, stored.vector_format)
             gallery.revision = revision + count
+    return stored
 
 
 def vacuum(parts: WorkerParts) -> None:

@@ -56,7 +56,7 @@ def build_generation_index(
     settings: Settings,
     gallery_id: int,
     generation_id: int,
-    upgrade_id: int,
+    upgrade_id: int | None,
 ) -> dict[str, Any]:
     """Build, publish and name the generation's index file; return what was recorded about it.
 
