@@ -31,7 +31,7 @@ chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000
 	$(BIN)/python -m tests.chaos.storm $(CHAOS_OPTIONS)
 	$(BIN)/python -m pytest tests/chaos/test_model.py --hypothesis-profile=long
 
-bench: $(VENV)/.installed ## Measure the budgets of docs/scale.md and docs/reliability.md; leave the machine alone meanwhile
+bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, search, load); leave the machine alone meanwhile
 	$(BIN)/python -m benchmarks.networks
 	$(BIN)/python -m benchmarks.upgrade
 	$(BIN)/python -m benchmarks.upgrade --apart
@@ -44,6 +44,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/scale.md and docs/relia
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving --width 96 --clients 64
 	$(BIN)/python -m benchmarks.search --items 100000 --items 1000000
+	$(BIN)/python -m benchmarks.load
 
 paper: $(VENV)/.installed ## Rerun the paper's tables on CIFAR-100 and write docs/results.md; IMAGES=<folder with train and test.parquet>
 	$(BIN)/python -m benchmarks.paper "$(or $(IMAGES),../shared/data/cifar100)"

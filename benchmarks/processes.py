@@ -60,9 +60,9 @@ def worker_processes(parts: WorkerParts, count: int) -> Iterator[list[int]]:
         _end(workers)
 
 
-def upgrade_until_ready(client: httpx.Client, gallery: str, to_version: str) -> dict[str, Any]:
+def upgrade_until_ready(client: httpx.Client, gallery: str, to_version: str, speed: float = 1.0) -> dict[str, Any]:
     """Start an upgrade, wait until it is ready, and return it."""
-    plan = {"to_version": to_version, "cutover": "manual"}
+    plan = {"to_version": to_version, "cutover": "manual", "speed": speed}
     upgrade: dict[str, Any] = client.post(f"/v1/galleries/{gallery}/upgrades", json=plan).raise_for_status().json()
     while upgrade["state"] != State.READY:
         if upgrade["state"] == State.FAILED:
