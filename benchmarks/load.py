@@ -8,7 +8,6 @@ their own. Most queries are by vectors, held out and the same in both spaces, an
 others are by images. Every answer is checked: it must be of the generation that it names, every distance in it too.
 """
 
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from PIL import Image
 
 from benchmarks.constant_rate import Clients, Load, Reply
 from benchmarks.load_report import QUIET, TRANSFORMING, WARM_UP, Phase, Space, draw, judge, phases_of, table, verdicts
@@ -35,6 +33,7 @@ from benchmarks.setting import (
     import_vectors,
     machine,
     paper_sized_transformation,
+    random_image,
     register_versions,
     vacuum,
     worker_with_servers,
@@ -92,7 +91,8 @@ def run(
         _fill(parts, corpus)
         queries = {"v1": corpus.queries, "v2": _transformed(corpus.queries)}
         vectors = {version: array.tolist() for version, array in queries.items()}
-        load = Load(f"http://127.0.0.1:{_PORT}", _GALLERY, vectors, _images(), image_every, rate, clients)
+        files = [random_image(seed) for seed in range(_IMAGES)]
+        load = Load(f"http://127.0.0.1:{_PORT}", _GALLERY, vectors, files, image_every, rate, clients)
         with (
             api_process(parts, _PORT) as api,
             worker_processes(parts, 1) as workers,
@@ -125,16 +125,6 @@ def _transformed(vectors: Vectors) -> Vectors:
     with torch.inference_mode():
         transformed: Vectors = h(torch.from_numpy(vectors), torch.from_numpy(vectors)).numpy()
     return transformed
-
-
-def _images() -> list[bytes]:
-    generator = np.random.default_rng(0)
-    files = []
-    for _ in range(_IMAGES):
-        stream = io.BytesIO()
-        Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(stream, "PNG")
-        files.append(stream.getvalue())
-    return files
 
 
 def _drive(

@@ -16,6 +16,7 @@ import httpx
 from service.domain.upgrade_state import State
 from service.domain.upgrades import events_after
 from service.embedded.processes import spawn
+from service.settings import Settings
 from workers.app import WorkerParts
 
 _START_SECONDS = 300.0
@@ -33,10 +34,11 @@ class Api:
 
 
 @contextmanager
-def api_process(parts: WorkerParts, port: int) -> Iterator[Api]:
-    """An API process that is ready."""
+def api_process(parts: WorkerParts, port: int, **own_settings: Any) -> Iterator[Api]:
+    """An API process that is ready; its settings are the worker's but for its own."""
     began = time.monotonic()
-    api = _spawn(parts, ["api", "--port", str(port)], "api.log")
+    settings = parts.settings.model_copy(update=own_settings)
+    api = _spawn(settings, ["api", "--port", str(port)], f"api-{port}.log")
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
             _wait_until(lambda: _is_ready(client), parts.settings.data)
@@ -52,7 +54,7 @@ def worker_processes(parts: WorkerParts, count: int) -> Iterator[list[int]]:
     logs = [parts.settings.data / name for name in names]
     for log in logs:
         log.unlink(missing_ok=True)
-    workers = [_spawn(parts, ["worker"], name) for name in names]
+    workers = [_spawn(parts.settings, ["worker"], name) for name in names]
     try:
         _wait_until(lambda: all(" ready." in log.read_text() for log in logs), parts.settings.data)
         yield [worker.pid for worker in workers]
@@ -115,9 +117,9 @@ class MemoryTrace:
                 self.samples.append(MemorySample(time.time(), name, max(map(_resident_bytes, pids))))
 
 
-def _spawn(parts: WorkerParts, arguments: list[str], log_name: str) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, **parts.settings.environment()}
-    return spawn([*_PROGRAM, *arguments], log_path=parts.settings.data / log_name, environment=environment)
+def _spawn(settings: Settings, arguments: list[str], log_name: str) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, **settings.environment()}
+    return spawn([*_PROGRAM, *arguments], log_path=settings.data / log_name, environment=environment)
 
 
 def _end(processes: list["subprocess.Popen[bytes]"]) -> None:

@@ -9,17 +9,14 @@ the CPU time is the API process's own. The gallery's vectors are random, and so 
 residual network: its cost is `--width`.
 """
 
-import io
 import os
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,25 +27,23 @@ import httpx
 import numpy as np
 import torch
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.closed_loop import Load, ask, load_process
-from benchmarks.setting import fill_gallery, machine, worker_with_servers
+from benchmarks.processes import Api, api_process
+from benchmarks.setting import fill_gallery, machine, random_image, worker_with_servers
 from models.artifacts import load_encoder, save_network
 from models.backbones import SmallResNet
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
 from models.training.data import find_images
 from service.domain.registry import VersionSpec, register_model_version
-from service.embedded.processes import spawn
 from workers.app import WorkerParts
 
 _PREPROCESSING = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 _PATH = "/v1/galleries/g/search?k=10"
 _QUERY_IMAGES = 512
-_START_SECONDS = 120.0
 _BUDGET_MS = 3.0
 
 
@@ -67,6 +62,10 @@ class _Server:
     batch_images: int
     wait_ms: float
     port: int = field(default_factory=_free_port)
+
+    def running(self, parts: WorkerParts) -> AbstractContextManager[Api]:
+        own = {"query_batch_images": self.batch_images, "query_batch_wait_ms": self.wait_ms}
+        return api_process(parts, self.port, **own)
 
     def encoded(self) -> tuple[float, float]:
         """Return how many runs of the encoder there were, and how many images they had."""
@@ -111,7 +110,7 @@ def run(
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # as an API process has them
         _register(parts, encoder, dim)
         fill_gallery(parts, "g", items, dim)
-        pids = {server.port: stack.enter_context(_running(parts, server)) for server in servers}
+        pids = {server.port: stack.enter_context(server.running(parts)).pid for server in servers}
         process = stack.enter_context(load_process(files))
         query = _in_process(encoder, items, dim)
         for _ in range(repeats):
@@ -132,14 +131,7 @@ def run(
 def _query_images(place: Path) -> list[bytes]:
     if place.exists():
         return [data for _, data in islice(find_images(place).files(), _QUERY_IMAGES)]
-    return [_random_image(seed) for seed in range(_QUERY_IMAGES)]
-
-
-def _random_image(seed: int) -> bytes:
-    values = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(values).save(stream, "PNG")
-    return stream.getvalue()
+    return [random_image(seed) for seed in range(_QUERY_IMAGES)]
 
 
 def _register(parts: WorkerParts, encoder: bytes, dim: int) -> None:
@@ -147,34 +139,6 @@ def _register(parts: WorkerParts, encoder: bytes, dim: int) -> None:
     spec = VersionSpec(dim, dim, False, _PREPROCESSING)
     with parts.database.session_scope() as session:
         register_model_version(session, parts.blobs, parts.settings, "v1", spec, encoder, encoder)
-
-
-@contextmanager
-def _running(parts: WorkerParts, server: _Server) -> Iterator[int]:
-    """Run a server; gives its process id."""
-    own = {"query_batch_images": server.batch_images, "query_batch_wait_ms": server.wait_ms}
-    environment = {**os.environ, **parts.settings.model_copy(update=own).environment()}
-    log = parts.settings.data / f"api-{server.port}.log"
-    command = [sys.executable, "-m", "service.cli", "api", "--port", str(server.port)]
-    process = spawn(command, log_path=log, environment=environment)
-    try:
-        _wait_until_ready(server, process, log)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_until_ready(server: _Server, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    ends = time.monotonic() + _START_SECONDS
-    while time.monotonic() < ends and process.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{server.port}/readyz", timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError(f"an API process did not start: {log.read_text()[-2000:]}")
 
 
 def _measure(server: _Server, pid: int, process: ProcessPoolExecutor, load: Load, to: _Measured) -> None:

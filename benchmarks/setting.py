@@ -1,5 +1,6 @@
 """What benchmarks share: a service in a temporary folder, and a gallery of random vectors ready to be upgraded."""
 
+import io
 import logging
 import os
 import platform
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sqlalchemy import func, select, text
 
 from migrations import upgrade_database
@@ -188,6 +190,14 @@ def import_vectors(
             write_rows(driver_connection(session), stored.table, rows, stored.vector_format)
             gallery.revision = revision + count
     return stored
+
+
+def random_image(seed: int) -> bytes:
+    """Return a PNG file of 32 x 32 pixels of noise."""
+    values = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def vacuum(parts: WorkerParts) -> None:
