@@ -7,7 +7,6 @@ The folder has train.parquet and test.parquet, each with columns `image` and `la
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +47,6 @@ def run(
     ),
 ) -> None:
     """Train what is missing, judge it, and write the page."""
-    began = time.monotonic()
     train_networks(place, folder, at_once)
     features = Features(place, folder)
     train_transformations(features, wanted(), at_once)
@@ -68,8 +66,7 @@ def run(
     for title, table in sections.items():
         page += f"## {title}\n\n{table()}\n"
         print(title, flush=True)
-    minutes = (time.monotonic() - began) / 60
-    page += f"Made on commit {commit()}, {machine()}; this run took {minutes:.0f} minutes.\n"
+    page += f"Made on commit {commit()}, {machine()}.\n"
     output.write_text(page)
 
 

@@ -269,14 +269,22 @@ class Tables:
             macs = _multiply_adds(network, torch.zeros(1, 128), torch.zeros(1, 128))
             what = f"h, {variant}: inner {config.inner_dim}, {config.epochs} epochs"
             lines += f"| {what} | {macs / 1e6:.2f} | {seconds_of(self._folder, spec):.0f} | |\n"
+        minutes = [
+            sum(seconds) / 60
+            for seconds in (
+                [record(self._folder, name)["seconds"] for name in NETWORKS],
+                [seconds_of(self._folder, spec) for spec in wanted()],
+            )
+        ]
         spec = Spec("old", "simclr", "new", "full size")
         cached = seconds_of(self._folder, spec) / VARIANTS[spec.variant].config.epochs
         encoding = sum(self._seconds_to_encode(name) for name in ("old", "simclr", "new"))
         return lines + (
-            "\nTrainings ran two at a time with one thread each. An item's embedding and ψ take 256 bytes each as"
-            f" float16. An epoch of the paper's h on cached features takes {cached:.1f} s. Encoding its 50,000 images"
-            f" by φ_old, ψ and φ_new takes {encoding:.0f} s with one thread, here once per view; the released code does"
-            f" it in every epoch, {1 + encoding / cached:.0f} times the work, and more with larger backbones.\n"
+            f"\nTrainings ran with one thread each, several at a time: these networks took {minutes[0]:.0f} minutes,"
+            f" {len(wanted())} h and g {minutes[1]:.0f}, one after the other. An item's embedding and ψ take 256 bytes"
+            f" each as float16. An epoch of the paper's h on cached features takes {cached:.1f} s. Encoding its 50,000"
+            f" images by φ_old, ψ and φ_new takes {encoding:.0f} s with one thread, here once per view. The released"
+            f" code does it in every epoch: {1 + encoding / cached:.0f} times the work; more with larger backbones.\n"
         )
 
     def _seconds_to_encode(self, name: str) -> float:
