@@ -14,6 +14,14 @@ NO_ID = -1
 _CANCELLED_SHARE = 0.01  # above it, |q|² - 2qv + |v|² keeps about five digits in float32
 
 
+class IndexAway(RuntimeError):
+    """The server that holds the index does not answer, or refuses."""
+
+
+class IndexGone(LookupError):
+    """The index was dropped from the server that held it."""
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """ids (Q, k) int64, padded with -1, and distances (Q, k) float32, padded with +inf; nearest first.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service import logs
-from service.index.faiss_index import FaissIndex
+from service.index.protocol import VectorIndex
 
 Ids = NDArray[np.int64]
 events = logs.Events(__name__)
@@ -74,7 +74,7 @@ class ServedGeneration:
     gallery_id: int
     generation_id: int
     version: Any
-    index: FaissIndex
+    index: VectorIndex
     revision: int
     pending: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     is_settled: bool = False

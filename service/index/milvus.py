@@ -1,0 +1,310 @@
+"""`MilvusIndex`: an index that lies in a Milvus server, for galleries past one machine's memory.
+
+One index is one collection with the fields `id` and `embedding`; `Collections` makes, opens and drops them. Nothing is
+kept in this process, so all that use one collection see the same rows; who may write to it is for its owner to decide
+(`service.domain.collections`). Reads are strongly consistent: a search sees every write that was acknowledged.
+
+What Milvus does not give: of several rows at the same distance as the k-th, any may be found, not those with the
+smallest ids; and rows that are replaced while a search runs may be found as they were or as they are.
+Imports pymilvus: import this module only where a Milvus server is configured.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from service.index.protocol import (
+    NO_ID,
+    Ids,
+    IndexAway,
+    IndexGone,
+    Metric,
+    SearchResult,
+    Vectors,
+    exact_distances,
+    from_faiss,
+    nearest,
+    normalized,
+)
+
+Kind = Literal["flat", "hnsw"]
+
+_METRICS: dict[Metric, str] = {"l2": "L2", "cosine": "COSINE", "ip": "IP"}
+_HNSW = {"M": 32, "efConstruction": 80}  # as in service.index.files
+_EF_SEARCH = 64
+_COLLECTION_NOT_FOUND = 100
+
+# What keeps one message well below Milvus's limit of 64 MiB.
+_HITS_PER_SEARCH = 2**18
+_BYTES_PER_MESSAGE = 2**22
+_IDS_PER_MESSAGE = 10_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is asked of Milvus at once; `neighbors` is its own limit of a search.
+
+    Rows of up to `gathered_bytes` of vectors are fetched and scored here.
+    """
+
+    ids_per_expression: int = 10_000
+    neighbors: int = 16_384
+    gathered_bytes: int = 2**20
+
+
+class Collections:
+    """The collections of one Milvus server, named by its URL, or of a Milvus Lite file (a path that ends in `.db`).
+
+    Every method raises `IndexAway` when the server does not answer within `timeout_seconds`.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float = 30.0, limits: Limits | None = None) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._limits = limits or Limits()
+        with _answering():
+            self._client = MilvusClient(url, timeout=timeout_seconds)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def names(self) -> list[str]:
+        with _answering():
+            return list(self._client.list_collections(timeout=self._timeout_seconds))
+
+    def has(self, name: str) -> bool:
+        with _answering():
+            return bool(self._client.has_collection(name, timeout=self._timeout_seconds))
+
+    def create(self, name: str, metric: Metric, dim: int, kind: Kind) -> "MilvusIndex":
+        """Create an empty collection and return it as an index."""
+        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+        index = self._client.prepare_index_params()
+        index.add_index(
+            "embedding",
+            index_type=kind.upper(),
+            metric_type=_METRICS[metric],
+            params=_HNSW if kind == "hnsw" else {},
+        )
+        with _answering():
+            self._client.create_collection(
+                name, schema=schema, index_params=index, consistency_level="Strong", timeout=self._timeout_seconds
+            )
+        return MilvusIndex(self._client, name, metric, dim, kind, self._timeout_seconds, self._limits)
+
+    def open(self, name: str, metric: Metric, dim: int, kind: Kind) -> "MilvusIndex":
+        """Return a collection, made with these parameters, as an index; raises `IndexGone` when it is not there."""
+        with _answering():
+            self._client.load_collection(name, timeout=self._timeout_seconds)
+        return MilvusIndex(self._client, name, metric, dim, kind, self._timeout_seconds, self._limits)
+
+    def drop(self, name: str) -> None:
+        """Drop a collection with its aliases; one that is not there is not an error."""
+        if not self.has(name):
+            return
+        with _answering():
+            for alias in self._aliases(name):
+                self._client.drop_alias(alias, timeout=self._timeout_seconds)
+            self._client.drop_collection(name, timeout=self._timeout_seconds)
+
+    def flush(self, name: str) -> None:
+        """Make Milvus seal what was added, so that it builds its index instead of scanning."""
+        with _answering():
+            self._client.flush(name, timeout=self._timeout_seconds)
+
+    def point(self, alias: str, name: str) -> None:
+        """Let an alias stand for a collection from now on."""
+        with _answering():
+            if alias in self._aliases(name):
+                return
+            if alias in self._aliases():
+                self._client.alter_alias(name, alias, timeout=self._timeout_seconds)
+            else:
+                self._client.create_alias(name, alias, timeout=self._timeout_seconds)
+
+    def _aliases(self, name: str = "") -> list[str]:
+        """Return a collection's aliases, or all."""
+        answer: Any = self._client.list_aliases(
+            name, timeout=self._timeout_seconds
+        )  # annotated as a list; it is a dict
+        return list(answer["aliases"])
+
+
+class MilvusIndex:
+    """`service.index.protocol.VectorIndex` in the collection `name`; vectors have `dim` numbers.
+
+    Under cosine, vectors are stored at unit norm. Every method raises `IndexAway` when the server does not answer, and
+    `IndexGone` when the collection was dropped.
+    """
+
+    def __init__(
+        self,
+        client: MilvusClient,
+        name: str,
+        metric: Metric,
+        dim: int,
+        kind: Kind,
+        timeout_seconds: float,
+        limits: Limits,
+    ) -> None:
+        self._client = client
+        self._name = name
+        self._metric = metric
+        self._is_flat = kind == "flat"
+        self._timeout_seconds = timeout_seconds
+        self._limits = limits
+        self._rows_per_message = max(1, _BYTES_PER_MESSAGE // (4 * dim))
+        self._gathered_rows = max(1, limits.gathered_bytes // (4 * dim))
+
+    def __len__(self) -> int:
+        with _answering():
+            answer = self._client.query(
+                self._name,
+                filter="",
+                output_fields=["count(*)"],
+                timeout=self._timeout_seconds,
+                consistency_level="Strong",
+            )
+        return int(answer[0]["count(*)"])
+
+    def ids(self) -> Ids:
+        """Return every id, ascending."""
+        found: list[int] = []
+        with _answering():
+            rows = self._client.query_iterator(
+                self._name, batch_size=_IDS_PER_MESSAGE, output_fields=["id"], timeout=self._timeout_seconds
+            )
+            while batch := rows.next():
+                found += [row["id"] for row in batch]
+            rows.close()
+        return np.sort(np.array(found, np.int64))
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """Add (N,) ids with (N, D) float32 vectors; an id that is there already is replaced, in one step each.
+
+        Always by upsert: an insertion that the client repeats after a lost answer would leave a row twice.
+        """
+        ids, last = np.unique(ids[::-1], return_index=True)
+        vectors = vectors[::-1][last]
+        if self._metric == "cosine":
+            vectors = normalized(vectors)
+        for part in _parts(len(ids), self._rows_per_message):
+            rows = [{"id": id_, "embedding": v} for id_, v in zip(ids[part].tolist(), vectors[part], strict=True)]
+            with _answering():
+                self._client.upsert(self._name, rows, timeout=self._timeout_seconds)
+
+    def remove(self, ids: Ids) -> None:
+        """Remove (N,) ids; unknown ones are ignored."""
+        for part in _parts(len(ids), self._limits.ids_per_expression):
+            with _answering():
+                self._client.delete(self._name, filter=_is_among(ids[part]), timeout=self._timeout_seconds)
+
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
+        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given.
+
+        Few allowed rows are fetched and scored here. Of many, Milvus is asked for more neighbours than k without a
+        condition, and those that pass are kept; queries that are left with fewer than k, and every query where that
+        would be too many neighbours, search with the ids as a condition, some at a time.
+        """
+        if self._metric == "cosine":
+            queries = normalized(queries)
+        if allowed is None:
+            return self._search(queries, k)
+        allowed = np.unique(allowed)
+        if len(allowed) <= self._gathered_rows:
+            return self._gather(queries, k, allowed)
+        fetch = math.ceil((2 * k + 20) * max(1.0, len(self) / len(allowed)))
+        if len(allowed) <= self._limits.ids_per_expression or fetch > self._limits.neighbors:
+            return self._search_among(queries, k, allowed)
+        found = self._search(queries, fetch)
+        passing = np.isin(found.ids, allowed)
+        result = nearest(
+            np.where(passing, found.ids, NO_ID), np.where(passing, found.distances, np.inf).astype(np.float32), k
+        )
+        missed = result.ids[:, -1] == NO_ID
+        if missed.any():
+            rest = self._search_among(queries[missed], k, allowed)
+            result.ids[missed], result.distances[missed] = rest.ids, rest.distances
+        return SearchResult(result.ids, result.distances, self._is_flat)
+
+    def _search(self, queries: Vectors, k: int, condition: str = "") -> SearchResult:
+        """Return Milvus's (Q, k) nearest of queries that are prepared."""
+        ids = np.full((len(queries), k), NO_ID, np.int64)
+        scores = np.zeros((len(queries), k), np.float32)
+        for part in _parts(len(queries), max(1, _HITS_PER_SEARCH // k)):
+            with _answering():
+                answer = self._client.search(
+                    self._name,
+                    data=list(queries[part]),
+                    filter=condition,
+                    limit=k,
+                    output_fields=["id"],
+                    search_params={} if self._is_flat else {"params": {"ef": max(_EF_SEARCH, 2 * k)}},
+                    consistency_level="Strong",
+                    timeout=self._timeout_seconds,
+                )
+            for row, hits in enumerate(answer, start=part.start):
+                ids[row, : len(hits)] = [hit["id"] for hit in hits]
+                scores[row, : len(hits)] = [hit["distance"] for hit in hits]
+        distances = np.where(ids == NO_ID, np.inf, from_faiss(self._metric, scores)).astype(np.float32)
+        found = nearest(ids, distances, k)
+        return SearchResult(found.ids, found.distances, self._is_flat)
+
+    def _search_among(self, queries: Vectors, k: int, allowed: Ids) -> SearchResult:
+        """Return the nearest among many rows, by expressions that name them."""
+        best = _nothing(queries)
+        for part in _parts(len(allowed), self._limits.ids_per_expression):
+            found = self._search(queries, k, _is_among(allowed[part]))
+            best = nearest(np.hstack([best.ids, found.ids]), np.hstack([best.distances, found.distances]), k)
+        return SearchResult(best.ids, best.distances, self._is_flat)
+
+    def _gather(self, queries: Vectors, k: int, allowed: Ids) -> SearchResult:
+        """Return the nearest among few rows, exactly."""
+        rows: list[dict[str, Any]] = []
+        if len(allowed):
+            with _answering():
+                rows = self._client.query(
+                    self._name,
+                    filter=_is_among(allowed),
+                    output_fields=["id", "embedding"],
+                    consistency_level="Strong",
+                    timeout=self._timeout_seconds,
+                )
+        if not rows:
+            return nearest(np.empty(0, np.int64), np.empty((len(queries), 0), np.float32), k)
+        vectors = np.array([row["embedding"] for row in rows], np.float32)
+        ids: NDArray[np.int64] = np.array([row["id"] for row in rows], np.int64)
+        return nearest(ids, exact_distances(self._metric, queries, vectors), k)
+
+
+def _is_among(ids: Ids) -> str:
+    """Return the expression; Milvus Lite knows no parameters in one."""
+    return f"id in {ids.tolist()}"
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _nothing(queries: Vectors) -> SearchResult:
+    return SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Raise what Milvus raises as this package's own errors."""
+    try:
+        yield
+    except MilvusException as error:
+        if error.code == _COLLECTION_NOT_FOUND:
+            raise IndexGone(error.message) from error
+        raise IndexAway(f"Milvus: {error.message}") from error
