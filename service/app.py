@@ -26,6 +26,7 @@ from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
 from service.api.problems import install_problem_handlers
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
+from service.domain.collections import CollectionRows, connect_collections
 from service.domain.following import GenerationRows
 from service.encoder import Encoders
 from service.index.replica import Replicas
@@ -38,7 +39,7 @@ embedding model's space without touching an image."""
 
 
 def make_parts(settings: Settings) -> Parts:
-    """Connect to the database, the broker and the blob store that `settings` names."""
+    """Connect to the database, the broker, the blob store and the index server that `settings` names."""
     if settings.database_url is None:
         raise ValueError("Settings.database_url is not set")
     queue = TaskQueue(celery_application(settings))
@@ -47,8 +48,14 @@ def make_parts(settings: Settings) -> Parts:
     query_metrics = QueryMetrics()
     encoders = Encoders(blobs, settings, query_metrics)
     image_queries = Admission(settings.queries_at_once, settings.queries_waiting, query_metrics)
-    replicas = Replicas(GenerationRows(database, blobs, encoders, settings), settings.follow_every_seconds)
-    return Parts(settings, database, blobs, encoders, replicas, query_metrics, image_queries)
+    collections = connect_collections(settings)
+    source = (
+        GenerationRows(database, blobs, encoders, settings)
+        if collections is None
+        else CollectionRows(database, blobs, encoders, settings, collections)
+    )
+    replicas = Replicas(source, settings.follow_every_seconds)
+    return Parts(settings, database, blobs, encoders, replicas, query_metrics, image_queries, collections)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -60,6 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
         await run_in_threadpool(parts.replicas.start)
         yield
         await run_in_threadpool(parts.replicas.stop)
+        if parts.collections is not None:
+            parts.collections.close()
         parts.database.engine.dispose()
 
     app = FastAPI(title="gallery-upgrade", version="1", description=DESCRIPTION, lifespan=lifespan)

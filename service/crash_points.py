@@ -1,7 +1,7 @@
 """Named points between the numbered steps of the engine at which a test makes a process die, as if by SIGKILL.
 
 Armed by `GALLERY_CRASH_AT=<name>`; in a process that is not armed, a point does nothing. The names are listed where
-the steps are: `batches`, `index_builds`, `cutover`, `removal`, and `service.index.files`.
+the steps are: `batches`, `index_builds`, `collections`, `cutover`, `removal`, and `service.index.files`.
 `tests/chaos/test_crash_points.py` dies at each of them.
 """
 

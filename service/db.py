@@ -1,15 +1,18 @@
 """The database: one engine per process and `session_scope()`, the one place that commits."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from service.queue import Sender
+
+_LOCK_POLL_SECONDS = 0.02
 
 
 def create_database_engine(url: str, pool_size: int = 20) -> Engine:
@@ -44,17 +47,26 @@ class Database:
                 self.queue.send(task_name, *arguments)
 
     @contextmanager
-    def advisory_lock(self, space: int, id_: int) -> Iterator[bool]:
-        """Hold a lock of the whole database, if it is free, on a connection of its own; a crash frees it."""
+    def advisory_lock(self, space: int, id_: int, wait_seconds: float = 0.0) -> Iterator[bool]:
+        """Hold a lock of the whole database, if it is free or gets free in time, on a connection of its own.
+
+        A crash frees it.
+        """
         key = {"space": space, "id": id_ % 2**31}
         with self.engine.connect() as connection:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            held = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
+            ends = time.monotonic() + wait_seconds
+            while not (held := _try_lock(connection, key)) and time.monotonic() < ends:
+                time.sleep(_LOCK_POLL_SECONDS)
             try:
                 yield held
             finally:
                 if held:
                     connection.execute(text("SELECT pg_advisory_unlock(:space, :id)"), key)
+
+
+def _try_lock(connection: Connection, key: dict[str, int]) -> bool:
+    return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
 
 
 def is_outage(error: BaseException) -> bool:

@@ -65,6 +65,11 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
     Raises `ServeError`.
     """
     logs.configure_logging()
+    if settings.index_url is not None and settings.index_url.endswith(".db"):
+        raise ServeError(
+            "Milvus Lite opens a file in one process, and `serve` starts several: run `milvus-lite server --data-dir"
+            f" {settings.index_url}` and set GALLERY_INDEX_URL to its http:// address."
+        )
     _refuse_taken_port(host, port)
     settings.data.mkdir(parents=True, exist_ok=True)
     servers: EmbeddedServers | None = None

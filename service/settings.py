@@ -18,6 +18,8 @@ class Settings(BaseSettings):
     database_url: str | None = None
     broker_url: str | None = None
     blob_url: str | None = None
+    # A Milvus server, or a path ending in .db (Milvus Lite, in one process only). Unset, indexes are FAISS files.
+    index_url: str | None = Field(default=None, pattern=r"^(https?://.+|.+\.db)$")
 
     # What is accepted.
     trust_torchscript: bool = False

@@ -6,6 +6,7 @@ One process per device, `--pool solo`: networks are loaded in the process that r
 import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from celery import Celery
@@ -13,12 +14,16 @@ from celery import Celery
 from service import crash_points
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
+from service.domain.collections import connect_collections
 from service.logs import configure_logging
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 from service.transforming import TransformationNetworks, computing_at_once
 from workers.throttle import Throttle
 from workers.training_memory import TrainingMemory
+
+if TYPE_CHECKING:
+    from service.index.milvus import Collections
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class WorkerParts:
     database: Database
     blobs: BlobStore
     networks: TransformationNetworks
+    collections: "Collections | None" = None
     throttle: Throttle = field(default_factory=Throttle)
     training: TrainingMemory = field(default_factory=TrainingMemory)
     # Set while this process works on an upgrade: then it asks for its next slice itself, and its sweep is silent.
@@ -36,12 +42,13 @@ class WorkerParts:
 
 
 def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
-    """Connect to the database and the blob store that `settings` names."""
+    """Connect to the database, the blob store and the index server that `settings` names."""
     if settings.database_url is None:
         raise ValueError("GALLERY_DATABASE_URL is not set; `gallery-upgrade serve` sets it for its worker")
     database = Database(create_database_engine(settings.database_url, pool_size=4), TaskQueue(application))
     blobs = BlobStore(settings.blob_location)
-    return WorkerParts(settings, database, blobs, TransformationNetworks(database, blobs, settings))
+    networks = TransformationNetworks(database, blobs, settings)
+    return WorkerParts(settings, database, blobs, networks, connect_collections(settings))
 
 
 @lru_cache(maxsize=1)

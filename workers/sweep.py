@@ -7,6 +7,7 @@ import threading
 from celery.signals import worker_ready, worker_shutting_down
 
 from service import logs
+from service.domain.collections import remove_collections
 from service.domain.removal import remove_dropped
 from service.domain.training import remove_files_of_ended, unfinished_trainings
 from service.domain.upgrades import unfinished_upgrades
@@ -38,6 +39,7 @@ def sweep(parts: WorkerParts) -> None:
         parts.training.forget()  # another worker may have ended what this one once worked on
     remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))
     remove_dropped(parts.database, parts.blobs, wait_seconds=1.0)
+    remove_collections(parts.database, parts.collections, wait_seconds=1.0)
 
 
 def _sweep_until_stopped() -> None:

@@ -134,10 +134,16 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
             return False
         try:
             build_generation_index(
-                parts.database, parts.blobs, parts.settings, upgrade.gallery_id, upgrade.to_generation_id, upgrade.id
+                parts.database,
+                parts.blobs,
+                parts.settings,
+                upgrade.gallery_id,
+                upgrade.to_generation_id,
+                upgrade.id,
+                parts.collections,
             )
         except (OSError, RuntimeError, MemoryError) as error:
-            # FAISS or the blob store. A lost database raises none of these: the sweep tries again.
+            # FAISS, Milvus or the blob store. A lost database raises none of these: the sweep tries again.
             reason = f"{type(error).__name__}: {error}"
             _fail(parts, upgrade.id, f"The index could not be built: {reason}. Retry when the cause is gone.")
             return False

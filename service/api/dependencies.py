@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
@@ -15,6 +15,9 @@ from service.encoder import Encoders
 from service.index.replica import Replicas
 from service.micro_batching import QueryMetrics
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.index.milvus import Collections
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -33,6 +36,7 @@ class Parts:
     replicas: Replicas
     query_metrics: QueryMetrics
     image_queries: Admission
+    collections: "Collections | None"
 
 
 async def parts_of(request: Request) -> Parts:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from service import logs
 from service.errors import GalleryError
+from service.index.protocol import IndexAway
 
 events = logs.Events(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -75,6 +76,11 @@ def database_away(request: Request, error: Exception) -> JSONResponse:
     return problem(503, "The database does not answer; try again shortly.", headers={"Retry-After": "1"})
 
 
+def _index_away(request: Request, error: Exception) -> JSONResponse:
+    events.warning("request.index_away", path=request.url.path, reason=str(error).splitlines()[0])
+    return problem(503, "The index does not answer; try again shortly.", headers={"Retry-After": "1"})
+
+
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     events.exception("request.failed", error, path=request.url.path)
     # This answer does not pass through the middleware that gives the others their id.
@@ -89,4 +95,5 @@ def install_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     for away in AWAY:
         app.add_exception_handler(away, database_away)
+    app.add_exception_handler(IndexAway, _index_away)
     app.add_exception_handler(Exception, _unexpected)

@@ -15,6 +15,7 @@ from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDepende
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.crash_points import crash_point
 from service.domain import cutover, upgrades
+from service.domain.collections import remove_collections
 from service.domain.cutover_requests import cut_over_and_wait
 from service.domain.dry_run import dry_run, outline_upgrade
 from service.domain.progress import progress_of
@@ -249,9 +250,10 @@ def finalize(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
 
 
 def _end(parts: Parts, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> UpgradeView:
-    """Act; answer when the generation that this gives up is gone, rows and file."""
+    """Act; answer when the generation that this gives up is gone, rows and index."""
     view = _act(parts, upgrade_id, action)
     remove_dropped(parts.database, parts.blobs, parts.settings.removal_wait_seconds)
+    remove_collections(parts.database, parts.collections, parts.settings.removal_wait_seconds)
     return view
 
 

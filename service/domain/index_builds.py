@@ -14,7 +14,7 @@ build replaces both, and `service.domain.removal` removes what a dropped generat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from service import logs
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
+from service.domain.collections import fill_collection
 from service.domain.following import read_current_rows, read_next_rows
 from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job
@@ -35,6 +36,9 @@ from service.index.protocol import Metric
 from service.index.recall import Sample, choose_width
 from service.settings import Settings
 from service.tables import Gallery, Generation
+
+if TYPE_CHECKING:
+    from service.index.milvus import Collections
 
 events = logs.Events(__name__)
 
@@ -57,8 +61,11 @@ def build_generation_index(
     gallery_id: int,
     generation_id: int,
     upgrade_id: int | None,
+    collections: "Collections | None" = None,
 ) -> dict[str, Any]:
     """Build, publish and name the generation's index file; return what was recorded about it.
+
+    With `collections`, its collection is filled instead (`service.domain.collections`).
 
     Running it twice gives the same row: the second file replaces the first in one step. Its job records a failure.
     One process builds at a time (hold the phase lock), so a job that still seems to run is one whose process died.
@@ -68,7 +75,13 @@ def build_generation_index(
         end_jobs_left_running(session, generation_id)
         job_id = start_job(session, "index_build", gallery_id, generation_id, upgrade_id)
     try:
-        built = _build(database, settings, gallery_id, generation_id, _JobProgress(database, job_id))
+        progress = _JobProgress(database, job_id)
+        if collections is not None:
+            recorded = fill_collection(database, collections, settings, gallery_id, generation_id, progress)
+            with database.session_scope() as session:
+                finish_job(session, job_id, result=recorded)
+            return recorded
+        built = _build(database, settings, gallery_id, generation_id, progress)
         crash_point("index.built")
         name = index_file(generation_id)
         digests: list[str] = []

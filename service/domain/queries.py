@@ -21,7 +21,7 @@ from service.domain.ingest import check_external_id
 from service.domain.items import UnknownItem
 from service.encoder import Encoders
 from service.errors import Conflict, Unavailable, Unprocessable
-from service.index.protocol import NO_ID, Ids, SearchResult, Vectors
+from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import NotServed, Replicas, ServedGeneration, difference
 from service.tables import Gallery, Item, embeddings_table
 from service.vectors.rows import Origin
@@ -198,7 +198,7 @@ def _search(database: Database, replicas: Replicas, gallery_name: str, query: Qu
             gallery = get_gallery(session, gallery_name)
         try:
             return _search_once(database, replicas, gallery, query, probe_for)
-        except (ProgrammingError, GenerationGone, NotServed) as error:
+        except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
             events.info("search.repeated", gallery_id=gallery.id, reason=f"{type(error).__name__}: {error}")
             with suppress(GenerationGone):
                 replicas.refresh(gallery.id)
