@@ -40,6 +40,7 @@ _METRICS: dict[Metric, str] = {"l2": "L2", "cosine": "COSINE", "ip": "IP"}
 _HNSW = {"M": 32, "efConstruction": 80}  # as in service.index.files
 _EF_SEARCH = 64
 _COLLECTION_NOT_FOUND = 100
+_COLLECTION_NOT_LOADED = 101
 
 # What keeps one message well below Milvus's limit of 64 MiB.
 _HITS_PER_SEARCH = 2**18
@@ -165,7 +166,7 @@ class MilvusIndex:
         self._gathered_rows = max(1, limits.gathered_bytes // (4 * dim))
 
     def __len__(self) -> int:
-        with _answering():
+        with self._asking():
             answer = self._client.query(
                 self._name,
                 filter="",
@@ -178,7 +179,7 @@ class MilvusIndex:
     def ids(self) -> Ids:
         """Return every id, ascending."""
         found: list[int] = []
-        with _answering():
+        with self._asking():
             rows = self._client.query_iterator(
                 self._name, batch_size=_IDS_PER_MESSAGE, output_fields=["id"], timeout=self._timeout_seconds
             )
@@ -240,7 +241,7 @@ class MilvusIndex:
         ids = np.full((len(queries), k), NO_ID, np.int64)
         scores = np.zeros((len(queries), k), np.float32)
         for part in _parts(len(queries), max(1, _HITS_PER_SEARCH // k)):
-            with _answering():
+            with self._asking():
                 answer = self._client.search(
                     self._name,
                     data=list(queries[part]),
@@ -270,7 +271,7 @@ class MilvusIndex:
         """Return the nearest among few rows, exactly."""
         rows: list[dict[str, Any]] = []
         if len(allowed):
-            with _answering():
+            with self._asking():
                 rows = self._client.query(
                     self._name,
                     filter=_is_among(allowed),
@@ -283,6 +284,17 @@ class MilvusIndex:
         vectors = np.array([row["embedding"] for row in rows], np.float32)
         ids: NDArray[np.int64] = np.array([row["id"] for row in rows], np.int64)
         return nearest(ids, exact_distances(self._metric, queries, vectors), k)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """As `_answering`; a collection that was released (by a restart of Milvus Lite) is loaded for the next try."""
+        try:
+            yield
+        except MilvusException as error:
+            if error.code == _COLLECTION_NOT_LOADED:
+                with _answering():
+                    self._client.load_collection(self._name, timeout=self._timeout_seconds)
+            raise _own_error(error) from error
 
 
 def _is_among(ids: Ids) -> str:
@@ -305,6 +317,10 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except MilvusException as error:
-        if error.code == _COLLECTION_NOT_FOUND:
-            raise IndexGone(error.message) from error
-        raise IndexAway(f"Milvus: {error.message}") from error
+        raise _own_error(error) from error
+
+
+def _own_error(error: MilvusException) -> IndexAway | IndexGone:
+    if error.code == _COLLECTION_NOT_FOUND:
+        return IndexGone(error.message)
+    return IndexAway(f"Milvus: {error.message}")

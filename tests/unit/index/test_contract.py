@@ -5,6 +5,7 @@ from itertools import count
 
 import numpy as np
 import pytest
+from pymilvus import MilvusClient
 
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
@@ -55,13 +56,18 @@ def faiss_hnsw(metric: Metric, ids: Ids, vectors: Vectors) -> VectorIndex:
 
 
 @pytest.fixture(scope="module")
-def collections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collections]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with milvus_lite(tmp_path_factory.mktemp("milvus")) as url:
-        # So small that a few hundred rows take every way through a filtered search.
-        limits = Limits(ids_per_expression=100, neighbors=400, gathered_bytes=30 * 4 * DIM)
-        collections = Collections(url, limits=limits)
-        yield collections
-        collections.close()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def collections(url: str) -> Iterator[Collections]:
+    # So small that a few hundred rows take every way through a filtered search.
+    limits = Limits(ids_per_expression=100, neighbors=400, gathered_bytes=30 * 4 * DIM)
+    collections = Collections(url, limits=limits)
+    yield collections
+    collections.close()
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +270,20 @@ def test_a_collection_that_is_opened_again_has_its_rows(collections: Collections
     collections.create("again", "l2", 4, "hnsw").add(ids, vectors)
 
     index = collections.open("again", "l2", 4, "hnsw")
+
+    assert_finds_the_nearest(index, "l2", as_rows(ids, vectors), vectors[:2], 3)
+
+
+def test_a_collection_that_was_released_answers_from_the_second_try_on(collections: Collections, url: str) -> None:
+    ids, vectors = some_ids(20), some_vectors(20, 4)
+    index = collections.create("released", "l2", 4, "hnsw")
+    index.add(ids, vectors)
+    other = MilvusClient(url)
+    other.release_collection("released")
+    other.close()
+
+    with pytest.raises(IndexAway, match="released"):
+        index.search(vectors[:1], 1)
 
     assert_finds_the_nearest(index, "l2", as_rows(ids, vectors), vectors[:2], 3)
 
