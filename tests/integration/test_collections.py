@@ -175,6 +175,18 @@ def test_a_build_records_what_it_made_and_is_not_repeated(
     assert progress["total"] == 20
 
 
+def test_a_gallery_that_asks_for_a_flat_index_is_answered_exactly(
+    gallery: TestClient, collections: Collections
+) -> None:
+    create_gallery(gallery, "exact", index="flat")
+    post_images(gallery, range(5), gallery="exact")
+
+    answers = [search(gallery, 1, gallery=name, k=2) for name in ("g", "exact")]
+
+    assert [answer["exact"] for answer in answers] == [False, True]
+    assert answers[1]["neighbors"][0]["id"] == "image-1.png"
+
+
 def test_a_collection_that_a_crash_left_half_filled_is_started_over(
     gallery: TestClient, worker: WorkerParts, collections: Collections
 ) -> None:
