@@ -65,6 +65,12 @@ class Settings(BaseSettings):
 
     # Index. From so many rows on, walking a graph beats scanning (measured: docs/decisions).
     flat_below_rows: int = Field(default=50_000, ge=0)
+    # Index files of active generations, and of those kept for a rollback. A first one from so many rows on; a new one
+    # when so many items, and so many against its rows, have changed since it was built.
+    index_file_from_rows: int = Field(default=50_000, ge=1)
+    rebuild_after_changes: int = Field(default=10_000, ge=1)
+    rebuild_after_share: float = Field(default=0.1, ge=0)
+    rebuild_pause_seconds: float = Field(default=300.0, ge=0)  # after a build that failed or whose worker died
     follow_every_seconds: float = 0.5
     recall_sample_items: int = 200
     evaluation_sample_items: int = 2_000

@@ -15,6 +15,7 @@ from service import crash_points
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
 from service.domain.collections import connect_collections
+from service.domain.rebuilds import Rebuilds
 from service.logs import configure_logging
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
@@ -37,7 +38,8 @@ class WorkerParts:
     collections: "Collections | None" = None
     throttle: Throttle = field(default_factory=Throttle)
     training: TrainingMemory = field(default_factory=TrainingMemory)
-    # Set while this process works on an upgrade: then it asks for its next slice itself, and its sweep is silent.
+    rebuilds: Rebuilds = field(default_factory=Rebuilds)
+    # Set while this process works on a task: it asks for its next slice itself, and its sweep is silent.
     working: threading.Event = field(default_factory=threading.Event)
 
 

@@ -1,5 +1,5 @@
-"""The sweep: one thread per worker that sends lost nudges again and removes what dropped generations
-and ended trainings leave."""
+"""The sweep: one thread per worker that sends lost nudges again, finds index files that are due, and removes what
+dropped generations, replaced index files and ended trainings leave."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ from service.domain.collections import remove_collections
 from service.domain.removal import remove_dropped
 from service.domain.training import remove_files_of_ended, unfinished_trainings
 from service.domain.upgrades import unfinished_upgrades
-from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE
+from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
 from workers.app import WorkerParts, worker_parts
 from workers.training import scratch_folder
 
@@ -20,7 +20,7 @@ _stopping = threading.Event()
 
 
 def sweep(parts: WorkerParts) -> None:
-    """Nudge every upgrade and training that a worker could work on; a nudge too many finds nothing to do.
+    """Nudge every upgrade, training and index build that a worker could work on; a nudge too many finds nothing to do.
 
     A worker at work sends nothing, so that nudges do not pile up at the broker during a long one.
     """
@@ -31,10 +31,13 @@ def sweep(parts: WorkerParts) -> None:
     with parts.database.session_scope() as session:
         upgrade_ids = unfinished_upgrades(session)
         job_ids = unfinished_trainings(session, parts.settings)
+        due = parts.rebuilds.find_due(session, parts.settings)
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     for job_id in job_ids:
         parts.database.queue.send(ADVANCE_TRAINING, job_id)
+    if due is not None:
+        parts.database.queue.send(BUILD_INDEX, due.generation_id)
     if not job_ids:
         parts.training.forget()  # another worker may have ended what this one once worked on
     remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE
+from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
 from workers.app import WorkerParts, app, worker_parts
+from workers.rebuilding import rebuild_index
 from workers.training import advance_training
 from workers.upgrading import advance_upgrade
 
@@ -26,6 +27,15 @@ def advance_a_training(job_id: int) -> None:
     and the transformation is registered in the transaction that ends the job.
     """
     _work(ADVANCE_TRAINING, advance_training, job_id)
+
+
+@app.task(name=BUILD_INDEX)
+def build_index(generation_id: int) -> None:
+    """Build a new index file for a generation.
+
+    Safe to run twice: one worker builds at a time, and it asks the rows first whether the file is still due.
+    """
+    _work(BUILD_INDEX, rebuild_index, generation_id)
 
 
 def _work(task_name: str, advance_one: Callable[[WorkerParts, int], bool], row_id: int) -> None:

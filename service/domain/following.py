@@ -26,7 +26,7 @@ from service.vectors.rows import EmbeddingRows, VectorFormat
 events = logs.Events(__name__)
 
 _STATES = """
-SELECT g.id, g.revision, g.active_generation_id, n.id, v.name, n.state
+SELECT g.id, g.revision, g.active_generation_id, n.id, v.name, n.state, n.index_sha256
 FROM galleries g JOIN generations n ON n.gallery_id = g.id JOIN model_versions v ON v.id = n.model_version_id
 WHERE n.state <> 'dropped' AND (n.state = 'complete' OR n.index_name IS NOT NULL)
   AND (CAST(:only AS bigint) IS NULL OR g.id = :only)
@@ -48,36 +48,81 @@ class GenerationRows:
         with self._database.session_scope() as session:
             rows = session.execute(text(_STATES), {"only": only}).all()
         found: dict[int, GalleryState] = {}
-        for gallery_id, revision, active_id, generation_id, version_name, state in rows:
-            generation = GenerationState(generation_id, version_name, is_next=state == "building")
+        for gallery_id, revision, active_id, generation_id, version_name, state, sha256 in rows:
+            generation = GenerationState(generation_id, version_name, state == "building", sha256)
             before = found[gallery_id].generations if gallery_id in found else ()
             found[gallery_id] = GalleryState(gallery_id, revision, active_id, (*before, generation))
         return list(found.values())
 
     def open(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         """Load a generation: its index file if it has one that is whole, else its rows."""
+        return self.open_file(gallery_id, generation_id) or self._open_rows(gallery_id, generation_id)
+
+    def open_file(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:
+        """Load a generation from its index file; None if it has none that is whole: a file is only a cache.
+
+        No transaction is open while the file is read. One that a newer file replaced meanwhile may be gone: then that
+        one is loaded.
+        """
+        tried: str | None = None
+        while True:
+            with self._database.session_scope() as session:
+                metric: Metric = session.get_one(Gallery, gallery_id).metric  # type: ignore[assignment]  # checked
+                generation = session.get_one(Generation, generation_id)
+                stored = get_stored_generation(session, gallery_id, generation_id)
+            name, sha256, revision = generation.index_name, generation.index_sha256, generation.index_revision
+            if name is None or sha256 is None or revision is None or sha256 == tried:
+                return None
+            try:
+                path = self._blobs.fetch_file(name, self._settings.data / "index_cache")
+                index = load_index(path, metric, stored.vector_format.embedding_dim, sha256)
+            except (IndexFileError, FileNotFoundError) as error:
+                events.warning("replica.index_file_unusable", generation_id=generation_id, error=str(error))
+                tried = sha256
+                continue
+            self._remove_replaced(name, generation_id)
+            return self._settled(ServedGeneration(gallery_id, generation_id, stored.version, index, revision, sha256))
+
+    def _remove_replaced(self, name: str, generation_id: int) -> None:
+        """Remove the copies that this machine keeps of a remote store's earlier files; one that is mapped stays so."""
+        kept = self._settings.data / "index_cache" / name
+        for path in kept.parent.glob(f"generation_{generation_id}.*"):
+            if path != kept:
+                path.unlink(missing_ok=True)
+
+    def _open_rows(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         with self._database.session_scope(snapshot=True) as session:
             gallery = session.get_one(Gallery, gallery_id)
+            metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
             generation = session.get_one(Generation, generation_id)
             stored = get_stored_generation(session, gallery_id, generation_id)
-            metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
-            index, revision = self._load_file(generation, stored, metric) or (None, 0)
-            if index is None:
-                vectors = (
-                    (rows.item_id, rows.embedding.astype(np.float32))
-                    for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
-                )
-                built = build_index(metric, stored.vector_format.embedding_dim, vectors, "flat")
-                index = FaissIndex(metric, stored.vector_format.embedding_dim, built)
-                revision = gallery.revision
-            served = ServedGeneration(gallery_id, generation_id, stored.version, index, revision)
-            # Rows that became current after the file was built without a new revision (transformed late), and items
-            # that have no current row yet.
-            live = _live_ids(session, gallery_id)
-            served.pending = difference(live, index.ids())
-            index.remove(difference(index.ids(), live))
-        self._warm(stored)
-        events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, rows=len(index))
+            vectors = (
+                (rows.item_id, rows.embedding.astype(np.float32))
+                for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
+            )
+            built = build_index(metric, stored.vector_format.embedding_dim, vectors, "flat")
+        index = FaissIndex(metric, stored.vector_format.embedding_dim, built)
+        served = ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision)
+        served.index_sha256 = generation.index_sha256
+        return self._settled(served)
+
+    def _settled(self, served: ServedGeneration) -> ServedGeneration:
+        """Leave out of a loaded index what is not live, note what it has not got, and load the encoder.
+
+        What it has not got are rows that became current without a new revision (transformed late), and items that have
+        no current row yet.
+        """
+        with self._database.session_scope() as session:
+            live = _live_ids(session, served.gallery_id)
+        served.pending = difference(live, served.index.ids())
+        served.index.remove(difference(served.index.ids(), live))
+        self._warm(served)
+        events.info(
+            "replica.opened",
+            gallery_id=served.gallery_id,
+            generation_id=served.generation_id,
+            rows=len(served.index),
+        )
         return served
 
     def changes(self, served: ServedGeneration, to_revision: int) -> Changes:
@@ -105,26 +150,12 @@ class GenerationRows:
         ids = np.concatenate([rows.item_id for rows in chunks])
         return ids, np.concatenate([rows.embedding for rows in chunks]).astype(np.float32)
 
-    def _load_file(
-        self, generation: Generation, stored: StoredGeneration, metric: Metric
-    ) -> tuple[FaissIndex, int] | None:
-        """Return the index of the generation's file and its revision; a missing or damaged file is only a cache."""
-        if generation.index_name is None or generation.index_sha256 is None or generation.index_revision is None:
-            return None
-        path = self._blobs.fetch_file(generation.index_name, self._settings.data / "index_cache")
-        try:
-            index = load_index(path, metric, stored.vector_format.embedding_dim, generation.index_sha256)
-        except (IndexFileError, FileNotFoundError) as error:
-            events.warning("replica.index_file_unusable", generation_id=generation.id, error=str(error))
-            return None
-        return index, generation.index_revision
-
-    def _warm(self, stored: StoredGeneration) -> None:
+    def _warm(self, served: ServedGeneration) -> None:
         """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
         try:
-            self._encoders.get(stored.version)
+            self._encoders.get(served.version)
         except GalleryError as error:
-            events.warning("replica.encoder_unusable", model_version=stored.version.name, error=error.message)
+            events.warning("replica.encoder_unusable", model_version=served.version.name, error=error.message)
 
 
 def read_current_rows(

@@ -1,14 +1,17 @@
-"""Building a generation's index file. A worker builds it once; API replicas load it ahead of the cutover.
+"""Building a generation's index file. A worker builds it: of an upgrade's next generation, so that API replicas load it
+ahead of the cutover, and of any other when `service.domain.rebuilds` says so.
 
 1. read the gallery's revision R, and the rows that lists are learnt from; then stream the rows that are current and no
    newer than R into the index, in many short transactions: whoever loads the file applies all changes since R (crash
    point `index.streamed`);
 2. choose how wide it is searched by its recall on a sample against exact search (`index.built`);
-3. publish the file under the generation's own name: temporary name, fsync, rename, fsync of the folder (the steps of
-   `service.index.files`, then `index.published`);
-4. name it, its SHA-256 and R in the generation's row (`index.named`).
-A crash after 1 or 2 leaves nothing but a temporary file; after 3, a file that no row names with its digest. The next
-build replaces both, and `service.domain.removal` removes what a dropped generation leaves.
+3. publish the file under a name of its own, with the generation's and the job's id: temporary name, fsync, rename,
+   fsync of the folder (the steps of `service.index.files`, then `index.published`);
+4. name it, its SHA-256 and R in the generation's row, and end the job (`index.named`);
+5. remove the file that it replaces.
+Until 4 the generation keeps the file that it had. A crash after 1 or 2 leaves nothing but a temporary file; after 3, a
+file that no row names; after 4, the one that was replaced. `service.domain.removal` removes each of them, once the next
+build of the generation has ended the job that seems to run.
 """
 
 import time
@@ -28,8 +31,9 @@ from service.db import Database
 from service.domain.collections import fill_collection
 from service.domain.following import read_current_rows, read_next_rows
 from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
-from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job
-from service.domain.removal import index_file
+from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job, withdraw_job
+from service.domain.removal import index_file, remove_unneeded_files
+from service.domain.upgrades import upgrade_needs_workers
 from service.index.files import build_index, save_index
 from service.index.kinds import BuiltIndex, IndexKind, training_rows
 from service.index.protocol import Metric
@@ -44,6 +48,10 @@ events = logs.Events(__name__)
 
 _PROGRESS_SECONDS = 1.0
 _Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+class GaveWay(Exception):
+    """An upgrade needs the worker; the build is begun again later."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +76,15 @@ def build_generation_index(
     With `collections`, its collection is filled instead (`service.domain.collections`).
 
     Running it twice gives the same row: the second file replaces the first in one step. Its job records a failure.
-    One process builds at a time (hold the phase lock), so a job that still seems to run is one whose process died.
-    Raises `GenerationGone` soon after the generation was dropped.
+    One process builds at a time (hold the upgrade's phase lock, or without an upgrade the rebuild lock), so a job that
+    still seems to run is one whose process died. Raises `GenerationGone` soon after the generation was dropped, and
+    without an upgrade `GaveWay` soon after one needs a worker.
     """
     with database.session_scope() as session:
         end_jobs_left_running(session, generation_id)
         job_id = start_job(session, "index_build", gallery_id, generation_id, upgrade_id)
     try:
-        progress = _JobProgress(database, job_id)
+        progress = _JobProgress(database, job_id, gives_way=upgrade_id is None)
         if collections is not None:
             recorded = fill_collection(database, collections, settings, gallery_id, generation_id, progress)
             with database.session_scope() as session:
@@ -83,7 +92,7 @@ def build_generation_index(
             return recorded
         built = _build(database, settings, gallery_id, generation_id, progress)
         crash_point("index.built")
-        name = index_file(generation_id)
+        name = index_file(generation_id, job_id)
         digests: list[str] = []
         blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
         crash_point("index.published")
@@ -95,6 +104,8 @@ def build_generation_index(
             "recall_at_10": built.recall,
         }
         with database.session_scope() as session:
+            if not record_progress(session, job_id, {"done": built.rows, "total": built.rows}):
+                raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
             session.execute(
                 update(Generation)
                 .where(Generation.id == generation_id, Generation.state != "dropped")
@@ -107,20 +118,27 @@ def build_generation_index(
             )
             finish_job(session, job_id, result=parameters)
         crash_point("index.named")
+    except GaveWay as error:
+        with database.session_scope() as session:
+            withdraw_job(session, job_id, str(error))
+        raise
     except Exception as error:
         with database.session_scope() as session:
             finish_job(session, job_id, error=f"{type(error).__name__}: {error}")
         raise
+    remove_unneeded_files(database, blobs)
     events.info("index.published", generation_id=generation_id, **parameters)
     return parameters
 
 
 class _JobProgress:
-    """Records, about once a second, how many rows the index has, and stops a build that nobody wants any more."""
+    """Records, about once a second, how many rows the index has, and stops a build that nobody wants any more, or one
+    that `gives_way` when an upgrade needs the worker."""
 
-    def __init__(self, database: Database, job_id: int) -> None:
+    def __init__(self, database: Database, job_id: int, *, gives_way: bool) -> None:
         self._database = database
         self._job_id = job_id
+        self._gives_way = gives_way
         self._next = 0.0
 
     def __call__(self, done: int, total: int) -> None:
@@ -128,9 +146,10 @@ class _JobProgress:
             return
         self._next = time.monotonic() + _PROGRESS_SECONDS
         with self._database.session_scope() as session:
-            generation_id = record_progress(session, self._job_id, {"done": done, "total": total})
-            if session.get_one(Generation, generation_id).state == "dropped":
-                raise GenerationGone(f"Generation {generation_id} was dropped.")
+            if not record_progress(session, self._job_id, {"done": done, "total": total}):
+                raise GenerationGone("The generation was dropped.")
+            if self._gives_way and upgrade_needs_workers(session):
+                raise GaveWay("It gave way to an upgrade, and is begun again when that needs no worker.")
 
 
 def _build(

@@ -28,14 +28,10 @@ def start_job(session: Session, kind: str, gallery_id: int, generation_id: int |
     return job.id
 
 
-def record_progress(session: Session, job_id: int, progress: dict[str, Any]) -> int | None:
-    """Record how far a job is; return the generation that it works on."""
-    return session.scalar(
-        update(Job)
-        .where(Job.id == job_id)
-        .values(progress=progress, updated_at=func.now())
-        .returning(Job.generation_id)
-    )
+def record_progress(session: Session, job_id: int, progress: dict[str, Any]) -> bool:
+    """Record how far a job is; return whether it still runs, or its work is not wanted any more."""
+    running = update(Job).where(Job.id == job_id, Job.state == "running")
+    return session.scalar(running.values(progress=progress, updated_at=func.now()).returning(Job.id)) is not None
 
 
 def finish_job(
@@ -52,6 +48,15 @@ def finish_job(
             finished_at=func.now(),
             updated_at=func.now(),
         )
+    )
+
+
+def withdraw_job(session: Session, job_id: int, reason: str) -> None:
+    """Record that a job was given up for something more urgent: that is no failure."""
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(state="cancelled", error=reason, finished_at=func.now(), updated_at=func.now())
     )
 
 
@@ -73,11 +78,13 @@ def end_jobs_left_running(session: Session, generation_id: int) -> None:
 def cancel_job(session: Session, job_id: int) -> Job:
     """Give a training up; nothing of it is kept. A worker stops at its next step, and can register nothing any more.
 
-    Raises `NotCancellable` (409) for a job that has ended otherwise, or that an upgrade runs.
+    Raises `NotCancellable` (409) for a job that has ended otherwise, or that builds an index.
     """
     job = session.get(Job, job_id, with_for_update=True)
     if job is None or job.state == "cancelled":
         return get_job(session, job_id)
+    if job.kind != TRAINING and job.upgrade_id is None:
+        raise NotCancellable(f"Job {job_id} keeps the gallery's searches fast; a worker would begin it again.")
     if job.kind != TRAINING:
         raise NotCancellable(f"Job {job_id} is a part of an upgrade: cancel upgrade {job.upgrade_id}.")
     if job.state not in UNFINISHED:

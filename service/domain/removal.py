@@ -1,10 +1,11 @@
-"""Removing what dropped generations leave: their tables and their index files.
+"""Removing what is not needed any more: dropped generations' tables, and index files that nothing names.
 
 1. drop the table: waits for readers that took the generation before it was dropped, in a transaction of its own (crash
    point `removal.table` before it);
-2. remove the files (`removal.files` before it, `removal.done` after it).
-Cancel, rollback and finalize call it before they answer; a crash before or between leaves the rest to every worker's
-sweep.
+2. remove the files (`removal.files` before it, `removal.done` after it): those of dropped generations, those that a
+   newer one has replaced, and what a build that failed or died has left.
+Cancel, rollback and finalize call it before they answer, and an index build when it has ended; a crash before or
+between leaves the rest to every worker's sweep. A process that has a file mapped keeps it.
 """
 
 import re
@@ -22,7 +23,7 @@ from service.tables import drop_embeddings_table
 events = logs.Events(__name__)
 
 INDEX_FOLDER = "indexes"
-_INDEX_FILE = re.compile(r"generation_(\d+)\.")
+_INDEX_FILE = re.compile(r"generation_\d+\.(?:(?P<job_id>\d+)\.)?faiss")
 
 _DROPPED_WITH_TABLE = """
 SELECT id FROM generations WHERE state = 'dropped' AND to_regclass('embeddings_' || id) IS NOT NULL ORDER BY id
@@ -33,9 +34,9 @@ class StillRead(Unavailable):
     """A table could not be dropped in time, because something reads it."""
 
 
-def index_file(generation_id: int) -> str:
-    """Return the name of a generation's index file in the blob store."""
-    return f"{INDEX_FOLDER}/generation_{generation_id}.faiss"
+def index_file(generation_id: int, job_id: int) -> str:
+    """Return the name in the blob store of the index file that a job builds for a generation."""
+    return f"{INDEX_FOLDER}/generation_{generation_id}.{job_id}.faiss"
 
 
 def remove_dropped(database: Database, blobs: BlobStore, wait_seconds: float) -> None:
@@ -49,7 +50,7 @@ def remove_dropped(database: Database, blobs: BlobStore, wait_seconds: float) ->
         crash_point("removal.table")
         _drop_table(database, generation_id, wait_seconds)
     crash_point("removal.files")
-    _remove_files(database, blobs)
+    remove_unneeded_files(database, blobs)
     crash_point("removal.done")
 
 
@@ -67,14 +68,19 @@ def _drop_table(database: Database, generation_id: int, wait_seconds: float) -> 
     events.info("generation.removed", generation_id=generation_id)
 
 
-def _remove_files(database: Database, blobs: BlobStore) -> None:
-    """Remove index files, whole or half-written, of generations that have no table any more."""
-    found = {name: int(match[1]) for name in blobs.list_files(INDEX_FOLDER) if (match := _INDEX_FILE.match(name))}
+def remove_unneeded_files(database: Database, blobs: BlobStore) -> None:
+    """Remove index files, whole or half-written, that no stored generation names and no running job builds.
+
+    A file is named in the transaction that ends its job, and the files are listed before rows are looked at, so that
+    one that is about to be named is never removed.
+    """
+    found = [(name, match["job_id"]) for name in blobs.list_files(INDEX_FOLDER) if (match := _INDEX_FILE.match(name))]
     if not found:
         return
     with database.session_scope() as session:
-        stored = set(session.scalars(text("SELECT id FROM generations WHERE state <> 'dropped'")))
-    for name, generation_id in found.items():
-        if generation_id not in stored:
+        named = set(session.scalars(text("SELECT index_name FROM generations WHERE state <> 'dropped'")))
+        building = {str(id_) for id_ in session.scalars(text("SELECT id FROM jobs WHERE state = 'running'"))}
+    for name, job_id in found:
+        if f"{INDEX_FOLDER}/{name}" not in named and job_id not in building:
             blobs.delete_file(f"{INDEX_FOLDER}/{name}")
             events.info("index.file_removed", name=name)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from sqlalchemy import case, func, select, text, update
+from sqlalchemy import and_, case, func, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -233,6 +233,14 @@ def fail_upgrade(session: Session, upgrade_id: int, sentence: str) -> None:
     if State(upgrade.state) in WORKING | {State.READY}:
         change_state(session, upgrade_id, Action.FAIL, error=sentence, cutover_requested_at=None)
         events.warning("upgrade.failed", upgrade_id=upgrade_id, error=sentence)
+
+
+def upgrade_needs_workers(session: Session) -> bool:
+    """Return whether an upgrade has more to do than to stay ready: other long work gives way to it."""
+    wants_cutover = or_(Upgrade.cutover == "auto", Upgrade.cutover_requested_at.is_not(None))
+    working = and_(Upgrade.state.in_(WORKING), Upgrade.speed > 0)
+    query = select(Upgrade.id).where(or_(working, and_(Upgrade.state == State.READY, wants_cutover))).limit(1)
+    return session.scalar(query) is not None
 
 
 def unfinished_upgrades(session: Session) -> Sequence[int]:

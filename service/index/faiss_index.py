@@ -58,6 +58,10 @@ class _Sealed:
     def live_ids(self) -> Ids:
         return self._ids[self._live]
 
+    @property
+    def buried_count(self) -> int:
+        return len(self._ids) - self.live_count
+
     def bury(self, ids: Ids) -> None:
         """Make tombstones of those of (N,) ids that are here."""
         self._live[self._live_positions(ids)] = False
@@ -137,6 +141,11 @@ class FaissIndex:
     def tail_size(self) -> int:
         """How many rows are searched exhaustively; its owner may rebuild when this is large."""
         return len(self._tail)
+
+    @property
+    def tombstones(self) -> int:
+        """How many rows of the file are skipped by every search, because they were replaced or removed."""
+        return self._sealed.buried_count if self._sealed else 0
 
     def ids(self) -> Ids:
         """Return every id, ascending."""

@@ -20,14 +20,18 @@ from service.index.protocol import VectorIndex
 Ids = NDArray[np.int64]
 events = logs.Events(__name__)
 
+_OPENING_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class GenerationState:
-    """What the rows say about one generation; `is_next` while an open upgrade still derives it."""
+    """What the rows say about one generation; `is_next` while an open upgrade still derives it. `index_sha256` is the
+    digest of its index file, if it has one."""
 
     id: int
     version_name: str
     is_next: bool
+    index_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class GenerationSource(Protocol):
 
     def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration": ...
 
+    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None": ...
+
     def changes(self, served: "ServedGeneration", to_revision: int) -> Changes: ...
 
 
@@ -69,6 +75,7 @@ class ServedGeneration:
 
     `revision` is how far the index has followed the gallery; `pending` are live items without a current row here yet.
     Such rows come without a new revision, up to the moment of the cutover: `is_settled` once that was looked at.
+    `index_sha256` is the digest of the newest index file that was loaded here, or that could not be.
     """
 
     gallery_id: int
@@ -76,6 +83,7 @@ class ServedGeneration:
     version: Any
     index: VectorIndex
     revision: int
+    index_sha256: str | None = None
     pending: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     is_settled: bool = False
 
@@ -93,7 +101,12 @@ class _GalleryReplica:
 
 
 class Replicas:
-    """All galleries of this process, followed by one background thread and by the requests that write."""
+    """All galleries of this process, followed by one background thread and by the requests that write.
+
+    Once what there was at the start is loaded, another thread loads what appears, one index at a time, so that
+    following never waits for it: generations that are new, and newer index files of those that are held. While such a
+    file is loaded, and only then, memory holds two indexes of one generation.
+    """
 
     def __init__(self, source: GenerationSource, follow_every_seconds: float) -> None:
         self._source = source
@@ -104,10 +117,10 @@ class Replicas:
         self._last_failures: dict[str, str] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="replicas", daemon=True)
+        self._loading: threading.Thread | None = None
 
     def start(self) -> None:
-        """Load what is there, then follow in the background."""
-        self._follow_once()
+        """Load what is there and follow it, in the background."""
         self._thread.start()
 
     @property
@@ -117,8 +130,9 @@ class Replicas:
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=30)
+        for thread in (self._thread, self._loading):
+            if thread is not None and thread.is_alive():
+                thread.join(timeout=30)
 
     def active(self, gallery_id: int, generation_id: int | None) -> ServedGeneration:
         """Return the serving pair of the active generation; take it once per request. Loads it when it is new here.
@@ -158,6 +172,12 @@ class Replicas:
             with replica.lock:
                 self._apply(replica, state)
 
+    def fold_in(self, gallery_id: int) -> None:
+        """Load what has a newer index file than is held of it, and serve that instead."""
+        for state in self._source.galleries(only=gallery_id):
+            for generation in self._outdated(state):
+                self._fold_in(state, generation)
+
     def forget(self, gallery_id: int) -> None:
         """Let go of a deleted gallery."""
         with self._lock:
@@ -174,6 +194,7 @@ class Replicas:
             return self._galleries.setdefault(gallery_id, _GalleryReplica())
 
     def _follow(self) -> None:
+        self._try("replica.follow_failed", self._follow_once)
         while not self._stopping.wait(self._follow_every_seconds):
             self._try("replica.follow_failed", self._follow_once)
 
@@ -193,6 +214,56 @@ class Replicas:
         ]
         if all(followed):
             self._loaded.set()
+        to_load = [state.id for state in states if self._is_missing(state) or self._outdated(state)]
+        if to_load and (self._loading is None or not self._loading.is_alive()):
+            self._loading = threading.Thread(target=self._load_each, args=(to_load,), name="loading", daemon=True)
+            self._loading.start()
+
+    def _load_each(self, gallery_ids: list[int]) -> None:
+        for gallery_id in gallery_ids:
+            if not self._stopping.is_set():
+                self._try("replica.load_failed", partial(self._load, gallery_id), gallery_id=gallery_id)
+
+    def _load(self, gallery_id: int) -> None:
+        self.refresh(gallery_id, every_generation=True)
+        self.fold_in(gallery_id)
+
+    def _is_missing(self, state: GalleryState) -> bool:
+        held = self._replica(state.id).held
+        return any(generation.id not in held for generation in state.generations)
+
+    def _outdated(self, state: GalleryState) -> list[GenerationState]:
+        """Return the generations that are held here and have another index file than the one that was looked at."""
+        held = self._replica(state.id).held
+        with_file = [generation for generation in state.generations if generation.index_sha256 is not None]
+        return [g for g in with_file if g.id in held and held[g.id].index_sha256 != g.index_sha256]
+
+    def _fold_in(self, state: GalleryState, generation: GenerationState) -> None:
+        """Serve a generation from its newer index file.
+
+        The file follows the rows beside the index that serves. The replica's lock is held for what is missing then:
+        nothing that was found before, as by the request that wrote it, is missed after.
+        """
+        replica = self._replica(state.id)
+        served = replica.held.get(generation.id)
+        if served is None:
+            return
+        fresh = self._source.open_file(state.id, generation.id)
+        if fresh is None:
+            served.index_sha256 = generation.index_sha256
+            return
+        follow(self._source, fresh, served.revision, look_for_pending=True)
+        with replica.lock:
+            if replica.held.get(generation.id) is not served:
+                return  # dropped meanwhile
+            follow(self._source, fresh, served.revision, look_for_pending=not served.is_settled)
+            fresh.is_settled = served.is_settled
+            replica.held[generation.id] = fresh
+            if replica.active is served:
+                replica.active = fresh
+            if replica.next is served:
+                replica.next = fresh
+        events.info("replica.folded_in", gallery_id=state.id, generation_id=generation.id, rows=len(fresh.index))
 
     def _try(self, event: str, step: Callable[[], None], **fields: object) -> bool:
         """Run one step of a loop that must outlive any single failure: log it, and let the next round try again.
@@ -212,7 +283,8 @@ class Replicas:
         return True
 
     def _follow_gallery(self, replica: _GalleryReplica, state: GalleryState) -> None:
-        self._open_missing(replica, state, every_generation=True)
+        if not self.is_loaded:
+            self._open_missing(replica, state, every_generation=True)
         if replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
             try:
                 self._apply(replica, state)
@@ -220,12 +292,19 @@ class Replicas:
                 replica.lock.release()
 
     def _open_missing(self, replica: _GalleryReplica, state: GalleryState, every_generation: bool) -> None:
-        """Load the active generation, or every one, beside what is served: no query or write waits for it."""
-        with replica.opening:
+        """Load the active generation, or every one, beside what is served.
+
+        While another thread loads one for long, a request goes on without.
+        """
+        if not replica.opening.acquire(timeout=_OPENING_SECONDS):
+            return
+        try:
             for generation in state.generations:
                 wanted = every_generation or generation.id == state.active_generation_id
                 if wanted and generation.id not in replica.held:
                     replica.held[generation.id] = self._source.open(state.id, generation.id)
+        finally:
+            replica.opening.release()
 
     def _apply(self, replica: _GalleryReplica, state: GalleryState) -> None:
         """Bring what is held to `state`, and only then flip the references; the replica's lock is held."""

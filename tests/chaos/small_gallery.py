@@ -200,8 +200,8 @@ class SmallGallery:
             assert set(tables) == {generation.table for generation in stored}
             running = session.scalars(text("SELECT id FROM jobs WHERE state = 'running'")).all()
         assert running == []
-        files = {f"generation_{generation.id}.faiss" for generation in stored if generation.version.name == "v2"}
-        assert set(parts.blobs.list_files("indexes")) == files
+        files = [f"generation_{generation.id}" for generation in stored if generation.version.name == "v2"]
+        assert [name.split(".")[0] for name in parts.blobs.list_files("indexes")] == files
 
     def remove(self) -> None:
         if self.state in OPEN:

@@ -166,7 +166,7 @@ class Stage:
         found = self.everything(upgrade_id)
         stored = STORED.get(state, [OLD, NEW])
         assert found["tables"] == [ids[version] for version in stored]
-        files = {id_ for id_ in ids.values() if f"generation_{id_}.faiss" in found["files"]}
+        files = {id_ for id_ in ids.values() if f"generation_{id_}" in {name.split(".")[0] for name in found["files"]}}
         assert files == {row["id"] for row in found["generations"] if row["index_name"] and row["state"] != "dropped"}
         assert files >= ({ids[NEW]} if state in INDEXED else set())
         gallery = self.client.get(f"/v1/galleries/{answer['gallery']}").json()
@@ -258,7 +258,9 @@ def test_an_index_that_cannot_be_built_fails_the_upgrade_with_its_reason_and_a_r
 ) -> None:
     upgrade_id = stage.upgrade_in("indexing")
     generation_id = stage.client.get(f"/v1/upgrades/{upgrade_id}").json()["to_generation"]
-    in_the_way = Path(settings.blob_location.removeprefix("file://")) / f"{index_file(generation_id)}.part"
+    with stage.worker.database.session_scope() as session:
+        job_id = session.scalars(text("SELECT coalesce(max(id), 0) + 1 FROM jobs")).one()
+    in_the_way = Path(settings.blob_location.removeprefix("file://")) / f"{index_file(generation_id, job_id)}.part"
     in_the_way.mkdir(parents=True)
 
     stage.run_to(upgrade_id, "failed")

@@ -67,6 +67,7 @@ def first(client: TestClient) -> TestClient:
 def second(first: TestClient, settings: Settings) -> Iterator[Follower]:
     app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
     with TestClient(app, raise_server_exceptions=False) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
         yield Follower(client, app.state.parts)
 
 

@@ -36,7 +36,7 @@ def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
     upgrade_id = start_upgrade(gallery, "v2")
     cancelled: list[Future[Any]] = []
 
-    def cancel_meanwhile(session: Session, job_id: int, progress: dict[str, Any]) -> int | None:
+    def cancel_meanwhile(session: Session, job_id: int, progress: dict[str, Any]) -> bool:
         if not cancelled:
             cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
             wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")

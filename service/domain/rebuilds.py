@@ -1,0 +1,84 @@
+"""When a generation that takes the gallery's writes gets a new index file.
+
+Rows that changed since a file was built are searched exhaustively or skipped one by one, in every API process. A file
+is due when they are many, in number and against the rows in the file, or when a large generation has none. How many
+changed is bounded by how far the revision has moved, so that most generations are decided without a look at their
+items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what was
+missing.
+
+Builds do not follow one another without end: after one, its generation rests for as long as it took, and after one that
+failed or whose worker died, for `rebuild_pause_seconds` at least. None is due while an upgrade needs workers.
+"""
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service.domain.upgrades import upgrade_needs_workers
+from service.settings import Settings
+
+# Advisory lock (this, 0): one worker rebuilds at a time, so that the others are free.
+REBUILD_LOCK = 724_064
+
+# A job that seems to run and is not renewed is one whose worker died: it counts as failed.
+_CANDIDATES = """
+SELECT n.id, g.id, g.revision, coalesce(n.index_revision, 0), n.index_name IS NOT NULL, due.changes
+FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
+  SELECT CASE WHEN n.index_name IS NULL THEN :from_rows
+         ELSE greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint) END
+) due (changes)
+WHERE n.state = 'complete' AND g.revision - coalesce(n.index_revision, 0) >= due.changes
+  AND (CAST(:only AS bigint) IS NULL OR n.id = :only)
+  AND NOT EXISTS (
+    SELECT FROM jobs j WHERE j.gallery_id = g.id AND j.generation_id = n.id AND j.kind = 'index_build'
+      AND j.updated_at + greatest(j.updated_at - j.created_at, CASE WHEN j.state IN ('failed', 'running')
+        THEN make_interval(secs => :pause_seconds) ELSE '0 s' END) > now()
+  )
+ORDER BY n.id <> g.active_generation_id, n.id
+"""
+
+# Of a generation without a file only live items count: they are the rows that its file would have.
+_CHANGED = """
+SELECT count(*) FROM (
+  SELECT FROM items WHERE gallery_id = :gallery_id AND revision > :after AND (:has_file OR deleted_at IS NULL)
+  LIMIT :most
+) changed
+"""
+
+
+@dataclass(frozen=True)
+class DueRebuild:
+    gallery_id: int
+    generation_id: int
+
+
+@dataclass
+class Rebuilds:
+    """Finds what is due. `not_before` has, of generations that were not, the gallery's revision from which on they may
+    be: every revision changes one item at most."""
+
+    not_before: dict[int, int] = field(default_factory=dict)
+
+    def find_due(self, session: Session, settings: Settings, generation_id: int | None = None) -> DueRebuild | None:
+        """Return a generation whose file is due, or that one if its file is; active generations come first."""
+        if upgrade_needs_workers(session):
+            return None
+        parameters = {
+            "from_rows": settings.index_file_from_rows,
+            "after_changes": settings.rebuild_after_changes,
+            "after_share": settings.rebuild_after_share,
+            "pause_seconds": settings.rebuild_pause_seconds,
+            "only": generation_id,
+        }
+        for id_, gallery_id, revision, built_at, has_file, due_changes in session.execute(
+            text(_CANDIDATES), parameters
+        ).all():
+            if revision < self.not_before.get(id_, 0):
+                continue
+            since = {"gallery_id": gallery_id, "after": built_at, "has_file": has_file, "most": due_changes}
+            changed = session.scalars(text(_CHANGED), since).one()
+            if changed >= due_changes:
+                return DueRebuild(gallery_id, id_)
+            self.not_before[id_] = revision + due_changes - changed
+        return None

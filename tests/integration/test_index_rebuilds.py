@@ -1,0 +1,467 @@
+"""New index files for generations that take the gallery's writes: when one is built, and how API processes fold it in.
+
+The client's replica follows every 0.1 s and folds in by itself; a test builds as a worker would, when it says so.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from service.app import create_app
+from service.db import Database
+from service.domain import index_builds
+from service.domain.following import GenerationRows, read_next_rows
+from service.domain.rebuilds import REBUILD_LOCK
+from service.domain.upgrades import upgrade_needs_workers
+from service.index.faiss_index import BuiltIndex, FaissIndex
+from service.index.files import save_index
+from service.index.replica import Changes, ServedGeneration
+from service.queue import BUILD_INDEX
+from service.settings import Settings
+from tests.fakes import RecordingQueue
+from tests.networks import image_bytes
+from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade
+from tests.served import wait_for
+from tests.working import run_until
+from workers.app import WorkerParts
+from workers.rebuilding import rebuild_index
+from workers.sweep import sweep
+
+FROM_ROWS, AFTER_CHANGES = 10, 4
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(
+        update={
+            "index_file_from_rows": FROM_ROWS,
+            "rebuild_after_changes": AFTER_CHANGES,
+            "rebuild_after_share": 0.2,
+            "flat_below_rows": 0,
+        }
+    )
+
+
+@pytest.fixture
+def gallery(client: TestClient) -> TestClient:
+    """A client whose gallery `g` under v1 has as many images as make a file due, and can be upgraded to v2."""
+    create_upgradable_gallery(client)
+    post_images(client, range(FROM_ROWS))
+    return client
+
+
+def found(client: TestClient, seed: int = 0) -> list[str]:
+    return [neighbor["id"] for neighbor in search(client, seed, k=50)["neighbors"]]
+
+
+def is_nearest(client: TestClient, name: str, seed: int) -> bool:
+    """Whether a search for an image finds this item, and it is that very image."""
+    neighbor = search(client, seed, k=1)["neighbors"][0]
+    return bool(neighbor["id"] == name and neighbor["distance"] < 1e-2)
+
+
+def replace_image(client: TestClient, name: str, seed: int) -> None:
+    assert client.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(seed)))]).is_success
+
+
+def delete_image(client: TestClient, seed: int) -> None:
+    assert client.delete(f"/v1/galleries/g/items/image-{seed}.png").status_code == 204
+
+
+def due(worker: WorkerParts) -> int | None:
+    """Return the generation for which a sweep asks a new file."""
+    queue = RecordingQueue()
+    sweep(replace(worker, database=Database(worker.database.engine, queue)))
+    asked = [arguments[0] for task, arguments in queue.sent if task == BUILD_INDEX]
+    return asked[0] if asked else None
+
+
+def rebuild(worker: WorkerParts, client: TestClient) -> None:
+    """Build what is due, and wait until the client's replica serves it."""
+    generation_id = due(worker)
+    assert generation_id is not None
+    rebuild_index(worker, generation_id)
+    wait_for(lambda: served(client, generation_id).index_sha256 == row(worker, generation_id)["index_sha256"])
+
+
+def served(client: TestClient, generation_id: int | None = None) -> ServedGeneration:
+    """Return what the client's replica holds of a generation; of the active one by default."""
+    (replica,) = client.app.state.parts.replicas._galleries.values()  # type: ignore[attr-defined]  # untyped state
+    pair: ServedGeneration = replica.active if generation_id is None else replica.held[generation_id]
+    return pair
+
+
+def leftovers(index: FaissIndex) -> tuple[int, int]:
+    return index.tail_size, index.tombstones
+
+
+def row(worker: WorkerParts, generation_id: int) -> dict[str, Any]:
+    with worker.database.session_scope() as session:
+        query = text("SELECT to_jsonb(n) FROM generations n WHERE id = :id")
+        found: dict[str, Any] = session.scalars(query, {"id": generation_id}).one()
+        return found
+
+
+def jobs(client: TestClient) -> list[tuple[str, str]]:
+    return [(job["kind"], job["state"]) for job in client.get("/v1/jobs").json()["items"]]
+
+
+def let_jobs_rest(worker: WorkerParts, seconds: float) -> None:
+    """Let so much time pass for every job."""
+    query = text(
+        "UPDATE jobs SET created_at = created_at - make_interval(secs => :by),"
+        " updated_at = updated_at - make_interval(secs => :by)"
+    )
+    with worker.database.session_scope() as session:
+        session.execute(query, {"by": seconds})
+
+
+def test_a_file_is_due_when_a_gallery_is_large_enough_and_again_when_enough_of_it_changed(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    create_upgradable_gallery(client)
+    post_images(client, range(FROM_ROWS - 1))
+    assert due(worker) is None
+    delete_image(client, 0)
+    post_images(client, [20])
+    assert due(worker) is None  # eleven revisions, and nine items
+
+    post_images(client, [21])
+    rebuild(worker, client)
+    assert leftovers(served(client).index) == (0, 0)
+
+    replace_image(client, "image-1.png", 31)
+    post_images(client, [22])
+    delete_image(client, 2)
+    assert leftovers(served(client).index) == (2, 2)
+    assert due(worker) is None  # three changes
+    delete_image(client, 3)
+    let_jobs_rest(worker, 60)
+    assert due(worker) is not None
+
+
+def test_a_larger_gallery_waits_for_a_share_of_its_rows(gallery: TestClient, worker: WorkerParts) -> None:
+    post_images(gallery, range(10, 30))
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+
+    post_images(gallery, range(30, 35))
+    assert due(worker) is None
+    post_images(gallery, [35])  # the sixth of thirty
+
+    assert due(worker) is not None
+
+
+def test_items_that_change_over_and_over_are_no_more_than_they_are(gallery: TestClient, worker: WorkerParts) -> None:
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+    for seed in range(40, 50):
+        replace_image(gallery, "image-1.png", seed)
+
+    assert due(worker) is None  # ten revisions, and one item
+    (not_before,) = worker.rebuilds.not_before.values()
+
+    assert not_before == served(gallery).revision + AFTER_CHANGES - 1
+
+
+def test_a_rebuild_folds_tail_and_tombstones_in_and_changes_no_answer(
+    gallery: TestClient, worker: WorkerParts, settings: Settings
+) -> None:
+    rebuild(worker, gallery)
+    first = row(worker, 1)
+    replace_image(gallery, "image-1.png", 31)
+    delete_image(gallery, 2)
+    post_images(gallery, [50, 51, 52])
+    before = [search(gallery, seed, k=50)["neighbors"] for seed in (1, 2, 31, 50)]
+    assert leftovers(served(gallery).index) == (4, 2)
+    let_jobs_rest(worker, 60)
+
+    rebuild(worker, gallery)
+
+    assert leftovers(served(gallery).index) == (0, 0)
+    after = [search(gallery, seed, k=50)["neighbors"] for seed in (1, 2, 31, 50)]
+    for one, other in zip(before, after, strict=True):
+        assert [n["id"] for n in one] == [n["id"] for n in other]
+        assert [n["distance"] for n in one] == pytest.approx([n["distance"] for n in other], abs=1e-2)
+    second = row(worker, 1)
+    assert second["index_revision"] == served(gallery).revision > first["index_revision"]
+    assert [f"indexes/{name}" for name in worker.blobs.list_files("indexes")] == [second["index_name"]]
+    assert jobs(gallery) == [("index_build", "succeeded")] * 2
+
+
+def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_and_stays(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_file, changes = GenerationRows.open_file, GenerationRows.changes
+    rounds = iter(range(60, 99))
+    written: set[str] = set()
+    deleted: set[str] = set()
+
+    def write() -> None:
+        """Add an item, replace one and delete one; each is seen by the next query."""
+        seed = next(rounds)
+        post_images(gallery, [seed])
+        replace_image(gallery, "image-1.png", seed + 100)
+        delete_image(gallery, seed - 58)  # from 2 on
+        written.add(f"image-{seed}.png")
+        deleted.add(f"image-{seed - 58}.png")
+        check(seed)
+
+    def check(seed: int) -> None:
+        assert is_nearest(gallery, f"image-{seed}.png", seed)
+        assert is_nearest(gallery, "image-1.png", seed + 100)
+        everything = {f"image-{number}.png" for number in range(FROM_ROWS)} - deleted | written
+        assert set(found(gallery)) == everything
+
+    def write_and_read(*arguments: Any) -> Any:
+        if not written:
+            write()
+        return read_next_rows(*arguments)
+
+    def open_and_write(*arguments: Any) -> ServedGeneration | None:
+        opened = open_file(*arguments)
+        if threading.current_thread().name == "loading" and opened is not None and len(written) == 1:
+            write()  # the file is loaded, and the old index serves
+        return opened
+
+    def write_between(source: GenerationRows, following: ServedGeneration, to_revision: int) -> Changes:
+        found = changes(source, following, to_revision)
+        if threading.current_thread().name == "loading" and len(written) == 2:
+            write()  # the first pass of the file has read its changes, and the swap is still to come
+        return found
+
+    monkeypatch.setattr(index_builds, "read_next_rows", write_and_read)
+    monkeypatch.setattr(GenerationRows, "open_file", open_and_write)
+    monkeypatch.setattr(GenerationRows, "changes", write_between)
+    before = served(gallery).index
+    rebuild(worker, gallery)
+
+    assert len(written) == 3
+    assert served(gallery).index is not before
+    check(62)
+    with gallery_restarted(gallery) as restarted:
+        assert sorted(found(restarted)) == sorted(found(gallery))
+
+
+@contextmanager
+def gallery_restarted(client: TestClient) -> Iterator[TestClient]:
+    """A second process, started now, so that it loads the file and applies what came after."""
+    with TestClient(create_app(client.app.state.parts.settings)) as second:  # type: ignore[attr-defined]
+        wait_for(lambda: second.get("/readyz").status_code == 200)
+        yield second
+
+
+def test_searches_while_files_are_folded_in_are_never_without_an_item(gallery: TestClient, worker: WorkerParts) -> None:
+    expected = set(found(gallery))
+    stop = threading.Event()
+    wrong: list[set[str]] = []
+
+    def ask() -> None:
+        while not stop.is_set():
+            answer = set(found(gallery))
+            if not answer >= expected:
+                wrong.append(expected - answer)
+
+    asking = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in asking:
+        thread.start()
+    for start in (100, 110, 120):
+        rebuild(worker, gallery)
+        post_images(gallery, range(start, start + 10))
+        let_jobs_rest(worker, 60)
+    stop.set()
+    for thread in asking:
+        thread.join()
+
+    assert wrong == []
+    assert len(jobs(gallery)) == 3
+
+
+def test_one_that_fails_is_built_again_after_a_pause(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("the disk is full")
+
+    generation_id = due(worker)
+    assert generation_id is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(index_builds, "save_index", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            rebuild_index(worker, generation_id)
+    assert jobs(gallery) == [("index_build", "failed")]
+    assert gallery.get("/v1/jobs/1").json()["error"] == "OSError: the disk is full"
+
+    assert due(worker) is None
+    let_jobs_rest(worker, worker.settings.rebuild_pause_seconds + 1)
+    rebuild(worker, gallery)
+
+    assert jobs(gallery) == [("index_build", "failed"), ("index_build", "succeeded")]
+
+
+def test_a_build_is_followed_by_a_rest_as_long_as_itself(gallery: TestClient, worker: WorkerParts) -> None:
+    rebuild(worker, gallery)
+    post_images(gallery, range(20, 30))
+    with worker.database.session_scope() as session:
+        session.execute(text("UPDATE jobs SET created_at = updated_at - interval '100 s'"))
+
+    let_jobs_rest(worker, 90)
+    assert due(worker) is None
+    let_jobs_rest(worker, 20)
+
+    assert due(worker) is not None
+
+
+def test_one_worker_builds_at_a_time_and_what_another_has_built_is_not_built_again(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    generation_id = due(worker)
+    assert generation_id is not None
+
+    with worker.database.advisory_lock(REBUILD_LOCK, 0) as mine:
+        assert mine
+        rebuild_index(worker, generation_id)
+        assert jobs(gallery) == []
+    for _ in range(2):
+        rebuild_index(worker, generation_id)
+
+    assert jobs(gallery) == [("index_build", "succeeded")]
+
+
+def test_a_build_gives_way_to_an_upgrade_and_is_begun_again_when_that_is_ready(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrades: list[int] = []
+
+    def start_meanwhile(*arguments: Any) -> Any:
+        if not upgrades:
+            upgrades.append(start_upgrade(gallery, "v2", cutover="manual"))
+        return read_next_rows(*arguments)
+
+    generation_id = due(worker)
+    assert generation_id is not None
+    monkeypatch.setattr(index_builds, "read_next_rows", start_meanwhile)
+    rebuild_index(worker, generation_id)
+
+    assert jobs(gallery) == [("index_build", "cancelled")]
+    assert row(worker, generation_id)["index_name"] is None
+    let_jobs_rest(worker, 60)
+    assert due(worker) is None
+    run_until(worker, gallery, upgrades[0], "ready")
+    assert due(worker) == generation_id
+    with worker.database.session_scope() as session:
+        session.execute(text("UPDATE upgrades SET cutover_requested_at = now()"))
+        assert upgrade_needs_workers(session)
+    assert due(worker) is None
+
+
+def test_the_generation_that_is_kept_for_a_rollback_gets_a_file_after_the_active_one(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
+    run_until(worker, gallery, upgrade_id, "live")
+    wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
+    post_images(gallery, range(20, 24))
+    let_jobs_rest(worker, 60)
+
+    rebuild(worker, gallery)
+    assert (row(worker, 1)["index_name"], served(gallery).generation_id) == (None, 2)
+    rebuild(worker, gallery)
+
+    assert leftovers(served(gallery, 1).index) == leftovers(served(gallery, 2).index) == (0, 0)
+    gallery.post(f"/v1/upgrades/{upgrade_id}/rollback")
+    assert search(gallery, 1)["model_version"] == "v1"
+    assert is_nearest(gallery, "image-23.png", 23)
+
+
+def test_a_gallery_deleted_in_the_middle_of_a_build_ends_it_and_leaves_no_file(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_meanwhile(*arguments: Any) -> Any:
+        gallery.delete("/v1/galleries/g")
+        return read_next_rows(*arguments)
+
+    generation_id = due(worker)
+    assert generation_id is not None
+    monkeypatch.setattr(index_builds, "read_next_rows", delete_meanwhile)
+
+    rebuild_index(worker, generation_id)
+
+    assert due(worker) is None  # and the sweep has been round
+    assert worker.blobs.list_files("indexes") == []
+
+
+def test_a_file_that_is_damaged_is_left_alone_and_the_old_index_goes_on(
+    gallery: TestClient, worker: WorkerParts, settings: Settings
+) -> None:
+    rebuild(worker, gallery)
+    before = served(gallery).index
+    post_images(gallery, range(20, 30))
+    let_jobs_rest(worker, 60)
+    damage = damaging(settings)
+
+    damage(lambda: rebuild(worker, gallery))
+    post_images(gallery, [40])
+
+    assert served(gallery).index is before
+    assert is_nearest(gallery, "image-40.png", 40)
+    assert len(found(gallery)) == 21
+
+
+def damaging(settings: Settings) -> Callable[[Callable[[], None]], None]:
+    """Return what runs a build with the file cut short before anybody loads it."""
+
+    def run(build: Callable[[], None]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+
+            def save_half(built: BuiltIndex, path: Path) -> str:
+                digest = save_index(built, path)
+                path.write_bytes(path.read_bytes()[:-100])
+                return digest
+
+            patch.setattr(index_builds, "save_index", save_half)
+            build()
+
+    return run
+
+
+def test_a_file_that_is_replaced_while_it_is_about_to_be_loaded_costs_a_second_look_and_no_rows(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rebuild(worker, gallery)
+    post_images(gallery, range(20, 30))
+    let_jobs_rest(worker, 60)
+    parts = gallery.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    fetch = parts.blobs.fetch_file
+
+    def rebuild_first(*arguments: Any) -> Path:
+        monkeypatch.setattr(parts.blobs, "fetch_file", fetch)
+        rebuild_index(worker, 1)
+        path: Path = fetch(*arguments)
+        return path
+
+    monkeypatch.setattr(parts.blobs, "fetch_file", rebuild_first)
+    source = GenerationRows(parts.database, parts.blobs, parts.encoders, parts.settings)
+    opened = source.open_file(1, 1)
+
+    assert opened is not None
+    assert opened.index_sha256 == row(worker, 1)["index_sha256"]
+    assert len(opened.index) == 20
+
+
+def test_a_process_keeps_the_file_that_it_has_mapped_when_it_is_removed(
+    gallery: TestClient, worker: WorkerParts, settings: Settings
+) -> None:
+    rebuild(worker, gallery)
+
+    shutil.rmtree(Path(settings.blob_location.removeprefix("file://")) / "indexes")
+
+    assert len(found(gallery)) == FROM_ROWS
