@@ -76,8 +76,8 @@ def worker_with_servers(*, apart: bool = False, **own_settings: Any) -> Iterator
             data=Path(folder),
             database_url=servers.database_url,
             broker_url=servers.broker_url,
-            # By default an index in seconds: most of what is measured here ends before it.
-            **{"flat_below_rows": 10**9, **own_settings},
+            # By default an index in seconds, and none beside what is measured: most of it ends before one is needed.
+            **{"flat_below_rows": 10**9, "index_file_from_rows": 10**9, **own_settings},
         )
         engine = create_database_engine(servers.database_url)
         upgrade_database(engine)

@@ -136,8 +136,7 @@ class GenerationRows:
             ).all()
             touched_ids = np.array([id_ for id_, _ in touched], np.int64)
             live_ids = np.array([id_ for id_, live in touched if live], np.int64)
-            dead = difference(touched_ids, live_ids)
-            wanted = np.union1d(live_ids, difference(served.pending, dead))
+            wanted = np.sort(np.concatenate([live_ids, difference(served.pending, touched_ids)]))
             added, vectors = self._vectors(session, stored, wanted)
             return Changes(touched_ids, added, vectors, pending=difference(wanted, added))
 

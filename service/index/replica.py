@@ -338,5 +338,8 @@ def follow(source: GenerationSource, served: ServedGeneration, to_revision: int,
 
 
 def difference(ids: Sequence[int] | Ids, other: Sequence[int] | Ids) -> Ids:
-    """Return the sorted ids that are in the first and not in the second."""
-    return np.setdiff1d(np.asarray(ids, np.int64), np.asarray(other, np.int64), assume_unique=False)
+    """Return the sorted ids that are in the first and not in the second; neither has an id twice.
+
+    To find the unique ones of a million ids takes NumPy seconds.
+    """
+    return np.sort(np.setdiff1d(np.asarray(ids, np.int64), np.asarray(other, np.int64), assume_unique=True))
