@@ -15,6 +15,7 @@ from service.app import create_app
 from service.queue import celery_application
 from service.settings import Settings
 from workers.app import make_worker_parts
+from workers.rebuilding import rebuild_index
 from workers.upgrading import advance_upgrade
 
 Step = Callable[[Settings, int], None]
@@ -29,6 +30,11 @@ def advance(settings: Settings, upgrade_id: int) -> None:
     parts = make_worker_parts(settings, celery_application(settings))
     while advance_upgrade(parts, upgrade_id):
         pass
+
+
+def rebuild(settings: Settings, generation_id: int) -> None:
+    """Do what a worker does for a generation whose index file is due."""
+    rebuild_index(make_worker_parts(settings, celery_application(settings)), generation_id)
 
 
 def cancel(settings: Settings, upgrade_id: int) -> None:
@@ -52,9 +58,9 @@ def _post(settings: Settings, upgrade_id: int, action: str) -> None:
         client.post(f"/v1/upgrades/{upgrade_id}/{action}")
 
 
-def exit_code_of(step: Step, settings: Settings, upgrade_id: int, meanwhile: Callable[[], object] = int) -> int | None:
+def exit_code_of(step: Step, settings: Settings, row_id: int, meanwhile: Callable[[], object] = int) -> int | None:
     """Run a step in a process armed with `settings.crash_at` and call `meanwhile()` until it ends."""
-    process = _CONTEXT.Process(target=_run, args=(step, settings, upgrade_id), daemon=True)
+    process = _CONTEXT.Process(target=_run, args=(step, settings, row_id), daemon=True)
     process.start()
     ends = time.monotonic() + _DIES_SECONDS
     while process.is_alive() and time.monotonic() < ends:
@@ -65,6 +71,6 @@ def exit_code_of(step: Step, settings: Settings, upgrade_id: int, meanwhile: Cal
     return process.exitcode
 
 
-def _run(step: Step, settings: Settings, upgrade_id: int) -> None:
+def _run(step: Step, settings: Settings, row_id: int) -> None:
     crash_points.arm(settings.crash_at)
-    step(settings, upgrade_id)
+    step(settings, row_id)
