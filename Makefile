@@ -38,6 +38,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, s
 	$(BIN)/python -m benchmarks.scale --items 10000 --items 100000 --items 1000000
 	$(BIN)/python -m benchmarks.scale --items 200000 --workers 1 --workers 2 --workers 4
 	$(BIN)/python -m benchmarks.cutover
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.eta
 	$(BIN)/python -m benchmarks.judging
 	$(BIN)/python -m benchmarks.judging --items 50000 --repeats 3

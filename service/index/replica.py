@@ -168,7 +168,9 @@ class Replicas:
         """
         replica = self._replica(gallery_id)
         for state in self._source.galleries(only=gallery_id):
-            self._open_missing(replica, state, every_generation)
+            if self._open_missing(replica, state, every_generation):
+                self.refresh(gallery_id)  # what was written meanwhile is applied before it is served
+                return
             with replica.lock:
                 self._apply(replica, state)
 
@@ -212,7 +214,7 @@ class Replicas:
             )
             for state in states
         ]
-        if all(followed):
+        if all(followed) and not any(map(self._is_missing, states)):
             self._loaded.set()
         to_load = [state.id for state in states if self._is_missing(state) or self._outdated(state)]
         if to_load and (self._loading is None or not self._loading.is_alive()):
@@ -284,32 +286,37 @@ class Replicas:
 
     def _follow_gallery(self, replica: _GalleryReplica, state: GalleryState) -> None:
         if not self.is_loaded:
-            self._open_missing(replica, state, every_generation=True)
-        if replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
+            self.refresh(state.id, every_generation=True)
+        elif replica.lock.acquire(blocking=False):  # a request that is syncing it does the same work
             try:
                 self._apply(replica, state)
             finally:
                 replica.lock.release()
 
-    def _open_missing(self, replica: _GalleryReplica, state: GalleryState, every_generation: bool) -> None:
-        """Load the active generation, or every one, beside what is served.
+    def _open_missing(self, replica: _GalleryReplica, state: GalleryState, every_generation: bool) -> bool:
+        """Load the active generation, or every one, beside what is served; return whether there was one to load.
 
-        While another thread loads one for long, a request goes on without.
+        Where nothing is to be loaded nothing is waited for; and while another thread loads for long, a request goes on
+        without.
         """
-        if not replica.opening.acquire(timeout=_OPENING_SECONDS):
-            return
+        wanted = [g.id for g in state.generations if every_generation or g.id == state.active_generation_id]
+        if all(id_ in replica.held for id_ in wanted) or not replica.opening.acquire(timeout=_OPENING_SECONDS):
+            return False
         try:
-            for generation in state.generations:
-                wanted = every_generation or generation.id == state.active_generation_id
-                if wanted and generation.id not in replica.held:
-                    replica.held[generation.id] = self._source.open(state.id, generation.id)
+            for generation_id in wanted:
+                if generation_id not in replica.held:
+                    replica.held[generation_id] = self._source.open(state.id, generation_id)
         finally:
             replica.opening.release()
+        return True
 
     def _apply(self, replica: _GalleryReplica, state: GalleryState) -> None:
-        """Bring what is held to `state`, and only then flip the references; the replica's lock is held."""
-        if state.revision < replica.revision or state.active_generation_id not in replica.held:
-            return  # an older snapshot than what a request applied meanwhile, or still loading
+        """Bring what is held to `state`, and only then flip the references; the replica's lock is held.
+
+        While the active generation is still to be loaded here, the one that was active follows on, and answers.
+        """
+        if state.revision < replica.revision:
+            return  # an older snapshot than what a request applied meanwhile
         for generation in state.generations:
             served = replica.held.get(generation.id)
             if served is not None:
@@ -317,8 +324,10 @@ class Replicas:
                 served.is_settled = not generation.is_next
         upcoming = [replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held]
         replica.next = upcoming[0] if upcoming else None
-        replica.active = replica.held[state.active_generation_id]
         replica.revision = state.revision
+        if state.active_generation_id not in replica.held:
+            return
+        replica.active = replica.held[state.active_generation_id]
         for generation_id in set(replica.held) - {generation.id for generation in state.generations}:
             del replica.held[generation_id]
 

@@ -233,6 +233,58 @@ def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
+def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that_answers(
+    first: TestClient, second: Follower, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = start_upgrade(first, "v2", cutover="auto")
+    run_until(worker, first, upgrade_id, "live")
+    opened, opening, may_open = GenerationRows.open, threading.Event(), threading.Event()
+
+    def late(*arguments: Any) -> Any:
+        opening.set()
+        may_open.wait(60)
+        return opened(*arguments)
+
+    monkeypatch.setattr(GenerationRows, "open", late)
+    monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
+    polling = threading.Thread(target=second.poll)
+    polling.start()
+    opening.wait(60)
+    post_images(second.client, [20])
+
+    assert nearest(second.client, 20) == ("image-20.png", True)
+    assert search(second.client, 20)["model_version"] == "v1"
+    may_open.set()
+    polling.join()
+    assert nearest(second.client, 20) == ("image-20.png", True)
+    assert search(second.client, 20)["model_version"] == "v2"
+
+
+def test_a_process_that_still_loads_is_alive_takes_writes_and_refuses_searches(
+    first: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, may_open = GenerationRows.open, threading.Event()
+
+    def late(*arguments: Any) -> Any:
+        found = opened(*arguments)  # as the rows are before the write below
+        may_open.wait(60)
+        return found
+
+    monkeypatch.setattr(GenerationRows, "open", late)
+    monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
+    app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
+    with TestClient(app) as second:
+        health = second.get("/livez").status_code, second.get("/readyz").status_code
+        refused = second.post("/v1/galleries/g/search", content=image_bytes(0))
+        post_images(second, [20])
+        may_open.set()
+        wait_for(lambda: second.get("/readyz").status_code == 200)
+
+        assert nearest(second, 20) == ("image-20.png", True)
+    assert health == (200, 503)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
 def test_a_process_is_ready_when_every_gallery_is_loaded(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
