@@ -90,7 +90,8 @@ def get_gallery(name: NamePath, session: SessionDependency) -> GalleryView:
 
 @router.patch("/{name}")
 def change_gallery(name: NamePath, change: GalleryChange, session: SessionDependency) -> GalleryView:
-    """Ask for another kind of index. It takes effect when an index is next built for the gallery."""
+    """Ask for another kind of index. A worker soon builds it if there is an index file of another kind; otherwise it
+    takes effect when one is built."""
     return _view(galleries.describe_gallery(session, galleries.change_index(session, name, change.index)))
 
 

@@ -94,7 +94,10 @@ def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
 
 
 def change_index(session: Session, name: str, index: IndexOption) -> Gallery:
-    """Ask for another kind of index; the next one that is built is of it. Raises `UnknownGallery` (404)."""
+    """Ask for another kind of index; a worker soon builds one if there is a file of another kind.
+
+    Raises `UnknownGallery` (404).
+    """
     gallery = lock_gallery(session, get_gallery(session, name).id)
     gallery.index = index
     session.flush()

@@ -171,7 +171,7 @@ def _build(
         training = _sample(session, stored, training_rows(kind, dim, count), settings.batch_items).vectors
     built = build_index(metric, dim, _counted(rows(), count, progress), kind, training)
     crash_point("index.streamed")
-    recall = choose_width(built, metric, sample, rows())
+    recall = choose_width(built, metric, sample, _watched(rows(), count, progress))
     return _Built(built, gallery.revision, built.index.ntotal, recall)
 
 
@@ -188,6 +188,13 @@ def _counted(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], 
         yield ids, vectors
         done += len(ids)
         progress(done, total)
+
+
+def _watched(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], None]) -> Iterator[_Chunk]:
+    """Read the rows again when all are in the index, and stop when the build is not wanted any more."""
+    for chunk in rows:
+        yield chunk
+        progress(total, total)
 
 
 def _vectors(database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int) -> Iterator[_Chunk]:

@@ -1,10 +1,12 @@
 """When a generation that takes the gallery's writes gets a new index file.
 
 Rows that changed since a file was built are searched exhaustively or skipped one by one, in every API process. A file
-is due when they are many, in number and against the rows in the file, or when a large generation has none. How many
-changed is bounded by how far the revision has moved, so that most generations are decided without a look at their
-items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what was
-missing.
+is due when they are many, in number and against the rows in the file, when a large generation has none, or when the
+gallery asks for another kind of index than the file is of.
+
+How many changed is bounded by how far the revision has moved, so that most generations are decided without a look at
+their items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what
+was missing.
 
 Builds do not follow one another without end: after one, its generation rests for as long as it took, and after one that
 failed or whose worker died, for `rebuild_pause_seconds` at least. None is due while an upgrade needs workers.
@@ -26,6 +28,7 @@ _CANDIDATES = """
 SELECT n.id, g.id, g.revision, coalesce(n.index_revision, 0), n.index_name IS NOT NULL, due.changes
 FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
   SELECT CASE WHEN n.index_name IS NULL THEN :from_rows
+         WHEN g.index NOT IN ('auto', n.index_parameters->>'kind') THEN 0
          ELSE greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint) END
 ) due (changes)
 WHERE n.state = 'complete' AND g.revision - coalesce(n.index_revision, 0) >= due.changes

@@ -21,8 +21,9 @@ from service.domain import index_builds
 from service.domain.following import GenerationRows, read_next_rows
 from service.domain.rebuilds import REBUILD_LOCK
 from service.domain.upgrades import upgrade_needs_workers
-from service.index.faiss_index import BuiltIndex, FaissIndex
+from service.index.faiss_index import FaissIndex
 from service.index.files import save_index
+from service.index.kinds import BuiltIndex
 from service.index.replica import Changes, ServedGeneration
 from service.queue import BUILD_INDEX
 from service.settings import Settings
@@ -158,6 +159,22 @@ def test_a_larger_gallery_waits_for_a_share_of_its_rows(gallery: TestClient, wor
     post_images(gallery, [35])  # the sixth of thirty
 
     assert due(worker) is not None
+
+
+def test_a_file_is_due_when_the_gallery_asks_for_another_kind(gallery: TestClient, worker: WorkerParts) -> None:
+    rebuild(worker, gallery)
+    before = found(gallery)
+    let_jobs_rest(worker, 60)
+    assert due(worker) is None
+
+    assert gallery.patch("/v1/galleries/g", json={"index": "ivf"}).is_success
+    rebuild(worker, gallery)
+
+    assert row(worker, 1)["index_parameters"]["kind"] == "ivf"
+    assert found(gallery) == before
+    let_jobs_rest(worker, 60)
+    assert gallery.patch("/v1/galleries/g", json={"index": "auto"}).is_success
+    assert due(worker) is None
 
 
 def test_items_that_change_over_and_over_are_no_more_than_they_are(gallery: TestClient, worker: WorkerParts) -> None:
