@@ -154,9 +154,10 @@ class CollectionRows(GenerationRows):
         name = collection_name(gallery_id, generation_id)
         index = self._collections.open(name, metric, stored.vector_format.embedding_dim, kind)
         self._point_alias(gallery_id)
-        self._warm(stored)
+        served = ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
+        self._warm(served)
         events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, collection=True)
-        return ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
+        return served
 
     def changes(self, served: ServedGeneration, to_revision: int) -> Changes:
         """Bring the collection to the gallery's revision, unless another process has: nothing is left to apply here.

@@ -64,8 +64,9 @@ class Rebuilds:
     not_before: dict[int, int] = field(default_factory=dict)
 
     def find_due(self, session: Session, settings: Settings, generation_id: int | None = None) -> DueRebuild | None:
-        """Return a generation whose file is due, or that one if its file is; active generations come first."""
-        if upgrade_needs_workers(session):
+        """Return a generation whose file is due, or that one if its file is; active generations come first. A
+        collection in Milvus (`index_url`) needs no rebuild."""
+        if settings.index_url is not None or upgrade_needs_workers(session):
             return None
         parameters = {
             "from_rows": settings.index_file_from_rows,

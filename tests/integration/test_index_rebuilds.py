@@ -24,6 +24,7 @@ from service.domain.upgrades import upgrade_needs_workers
 from service.index.faiss_index import FaissIndex
 from service.index.files import save_index
 from service.index.kinds import BuiltIndex
+from service.index.protocol import VectorIndex
 from service.index.replica import Changes, ServedGeneration
 from service.queue import BUILD_INDEX
 from service.settings import Settings
@@ -100,7 +101,8 @@ def served(client: TestClient, generation_id: int | None = None) -> ServedGenera
     return pair
 
 
-def leftovers(index: FaissIndex) -> tuple[int, int]:
+def leftovers(index: VectorIndex) -> tuple[int, int]:
+    assert isinstance(index, FaissIndex)
     return index.tail_size, index.tombstones
 
 
