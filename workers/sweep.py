@@ -31,7 +31,7 @@ def sweep(parts: WorkerParts) -> None:
     with parts.database.session_scope() as session:
         upgrade_ids = unfinished_upgrades(session)
         job_ids = unfinished_trainings(session, parts.settings)
-        due = parts.rebuilds.find_due(session, parts.settings)
+        due = parts.rebuilds.find_due(session, parts.settings) if parts.collections is None else None
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     for job_id in job_ids:

@@ -154,10 +154,13 @@ class CollectionRows(GenerationRows):
         name = collection_name(gallery_id, generation_id)
         index = self._collections.open(name, metric, stored.vector_format.embedding_dim, kind)
         self._point_alias(gallery_id)
-        served = ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
-        self._warm(served)
+        self._warm(stored.version)
         events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, collection=True)
-        return served
+        return ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
+
+    def open_file(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:
+        """A file that was built before the galleries moved to Milvus is not served."""
+        return None
 
     def changes(self, served: ServedGeneration, to_revision: int) -> Changes:
         """Bring the collection to the gallery's revision, unless another process has: nothing is left to apply here.

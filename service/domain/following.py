@@ -19,7 +19,7 @@ from service.index.files import IndexFileError, build_index, load_index
 from service.index.protocol import Metric
 from service.index.replica import Changes, GalleryState, GenerationState, Ids, ServedGeneration, difference
 from service.settings import Settings
-from service.tables import Gallery, Generation
+from service.tables import Gallery, Generation, ModelVersion
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
@@ -116,7 +116,7 @@ class GenerationRows:
             live = _live_ids(session, served.gallery_id)
         served.pending = difference(live, served.index.ids())
         served.index.remove(difference(served.index.ids(), live))
-        self._warm(served)
+        self._warm(served.version)
         events.info(
             "replica.opened",
             gallery_id=served.gallery_id,
@@ -149,12 +149,12 @@ class GenerationRows:
         ids = np.concatenate([rows.item_id for rows in chunks])
         return ids, np.concatenate([rows.embedding for rows in chunks]).astype(np.float32)
 
-    def _warm(self, served: ServedGeneration) -> None:
+    def _warm(self, version: ModelVersion) -> None:
         """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
         try:
-            self._encoders.get(served.version)
+            self._encoders.get(version)
         except GalleryError as error:
-            events.warning("replica.encoder_unusable", model_version=served.version.name, error=error.message)
+            events.warning("replica.encoder_unusable", model_version=version.name, error=error.message)
 
 
 def read_current_rows(

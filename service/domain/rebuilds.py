@@ -25,13 +25,14 @@ REBUILD_LOCK = 724_064
 
 # A job that seems to run and is not renewed is one whose worker died: it counts as failed.
 _CANDIDATES = """
-SELECT n.id, g.id, g.revision, coalesce(n.index_revision, 0), n.index_name IS NOT NULL, due.changes
+SELECT n.id, g.id, g.revision, due.since, n.index_sha256 IS NOT NULL, due.changes
 FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
-  SELECT CASE WHEN n.index_name IS NULL THEN :from_rows
+  SELECT CASE WHEN n.index_sha256 IS NULL THEN 0 ELSE n.index_revision END,
+         CASE WHEN n.index_sha256 IS NULL THEN :from_rows
          WHEN g.index NOT IN ('auto', n.index_parameters->>'kind') THEN 0
          ELSE greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint) END
-) due (changes)
-WHERE n.state = 'complete' AND g.revision - coalesce(n.index_revision, 0) >= due.changes
+) due (since, changes)
+WHERE n.state = 'complete' AND g.revision - due.since >= due.changes
   AND (CAST(:only AS bigint) IS NULL OR n.id = :only)
   AND NOT EXISTS (
     SELECT FROM jobs j WHERE j.gallery_id = g.id AND j.generation_id = n.id AND j.kind = 'index_build'
@@ -64,9 +65,8 @@ class Rebuilds:
     not_before: dict[int, int] = field(default_factory=dict)
 
     def find_due(self, session: Session, settings: Settings, generation_id: int | None = None) -> DueRebuild | None:
-        """Return a generation whose file is due, or that one if its file is; active generations come first. A
-        collection in Milvus (`index_url`) needs no rebuild."""
-        if settings.index_url is not None or upgrade_needs_workers(session):
+        """Return a generation whose file is due, or that one if its file is; active generations come first."""
+        if upgrade_needs_workers(session):
             return None
         parameters = {
             "from_rows": settings.index_file_from_rows,
