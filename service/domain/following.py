@@ -75,7 +75,8 @@ class GenerationRows:
                 return None
             try:
                 path = self._blobs.fetch_file(name, self._settings.data / "index_cache")
-                index = load_index(path, metric, stored.vector_format.embedding_dim, sha256)
+                dim = stored.vector_format.embedding_dim
+                index = load_index(path, metric, dim, sha256, self._settings.device)
             except (IndexFileError, FileNotFoundError) as error:
                 events.warning("replica.index_file_unusable", generation_id=generation_id, error=str(error))
                 tried = sha256
@@ -101,7 +102,7 @@ class GenerationRows:
                 for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
             )
             built = build_index(metric, stored.vector_format.embedding_dim, vectors, "flat")
-        index = FaissIndex(metric, stored.vector_format.embedding_dim, built)
+        index = FaissIndex(metric, stored.vector_format.embedding_dim, built, self._settings.device)
         served = ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision)
         served.index_sha256 = generation.index_sha256
         return self._settled(served)

@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.gpu import rows_on
 from service.index.kinds import ApproximateRows, BuiltIndex, Scored
 from service.index.locks import ReadWriteLock
 from service.index.protocol import (
@@ -45,9 +46,9 @@ class _Sealed:
     k do; for queries with fewer, the codes are scanned.
     """
 
-    def __init__(self, metric: Metric, built: BuiltIndex) -> None:
+    def __init__(self, metric: Metric, built: BuiltIndex, device: str) -> None:
         self._metric = metric
-        self._rows = built.rows
+        self._rows = rows_on(device, built.rows)
         self._ids: Ids = faiss.vector_to_array(built.index.id_map)
         is_sorted = bool((self._ids[1:] > self._ids[:-1]).all())  # as a build streams them: then no copies are needed
         self._order = None if is_sorted else np.argsort(self._ids)
@@ -125,11 +126,12 @@ class _Sealed:
 
 
 class FaissIndex:
-    """`service.index.protocol.VectorIndex`; vectors have `dim` numbers."""
+    """`service.index.protocol.VectorIndex`; vectors have `dim` numbers. What can be searched on the device is
+    (`service.index.gpu`)."""
 
-    def __init__(self, metric: Metric, dim: int, sealed: BuiltIndex | None = None) -> None:
+    def __init__(self, metric: Metric, dim: int, sealed: BuiltIndex | None = None, device: str = "cpu") -> None:
         self._metric = metric
-        self._sealed = _Sealed(metric, sealed) if sealed is not None else None
+        self._sealed = _Sealed(metric, sealed, device) if sealed is not None else None
         self._tail = Tail(metric, dim)
         self._lock = ReadWriteLock()
 

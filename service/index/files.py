@@ -65,7 +65,7 @@ def save_index(built: BuiltIndex, path: Path) -> str:
     return digest
 
 
-def load_index(path: Path, metric: Metric, dim: int, sha256: str) -> FaissIndex:
+def load_index(path: Path, metric: Metric, dim: int, sha256: str, device: str = "cpu") -> FaissIndex:
     """Map a saved index into memory, to be searched as wide as when it was saved.
 
     Raises `IndexFileError` unless the file has exactly this digest: FAISS trusts what it reads, so that nothing is read
@@ -80,7 +80,7 @@ def load_index(path: Path, metric: Metric, dim: int, sha256: str) -> FaissIndex:
     if (index.d, index.metric_type) != (dim, faiss_metric(metric)):
         raise IndexFileError(f"The index file {path.name} is not one of {dim} dimensions and metric {metric}.")
     try:
-        return FaissIndex(metric, dim, BuiltIndex(index))
+        return FaissIndex(metric, dim, BuiltIndex(index), device)
     except ValueError as error:
         raise IndexFileError(f"The index file {path.name} is of no kind that is searched here.") from error
 

@@ -43,8 +43,8 @@ class Rows(ABC):
     kind: IndexKind
 
     def __init__(self, index: Any, owner: Any) -> None:
-        self._index = index
-        self._owner = owner
+        self.index = index
+        self.owner = owner
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Rows(ABC):
 
     def vectors(self, positions: NDArray[np.int64]) -> Vectors:
         """Return (N, D) float32 vectors, as the codes have them."""
-        found: Vectors = self._index.reconstruct_batch(positions)
+        found: Vectors = self.index.reconstruct_batch(positions)
         return found
 
     @abstractmethod
@@ -95,7 +95,7 @@ class FlatRows(Rows):
     kind = "flat"
 
     def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
-        scores, found = self._index.search(queries, k, params=faiss.SearchParameters(sel=selector))
+        scores, found = self.index.search(queries, k, params=faiss.SearchParameters(sel=selector))
         return scores, found
 
 
@@ -110,11 +110,11 @@ class GraphRows(ApproximateRows):
 
     @property
     def width(self) -> int:
-        return max(_EF_SEARCH[0], int(self._index.hnsw.efSearch))
+        return max(_EF_SEARCH[0], int(self.index.hnsw.efSearch))
 
     @width.setter
     def width(self, width: int) -> None:
-        self._index.hnsw.efSearch = width
+        self.index.hnsw.efSearch = width
 
     @property
     def widths(self) -> list[int]:
@@ -123,8 +123,8 @@ class GraphRows(ApproximateRows):
     @property
     def parameters(self) -> dict[str, Any]:
         return {
-            "links": self._index.hnsw.nb_neighbors(1),
-            "ef_construction": self._index.hnsw.efConstruction,
+            "links": self.index.hnsw.nb_neighbors(1),
+            "ef_construction": self.index.hnsw.efConstruction,
             "ef_search": self.width,
             "codes": "float16",
         }
@@ -136,7 +136,7 @@ class GraphRows(ApproximateRows):
         return width * _LINKS
 
     def search(self, queries: Vectors, k: int, width: int) -> Scored:
-        scores, found = self._index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=width))
+        scores, found = self.index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=width))
         return scores, found
 
     def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
@@ -152,44 +152,44 @@ class ListRows(ApproximateRows):
 
     @property
     def width(self) -> int:
-        return int(self._index.nprobe)
+        return int(self.index.nprobe)
 
     @width.setter
     def width(self, width: int) -> None:
-        self._index.nprobe = width
+        self.index.nprobe = width
 
     @property
     def widths(self) -> list[int]:
         doubled = [_FEWEST_LISTS_PROBED]
-        while doubled[-1] < self._index.nlist:
+        while doubled[-1] < self.index.nlist:
             doubled.append(2 * doubled[-1])
-        return [*doubled[:-1], self._index.nlist]
+        return [*doubled[:-1], self.index.nlist]
 
     @property
     def parameters(self) -> dict[str, Any]:
         codes = "8 bits" if self.kind == "ivf_sq8" else "float16"
-        return {"lists": self._index.nlist, "nprobe": self.width, "codes": codes}
+        return {"lists": self.index.nlist, "nprobe": self.width, "codes": codes}
 
     def width_for(self, count: int) -> int:
         """Measured on clustered and on smooth rows: more neighbours need about the root as many more lists, or, past
         the end of a cluster, a like number of rows each."""
-        lists = int(self._index.nlist)
+        lists = int(self.index.nlist)
         by_root = self.width * math.sqrt(max(1, count / _MEASURED_NEIGHBOURS))
-        by_rows = _ROWS_PER_NEIGHBOUR * count * lists / max(1, int(self._index.ntotal))
+        by_rows = _ROWS_PER_NEIGHBOUR * count * lists / max(1, int(self.index.ntotal))
         return min(lists, math.ceil(max(by_root, by_rows)))
 
     def rows_compared(self, width: int) -> int:
-        lists = int(self._index.nlist)
-        return lists + math.ceil(width * int(self._index.ntotal) / lists)
+        lists = int(self.index.nlist)
+        return lists + math.ceil(width * int(self.index.ntotal) / lists)
 
     def search(self, queries: Vectors, k: int, width: int) -> Scored:
         return self._probe(queries, k, nprobe=width, sel=None)
 
     def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
-        return self._probe(queries, k, nprobe=self._index.nlist, sel=selector)
+        return self._probe(queries, k, nprobe=self.index.nlist, sel=selector)
 
     def _probe(self, queries: Vectors, k: int, *, nprobe: int, sel: Any) -> Scored:
-        scores, found = self._index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=nprobe, sel=sel))
+        scores, found = self.index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=nprobe, sel=sel))
         return scores, found
 
 

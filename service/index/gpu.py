@@ -1,0 +1,84 @@
+"""Sealed indexes on an NVIDIA GPU, with the wheel `faiss-gpu` (the extra `gpu`).
+
+| kind | on the GPU | on the CPU |
+|---|---|---|
+| flat | searches without a filter, while there are no tombstones | the others: FAISS's GPU scans take no selector |
+| ivf, ivf_sq8 | every approximate search, with a filter too: it looks wider | exact scans with a filter or tombstones |
+| hnsw | | everything: FAISS has no graphs on a GPU |
+
+What goes on the CPU goes to the index that the file holds, which stays mapped beside the GPU's copy. FAISS's GPU
+indexes are not safe for concurrent searches, so these take turns.
+"""
+
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import faiss
+
+from service.index.kinds import FlatRows, ListRows, Rows, Scored
+from service.index.protocol import Vectors
+
+_MOST_NEIGHBOURS = 2048  # of one search, and lists probed: FAISS's limits on a GPU
+
+
+class _Copy:
+    """An index's copy on the device, one search at a time."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self._turn = threading.Lock()
+
+    def search(self, queries: Vectors, k: int, parameters: Any = None) -> Scored:
+        with self._turn:
+            scores, found = self._index.search(queries, k, params=parameters)
+        return scores, found
+
+
+class GpuFlatRows(FlatRows):
+    """Flat rows whose scans of every row run on the device."""
+
+    def __init__(self, rows: Rows, copy: Any) -> None:
+        super().__init__(rows.index, rows.owner)
+        self._copy = _Copy(copy)
+
+    def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
+        if selector is not None or k > _MOST_NEIGHBOURS:
+            return super().scan(queries, k, selector)
+        return self._copy.search(queries, k)
+
+
+class GpuListRows(ListRows):
+    """Lists that are searched on the device."""
+
+    def __init__(self, rows: Rows, copy: Any) -> None:
+        super().__init__(rows.index, rows.owner)
+        self._copy = _Copy(copy)
+
+    def _probe(self, queries: Vectors, k: int, *, nprobe: int, sel: Any) -> Scored:
+        if sel is not None or max(k, nprobe) > _MOST_NEIGHBOURS:
+            return super()._probe(queries, k, nprobe=nprobe, sel=sel)
+        return self._copy.search(queries, k, faiss.SearchParametersIVF(nprobe=nprobe))
+
+
+def rows_on(device: str, rows: Rows) -> Rows:
+    """Return the rows as they are searched on a device, named as torch does; as they are where FAISS cannot use it."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or faiss.get_num_gpus() == 0:
+        return rows
+    return with_copy(rows, lambda index: faiss.index_cpu_to_gpu(_resources(), int(number or 0), index))
+
+
+def with_copy(rows: Rows, copy: Callable[[Any], Any]) -> Rows:
+    """Return rows that are searched in a copy of their FAISS index, where its kind has searches that run there."""
+    if isinstance(rows, FlatRows):
+        return GpuFlatRows(rows, copy(rows.index))
+    if isinstance(rows, ListRows):
+        return GpuListRows(rows, copy(rows.index))
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _resources() -> Any:
+    return faiss.StandardGpuResources()
