@@ -99,17 +99,20 @@ def from_faiss(metric: Metric, scores: Vectors) -> Vectors:
 def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:
     """Return the k nearest columns of (Q, N) `distances`; `ids` is (N,) or (Q, N). Ties go to the smaller id."""
     queries, count = distances.shape
+    ids = np.broadcast_to(ids, distances.shape)
     found = np.full((queries, k), NO_ID, np.int64)
     nearest_distances = np.full((queries, k), np.inf, np.float32)
-    for row in range(queries):
-        row_ids = ids if ids.ndim == 1 else ids[row]
-        columns = np.arange(count)
-        if count > 4 * k:
+    if count <= 4 * k:
+        order = np.lexsort((ids, distances), axis=1)[:, :k]
+        found[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
+        nearest_distances[:, : order.shape[1]] = np.take_along_axis(distances, order, axis=1)
+    else:
+        for row in range(queries):
             kth = np.partition(distances[row], k - 1)[k - 1]
             columns = np.flatnonzero(distances[row] <= kth)  # every tie at the border takes part
-        order = columns[np.lexsort((row_ids[columns], distances[row, columns]))][:k]
-        found[row, : len(order)] = row_ids[order]
-        nearest_distances[row, : len(order)] = distances[row, order]
+            order = columns[np.lexsort((ids[row, columns], distances[row, columns]))][:k]
+            found[row, : len(order)] = ids[row, order]
+            nearest_distances[row, : len(order)] = distances[row, order]
     missing = ~np.isfinite(nearest_distances)  # also where a float32 overflowed
     found[missing], nearest_distances[missing] = NO_ID, np.inf
     return SearchResult(found, nearest_distances)
