@@ -34,16 +34,15 @@ from service import logs
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.following import GenerationRows, read_current_rows, read_next_rows
-from service.domain.generations import StoredGeneration, get_stored_generation, missing_between
+from service.domain.following import GenerationRows, sample_rows, stream_rows
+from service.domain.generations import get_stored_generation, missing_between
 from service.encoder import Encoders
 from service.errors import Unavailable
 from service.index.protocol import IndexAway, Metric
-from service.index.recall import Sample, find_others, measure_recall
+from service.index.recall import find_others, measure_recall
 from service.index.replica import Changes, GalleryState, Ids, ServedGeneration, difference
 from service.settings import Settings
 from service.tables import Gallery, Generation
-from service.vectors.rows import EmbeddingRows
 
 if TYPE_CHECKING:  # it imports pymilvus, which is only there where Milvus is used
     from service.index.milvus import Collections, MilvusIndex
@@ -325,7 +324,7 @@ def _fill(
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         total = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
         first_missing = missing_between(session, gallery_id, generation_id, 0, reached.gallery_revision)[1]
-        sample = _sample(session, stored, settings.recall_sample_items)
+        sample = sample_rows(session, stored, settings.recall_sample_items, settings.batch_items)
     # Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
     kind: Literal["flat", "hnsw"] = "flat" if gallery.index == "flat" else "hnsw"
     name = collection_name(gallery_id, generation_id)
@@ -333,7 +332,7 @@ def _fill(
     index = collections.create(name, metric, stored.vector_format.embedding_dim, kind)
 
     def rows() -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-        return _rows(database, stored, reached.gallery_revision, settings.batch_items)
+        return stream_rows(database, stored, reached.gallery_revision, settings.batch_items)
 
     count = _add_all(index, rows(), total, progress)
     if count:
@@ -370,31 +369,6 @@ def _add_all(
         count += len(ids)
         progress(count, total)
     return count
-
-
-def _rows(
-    database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
-) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-    """Stream current rows by item id, in short transactions."""
-    last = 0
-    while True:
-        with database.session_scope() as session:
-            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once)
-        if rows is None:
-            return
-        yield rows.item_id, rows.embedding.astype(np.float32)
-        last = int(rows.item_id[-1])
-
-
-def _sample(session: Session, stored: StoredGeneration, count: int) -> Sample:
-    """Return up to `count` of the generation's own rows, drawn at random."""
-    query = f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"
-    drawn = np.array(session.scalars(text(query), {"count": count}).all(), np.int64)
-    chunks = list(read_current_rows(session, stored, max(1, count), drawn))
-    if not chunks:
-        return Sample(np.empty(0, np.int64), np.empty((0, stored.vector_format.embedding_dim), np.float32))
-    rows = EmbeddingRows.concatenate(chunks)
-    return Sample(rows.item_id, rows.embedding.astype(np.float32))
 
 
 @contextmanager

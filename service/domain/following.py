@@ -17,6 +17,7 @@ from service.errors import GalleryError
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index
 from service.index.protocol import Metric
+from service.index.recall import Sample
 from service.index.replica import Changes, GalleryState, GenerationState, Ids, ServedGeneration, difference
 from service.settings import Settings
 from service.tables import Gallery, Generation, ModelVersion
@@ -182,6 +183,40 @@ def read_next_rows(
 
 def _embeddings_only(stored: StoredGeneration) -> VectorFormat:
     return VectorFormat(stored.vector_format.embedding_dim, None, stored.vector_format.dtype)
+
+
+def stream_rows(
+    database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
+) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+    """Give current rows of the revision or before, by item id: (n,) ids and (n, D) embeddings at a time, each from a
+    short transaction of its own."""
+    last = 0
+    while True:
+        with database.session_scope() as session:
+            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once)
+        if rows is None:
+            return
+        yield rows.item_id, rows.embedding.astype(np.float32)
+        last = int(rows.item_id[-1])
+
+
+def sample_rows(session: Session, stored: StoredGeneration, count: int, rows_at_once: int) -> Sample:
+    """Return up to `count` of the generation's own rows, drawn at random from all: ids come in the order of arrival,
+    and the first ones may be of one kind."""
+    drawn = session.scalars(
+        text(f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"), {"count": count}
+    ).all()
+    wanted = np.sort(np.array(drawn, np.int64))
+    ids = np.empty(len(wanted), np.int64)
+    vectors = np.empty((len(wanted), stored.vector_format.embedding_dim), np.float32)
+    filled = 0
+    for start in range(0, len(wanted), rows_at_once):
+        part = wanted[start : start + rows_at_once]
+        for rows in read_current_rows(session, stored, rows_at_once, part):
+            end = filled + len(rows.item_id)
+            ids[filled:end], vectors[filled:end] = rows.item_id, rows.embedding
+            filled = end
+    return Sample(ids[:filled], vectors[:filled])
 
 
 def _live_ids(session: Session, gallery_id: int) -> Ids:

@@ -22,22 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import text, update
-from sqlalchemy.orm import Session
 
 from service import logs
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
 from service.domain.collections import fill_collection
-from service.domain.following import read_current_rows, read_next_rows
-from service.domain.generations import GenerationGone, StoredGeneration, get_stored_generation
+from service.domain.following import sample_rows, stream_rows
+from service.domain.generations import GenerationGone, get_stored_generation
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job, withdraw_job
 from service.domain.removal import index_file, remove_unneeded_files
 from service.domain.upgrades import upgrade_needs_workers
 from service.index.files import build_index, save_index
 from service.index.kinds import BuiltIndex, IndexKind, training_rows
 from service.index.protocol import Metric
-from service.index.recall import Sample, choose_width
+from service.index.recall import choose_width
 from service.settings import Settings
 from service.tables import Gallery, Generation
 
@@ -160,15 +159,15 @@ def _build(
         stored = get_stored_generation(session, gallery_id, generation_id)
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
-        sample = _sample(session, stored, settings.recall_sample_items, settings.batch_items)
+        sample = sample_rows(session, stored, settings.recall_sample_items, settings.batch_items)
     dim = stored.vector_format.embedding_dim
     kind = _kind(gallery.index, count, settings)
 
     def rows() -> Iterator[_Chunk]:
-        return _vectors(database, stored, gallery.revision, settings.batch_items)
+        return stream_rows(database, stored, gallery.revision, settings.batch_items)
 
     with database.session_scope() as session:
-        training = _sample(session, stored, training_rows(kind, dim, count), settings.batch_items).vectors
+        training = sample_rows(session, stored, training_rows(kind, dim, count), settings.batch_items).vectors
     built = build_index(metric, dim, _counted(rows(), count, progress), kind, training)
     crash_point("index.streamed")
     recall = choose_width(built, metric, sample, _watched(rows(), count, progress))
@@ -195,33 +194,3 @@ def _watched(rows: Iterable[_Chunk], total: int, progress: Callable[[int, int], 
     for chunk in rows:
         yield chunk
         progress(total, total)
-
-
-def _vectors(database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int) -> Iterator[_Chunk]:
-    last = 0
-    while True:
-        with database.session_scope() as session:
-            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once)
-        if rows is None:
-            return
-        yield rows.item_id, rows.embedding.astype(np.float32)
-        last = int(rows.item_id[-1])
-
-
-def _sample(session: Session, stored: StoredGeneration, count: int, rows_at_once: int) -> Sample:
-    """Return up to `count` of the generation's own rows, drawn at random from all: ids come in the order of arrival,
-    and the first ones may be of one kind."""
-    drawn = session.scalars(
-        text(f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"), {"count": count}
-    ).all()
-    wanted = np.sort(np.array(drawn, np.int64))
-    ids = np.empty(len(wanted), np.int64)
-    vectors = np.empty((len(wanted), stored.vector_format.embedding_dim), np.float32)
-    filled = 0
-    for start in range(0, len(wanted), rows_at_once):
-        part = wanted[start : start + rows_at_once]
-        for rows in read_current_rows(session, stored, rows_at_once, part):
-            end = filled + len(rows.item_id)
-            ids[filled:end], vectors[filled:end] = rows.item_id, rows.embedding
-            filled = end
-    return Sample(ids[:filled], vectors[:filled])

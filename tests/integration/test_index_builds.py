@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.domain import index_builds
-from service.domain.following import read_next_rows
+from service.domain import following, index_builds
+from service.domain.following import read_next_rows, sample_rows
 from service.domain.generations import get_stored_generation
 from service.domain.jobs import record_progress
 from tests.networks import image_bytes
@@ -68,7 +68,7 @@ def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
                 assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
         return read_next_rows(*arguments)
 
-    monkeypatch.setattr(index_builds, "read_next_rows", write_after_the_first)
+    monkeypatch.setattr(following, "read_next_rows", write_after_the_first)
     run_until(worker, gallery, upgrade_id, "live")
 
     wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
@@ -114,8 +114,8 @@ def test_lists_are_learnt_from_rows_drawn_from_all(gallery: TestClient, worker: 
 
     with worker.database.session_scope() as session:
         stored = get_stored_generation(session, 1, 1)
-        drawn = [index_builds._sample(session, stored, 7, rows_at_once=3) for _ in range(8)]
-        every = index_builds._sample(session, stored, 100, rows_at_once=3)
+        drawn = [sample_rows(session, stored, 7, rows_at_once=3) for _ in range(8)]
+        every = sample_rows(session, stored, 100, rows_at_once=3)
 
     assert [sample.vectors.shape for sample in drawn] == [(7, 6)] * 8
     assert every.ids.tolist() == list(range(1, 21))

@@ -17,7 +17,7 @@ from sqlalchemy import text
 
 from service.app import create_app
 from service.db import Database
-from service.domain import index_builds
+from service.domain import following, index_builds
 from service.domain.following import GenerationRows, read_next_rows
 from service.domain.rebuilds import REBUILD_LOCK
 from service.domain.upgrades import upgrade_needs_workers
@@ -257,7 +257,7 @@ def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_an
             write()  # the first pass of the file has read its changes, and the swap is still to come
         return found
 
-    monkeypatch.setattr(index_builds, "read_next_rows", write_and_read)
+    monkeypatch.setattr(following, "read_next_rows", write_and_read)
     monkeypatch.setattr(GenerationRows, "open_file", open_and_write)
     monkeypatch.setattr(GenerationRows, "changes", write_between)
     before = served(gallery).index
@@ -367,7 +367,7 @@ def test_a_build_gives_way_to_an_upgrade_and_is_begun_again_when_that_is_ready(
 
     generation_id = due(worker)
     assert generation_id is not None
-    monkeypatch.setattr(index_builds, "read_next_rows", start_meanwhile)
+    monkeypatch.setattr(following, "read_next_rows", start_meanwhile)
     rebuild_index(worker, generation_id)
 
     assert jobs(gallery) == [("index_build", "cancelled")]
@@ -410,7 +410,7 @@ def test_a_gallery_deleted_in_the_middle_of_a_build_ends_it_and_leaves_no_file(
 
     generation_id = due(worker)
     assert generation_id is not None
-    monkeypatch.setattr(index_builds, "read_next_rows", delete_meanwhile)
+    monkeypatch.setattr(following, "read_next_rows", delete_meanwhile)
 
     rebuild_index(worker, generation_id)
 
