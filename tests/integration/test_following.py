@@ -263,9 +263,10 @@ def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that
 def test_a_process_that_still_loads_is_alive_takes_writes_and_refuses_searches(
     first: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, may_open = GenerationRows.open, threading.Event()
+    opened, opening, may_open = GenerationRows.open, threading.Event(), threading.Event()
 
     def late(*arguments: Any) -> Any:
+        opening.set()
         found = opened(*arguments)  # as the rows are before the write below
         may_open.wait(60)
         return found
@@ -274,6 +275,7 @@ def test_a_process_that_still_loads_is_alive_takes_writes_and_refuses_searches(
     monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
     app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
     with TestClient(app) as second:
+        opening.wait(60)  # in the background, so that no request does it
         health = second.get("/livez").status_code, second.get("/readyz").status_code
         refused = second.post("/v1/galleries/g/search", content=image_bytes(0))
         post_images(second, [20])
