@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
@@ -228,38 +228,37 @@ def _condition(value: object) -> dict[str, Any] | None:
     return condition
 
 
-@router.post("/{name}/search", openapi_extra=_BODY, responses=_REFUSALS)
+@router.post("/{name}/search", openapi_extra=_BODY, responses=_REFUSALS, response_model=ImageAnswer)
 def search_by_image(
     name: NamePath,
     image: Annotated[ImageQuery, Depends(_image_query, scope="function")],
     parts: PartsDependency,
     generation: Which = "active",
-) -> ImageAnswer:
+) -> Response:
     """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover."""
     query = Query(image.k, image.condition, generation, max_distance=image.max_distance, exclude_id=image.exclude_id)
     answer = search_image(parts.database, parts.encoders, parts.replicas, name, image.data, query)
-    return ImageAnswer(
+    view = ImageAnswer(
         model_version=answer.model_version,
         generation=answer.generation,
         revision=answer.revision,
         exact=answer.is_exact,
         neighbors=_views(name, answer)[0],
     )
+    return _written(view)
 
 
-@router.post("/{name}/search/vectors")
+@router.post("/{name}/search/vectors", response_model=BatchAnswer)
 def search_by_vectors(
     name: NamePath, body: VectorsQuery, parts: PartsDependency, generation: Which = "active"
-) -> BatchAnswer:
+) -> Response:
     """Return the nearest items of each vector, which must be of the answering generation's model version."""
     query = Query(body.k, body.filter, generation, body.model_version, body.max_distance, body.exclude_id)
     return _batch_answer(name, search_vectors(parts.database, parts.replicas, name, body.vectors, query))
 
 
-@router.post("/{name}/search/items")
-def search_by_items(
-    name: NamePath, body: ItemsQuery, parts: PartsDependency, generation: Which = "active"
-) -> BatchAnswer:
+@router.post("/{name}/search/items", response_model=BatchAnswer)
+def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, generation: Which = "active") -> Response:
     """Return the nearest items of each item, by its embedding in the answering generation; 404 for an unknown id, and
     409 for an item that an open upgrade has yet to bring to `generation=next`."""
     query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
@@ -267,14 +266,20 @@ def search_by_items(
     return _batch_answer(name, answer)
 
 
-def _batch_answer(gallery: str, answer: Answer) -> BatchAnswer:
-    return BatchAnswer(
+def _batch_answer(gallery: str, answer: Answer) -> Response:
+    view = BatchAnswer(
         model_version=answer.model_version,
         generation=answer.generation,
         revision=answer.revision,
         exact=answer.is_exact,
         neighbors=_views(gallery, answer),
     )
+    return _written(view)
+
+
+def _written(answer: BaseModel) -> Response:
+    """Return the answer as JSON, written in the thread that made it: FastAPI would check it again, in another one."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _views(gallery: str, answer: Answer) -> list[list[NeighborView]]:

@@ -194,7 +194,7 @@ def _embeddings_of(session: Session, served: ServedGeneration, items: dict[int, 
 def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, probe_for: _Probing) -> Answer:
     """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
     for _ in range(_ATTEMPTS):
-        with database.session_scope() as session:
+        with database.reading() as session:
             gallery = get_gallery(session, gallery_name)
         try:
             return _search_once(database, replicas, gallery, query, probe_for)
@@ -208,7 +208,7 @@ def _search(database: Database, replicas: Replicas, gallery_name: str, query: Qu
 def _search_once(database: Database, replicas: Replicas, gallery: Gallery, query: Query, probe_for: _Probing) -> Answer:
     served = _pair(replicas, gallery, query)
     probe = probe_for(served)
-    with database.session_scope() as session:
+    with database.reading() as session:
         allowed = None
         if query.condition is not None:
             allowed = _allowed(session, gallery.id, query.condition)
