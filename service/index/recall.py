@@ -14,7 +14,7 @@ from service.index.faiss_index import FaissIndex
 from service.index.kinds import ApproximateRows, BuiltIndex
 from service.index.protocol import Ids, Metric, VectorIndex, Vectors, exact_distances, nearest, normalized
 
-_WANTED_RECALL = 0.99
+_SHARE_OF_BEST = 0.995  # a query finds a little less than a row does, and 0.99 is wanted of queries
 _TIE_SHARE = 1e-5  # distances this close, relatively, differ by float32's rounding alone
 
 
@@ -29,10 +29,10 @@ class Sample:
 def choose_width(
     built: BuiltIndex, metric: Metric, sample: Sample, rows: Iterable[tuple[Ids, Vectors]], k: int = 10
 ) -> float:
-    """Give the index the narrowest width with a recall of 0.99, and return its recall@k on the sample.
+    """Give the index the narrowest width with 0.995 of the best recall, and return its recall@k on the sample.
 
-    Where none has that much (8-bit codes may not), the narrowest with 0.99 of the best. `rows` are all that the index
-    holds, read once. Every width is tried through `FaissIndex`, as it will be searched.
+    The best is almost 1, except for what 8-bit codes lose. `rows` are all that the index holds, read once. Every width
+    is tried through `FaissIndex`, as it will be searched.
     """
     index = FaissIndex(metric, sample.vectors.shape[1], built)
     approximate = built.rows
@@ -43,8 +43,7 @@ def choose_width(
         approximate.width = width
         answers.append(find_others(index, sample, k))
     recalls = measure_recall(metric, sample, answers, rows)
-    wanted = _WANTED_RECALL if max(recalls) >= _WANTED_RECALL else _WANTED_RECALL * max(recalls)
-    chosen = next(place for place, recall in enumerate(recalls) if recall >= wanted)
+    chosen = next(place for place, recall in enumerate(recalls) if recall >= _SHARE_OF_BEST * max(recalls))
     approximate.width = approximate.widths[chosen]
     return recalls[chosen]
 
