@@ -162,7 +162,9 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def _in_process(encoder: bytes, items: int, dim: int) -> Callable[[bytes], None]:
-    """Return a query without a service: decode, preprocess, φ, exact search."""
+    """Return a query without a service: decode, preprocess, φ, exact search. FAISS has one thread, as in the service:
+    more of them get in the way of φ's."""
+    faiss.omp_set_num_threads(1)
     network = load_encoder(encoder, output_dim=dim, input_size=32)
     preprocessing = Preprocessing.from_json(_PREPROCESSING)
     index = faiss.IndexFlatL2(dim)
