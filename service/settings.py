@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     query_batch_images: int = Field(default=32, ge=1)
     query_batch_wait_ms: float = Field(default=0.0, ge=0)
 
+    # Workers give way to queries and writes on the same machine: nice, from 0 to 19.
+    worker_nice: int = Field(default=10, ge=0, le=19)
+
     # Upgrades.
     batch_items: int = Field(default=20_000, ge=1)
     batches_at_once: int = Field(default=4, ge=1)  # in one worker; half of them compute, the others read and write

@@ -3,6 +3,7 @@
 One process per device, `--pool solo`: networks are loaded in the process that runs them, never before a fork.
 """
 
+import os
 import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -56,6 +57,7 @@ def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
 @lru_cache(maxsize=1)
 def worker_parts() -> WorkerParts:
     """Return this process's parts, made at the first task."""
+    os.nice(settings.worker_nice)
     share_cores(settings)
     return make_worker_parts(settings, app)
 
