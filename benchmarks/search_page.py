@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -83,26 +84,32 @@ def _draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     """A column for each size; a line for each engine, from its fastest setting to its most exact one."""
     figure = Figure(figsize=(1 + 5.5 * len(results), 9), layout="constrained")
     panels = figure.subplots(2, len(results), squeeze=False)
+    engines = [row["engine"] for result in results for row in result["rows"]]
+    colors = {index: f"C{number}" for number, index in enumerate(dict.fromkeys(map(_index_of, engines)))}
+    handles: dict[str, Artist] = {}
     for column, result in enumerate(results):
         for panel, rates, how in zip(
             panels[:, column], ("single", "batch"), ("one at a time", "batches of 64"), strict=True
         ):
-            _draw_panel(panel, result["rows"], rates)
+            _draw_panel(panel, result["rows"], rates, colors)
             panel.set_title(f"{result['items']:,} vectors, {how}")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+            drawn, names = panel.get_legend_handles_labels()
+            handles |= dict(zip(names, drawn, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
-def _draw_panel(panel: Axes, rows: Sequence[dict[str, Any]], rates: str) -> None:
+def _index_of(engine: str) -> str:
+    return engine.removeprefix("FAISS ").removeprefix("FaissIndex ")
+
+
+def _draw_panel(panel: Axes, rows: Sequence[dict[str, Any]], rates: str, colors: dict[str, str]) -> None:
     """The axis of recall is logarithmic in what is missed: between 0.99 and 1 lies what matters."""
-    colors: dict[str, str] = {}
     for name in dict.fromkeys(row["engine"] for row in rows):
         chosen = [row for row in rows if row["engine"] == name]
         missed = [max(1 - row["recall"], _LEAST_MISSED) for row in chosen]
         rate = [statistics.median(row[rates]) for row in chosen]
-        index = name.removeprefix("FAISS ").removeprefix("FaissIndex ")
-        color = colors.setdefault(index, f"C{len(colors)}")
+        color = colors[_index_of(name)]
         if name.startswith("FaissIndex"):
             panel.plot(missed, rate, "*", color=color, markersize=14, markeredgecolor="black", label=name)
         else:
