@@ -22,7 +22,7 @@ _TRUSTED_SECONDS = 1.0  # a connection that was in use so short ago lives
 def create_database_engine(url: str, pool_size: int = 20) -> Engine:
     """Return an engine on psycopg 3; a connection that died while idle is replaced, not raised.
 
-    Unlike with `pool_pre_ping`, one that was in use just before is not asked whether it lives: that was a tenth of a
+    Unlike with `pool_pre_ping`, one that was in use just before is not asked whether it lives, which takes a tenth of a
     query's time.
     """
     if url.startswith(("postgresql://", "postgres://")):

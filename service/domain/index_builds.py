@@ -85,38 +85,11 @@ def build_generation_index(
     try:
         progress = _JobProgress(database, job_id, gives_way=upgrade_id is None)
         if collections is not None:
-            recorded = fill_collection(database, collections, settings, gallery_id, generation_id, progress)
+            parameters = fill_collection(database, collections, settings, gallery_id, generation_id, progress)
             with database.session_scope() as session:
-                finish_job(session, job_id, result=recorded)
-            return recorded
-        built = _build(database, settings, gallery_id, generation_id, progress)
-        crash_point("index.built")
-        name = index_file(generation_id, job_id)
-        digests: list[str] = []
-        blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
-        crash_point("index.published")
-        parameters = {
-            "kind": built.index.rows.kind,
-            **built.index.rows.parameters,
-            "rows": built.rows,
-            "seconds": round(built.index.seconds, 3),
-            "recall_at_10": built.recall,
-        }
-        with database.session_scope() as session:
-            if not record_progress(session, job_id, {"done": built.rows, "total": built.rows}):
-                raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
-            session.execute(
-                update(Generation)
-                .where(Generation.id == generation_id, Generation.state != "dropped")
-                .values(
-                    index_name=name,
-                    index_sha256=digests[0],
-                    index_revision=built.revision,
-                    index_parameters=parameters,
-                )
-            )
-            finish_job(session, job_id, result=parameters)
-        crash_point("index.named")
+                finish_job(session, job_id, result=parameters)
+            return parameters
+        parameters = _build_file(database, blobs, settings, gallery_id, generation_id, job_id, progress)
     except GaveWay as error:
         with database.session_scope() as session:
             withdraw_job(session, job_id, str(error))
@@ -127,6 +100,47 @@ def build_generation_index(
         raise
     remove_unneeded_files(database, blobs)
     events.info("index.published", generation_id=generation_id, **parameters)
+    return parameters
+
+
+def _build_file(
+    database: Database,
+    blobs: BlobStore,
+    settings: Settings,
+    gallery_id: int,
+    generation_id: int,
+    job_id: int,
+    progress: "_JobProgress",
+) -> dict[str, Any]:
+    """Do steps 1 to 4; return what was recorded."""
+    built = _build(database, settings, gallery_id, generation_id, progress)
+    crash_point("index.built")
+    name = index_file(generation_id, job_id)
+    digests: list[str] = []
+    blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
+    crash_point("index.published")
+    parameters = {
+        "kind": built.index.rows.kind,
+        **built.index.rows.parameters,
+        "rows": built.rows,
+        "seconds": round(built.index.seconds, 3),
+        "recall_at_10": built.recall,
+    }
+    with database.session_scope() as session:
+        if not record_progress(session, job_id, {"done": built.rows, "total": built.rows}):
+            raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
+        session.execute(
+            update(Generation)
+            .where(Generation.id == generation_id, Generation.state != "dropped")
+            .values(
+                index_name=name,
+                index_sha256=digests[0],
+                index_revision=built.revision,
+                index_parameters=parameters,
+            )
+        )
+        finish_job(session, job_id, result=parameters)
+    crash_point("index.named")
     return parameters
 
 

@@ -27,6 +27,7 @@ from service.index.protocol import (
     exact_distances,
     from_faiss,
     nearest,
+    no_rows,
     normalized,
 )
 from service.index.tail import Tail
@@ -116,7 +117,7 @@ class _Sealed:
     def _gather(self, queries: Vectors, k: int, among: NDArray[np.bool_]) -> SearchResult:
         """Return the nearest `among` few rows, exactly."""
         rows = np.flatnonzero(among)
-        best = _nothing(queries)
+        best = no_rows(queries)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
             distances = exact_distances(self._metric, queries, self._rows.vectors(block))
@@ -178,7 +179,7 @@ class FaissIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         allowed = None if allowed is None else _ascending(allowed)
         with self._lock.reading(), _one_thread():
-            sealed = self._sealed.search(queries, k, allowed) if self._sealed else _nothing(queries)
+            sealed = self._sealed.search(queries, k, allowed) if self._sealed else no_rows(queries)
             tail = self._tail.search(queries, k, self._in_tail(allowed))
         merged = nearest(np.hstack([sealed.ids, tail.ids]), np.hstack([sealed.distances, tail.distances]), k)
         return replace(merged, is_exact=sealed.is_exact)
@@ -207,10 +208,6 @@ def _ascending(ids: Ids) -> Ids:
     is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
     once: Ids = ordered[is_first]
     return once
-
-
-def _nothing(queries: Vectors) -> SearchResult:
-    return SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
 
 
 @contextmanager

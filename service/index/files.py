@@ -3,9 +3,9 @@
 `save_index`, in order, each step with the crash point after it: 1. write under a temporary name in the same folder
 (`index.written`); 2. fsync (`index.synced`); 3. rename (`index.renamed`); 4. fsync the folder (`index.published`, which
 the caller passes).
-A crash after 1 or 2 leaves a `.part` file, which the next build of the same name overwrites; after 3, the whole file,
-which is not named in any row until its digest is. A file is never changed once it has its name: the next one replaces
-it, and processes that have the old one mapped keep it.
+A crash after 1 or 2 leaves a `.part` file; after 3, the whole file, which is not named in any row until its digest is.
+Every build has a name of its own, so a file is never changed once it has its name, and processes that have an older one
+mapped keep it. `service.domain.removal` removes what is left.
 """
 
 import hashlib

@@ -31,13 +31,14 @@ from service.index.protocol import (
     exact_distances,
     from_faiss,
     nearest,
+    no_rows,
     normalized,
 )
 
 Kind = Literal["flat", "hnsw"]
 
 _METRICS: dict[Metric, str] = {"l2": "L2", "cosine": "COSINE", "ip": "IP"}
-_HNSW = {"M": 32, "efConstruction": 80}  # as in service.index.files
+_HNSW = {"M": 32, "efConstruction": 80}  # as in service.index.kinds
 _EF_SEARCH = 64
 _COLLECTION_NOT_FOUND = 100
 _COLLECTION_NOT_LOADED = 101
@@ -261,7 +262,7 @@ class MilvusIndex:
 
     def _search_among(self, queries: Vectors, k: int, allowed: Ids) -> SearchResult:
         """Return the nearest among many rows, by expressions that name them."""
-        best = _nothing(queries)
+        best = no_rows(queries)
         for part in _parts(len(allowed), self._limits.ids_per_expression):
             found = self._search(queries, k, _is_among(allowed[part]))
             best = nearest(np.hstack([best.ids, found.ids]), np.hstack([best.distances, found.distances]), k)
@@ -305,10 +306,6 @@ def _is_among(ids: Ids) -> str:
 def _parts(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
-
-
-def _nothing(queries: Vectors) -> SearchResult:
-    return SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
 
 
 @contextmanager

@@ -116,3 +116,8 @@ def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:
     missing = ~np.isfinite(nearest_distances)  # also where a float32 overflowed
     found[missing], nearest_distances[missing] = NO_ID, np.inf
     return SearchResult(found, nearest_distances)
+
+
+def no_rows(queries: Vectors) -> SearchResult:
+    """Return what a search of nothing finds: (Q, 0), to be merged with."""
+    return SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
