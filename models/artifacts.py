@@ -214,6 +214,8 @@ def _load_onnx(data: bytes, device: str) -> _Loaded:
     options.log_severity_level = 4
     # A model may name files that hold its weights; without this, those below the working directory would be read.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    # Threads that wait for the next run spin for 10 ms and more, on cores that the database and other requests need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, "CUDAExecutionProvider")
