@@ -22,6 +22,7 @@ from models.artifacts import (
 from models.images import ImageRejected, decode_image, thumbnail_jpeg
 from models.normalize import l2_normalize
 from models.preprocessing import Preprocessing, preprocess_batch
+from models.threads import sharing_long_runs
 from service.blobs import BlobStore
 from service.errors import GalleryError, Unprocessable
 from service.micro_batching import MicroBatcher, QueryMetrics
@@ -164,7 +165,7 @@ class Encoders:
             side_information_model,
             self._settings.encode_batch_items,
             MicroBatcher(
-                embedding_model,
+                sharing_long_runs(embedding_model, preprocessing.size),
                 self._settings.query_batch_images,
                 self._settings.query_batch_wait_ms / 1000,
                 self._metrics,

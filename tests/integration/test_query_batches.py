@@ -20,8 +20,9 @@ from fastapi.testclient import TestClient
 from models.artifacts import Encoder
 from service.api.dependencies import Parts
 from service.app import create_app
-from service.encoder import Encoders, Vectors
+from service.encoder import Encoders, VersionEncoder, Vectors
 from service.settings import Settings
+from service.tables import ModelVersion
 from tests.networks import image_bytes, solid_image_bytes
 from tests.scenario import (
     create_gallery,
@@ -36,19 +37,27 @@ BLACK, WHITE = solid_image_bytes(0), solid_image_bytes(255)
 
 
 class HeldEncoders(Encoders):
-    """Encoders that note the size of each batch, and wait while they are held. A batch with a black image breaks them,
-    and a white image has an embedding that is not finite."""
+    """Encoders that, once loaded, note the size of each batch, and wait while they are held. A batch with a black image
+    breaks them, and a white image has an embedding that is not finite."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts.blobs, parts.settings, parts.query_metrics)
         self.batches: list[int] = []
         self.free = threading.Event()
         self.free.set()
+        self._is_loaded = False
+
+    def _load(self, version: ModelVersion) -> VersionEncoder:
+        encoder = super()._load(version)
+        self._is_loaded = True
+        return encoder
 
     def _network(self, digest: str, output_dim: int, input_size: int) -> Encoder:
         network = super()._network(digest, output_dim, input_size)
 
         def held(inputs: Vectors) -> Vectors:
+            if not self._is_loaded:
+                return network(inputs)
             self.batches.append(len(inputs))
             assert self.free.wait(PATIENCE)
             if (inputs == inputs.min(initial=-2.0)).all(axis=(1, 2, 3)).any():

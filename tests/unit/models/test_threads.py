@@ -1,0 +1,73 @@
+"""Small runs of an encoder stay in the thread that asks; long ones are shared by all."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from models.artifacts import Vectors
+from models.threads import sharing_long_runs
+
+THREADS = 3
+
+
+@pytest.fixture(autouse=True)
+def _team_of_three() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(before)
+
+
+class Recording:
+    """An encoder whose every image takes `seconds`; it notes how many threads a network would have had."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.threads: list[int] = []
+
+    def __call__(self, images: Vectors) -> Vectors:
+        time.sleep(self._seconds * len(images))
+        self.threads.append(torch.get_num_threads())
+        return images[:, :, 0, 0]
+
+
+def images(count: int) -> Vectors:
+    return np.arange(count * 3 * 4 * 4, dtype=np.float32).reshape(count, 3, 4, 4)
+
+
+@pytest.mark.parametrize(("seconds", "count", "threads"), [(0.0005, 1, 1), (0.0005, 64, THREADS), (0.02, 1, THREADS)])
+def test_a_run_is_shared_when_it_takes_long(seconds: float, count: int, threads: int) -> None:
+    recording = Recording(seconds)
+    encoder = sharing_long_runs(recording, 4)
+    recording.threads.clear()
+
+    encoder(images(count))
+
+    assert recording.threads == [threads]
+
+
+def test_what_a_network_gives_is_passed_on() -> None:
+    encoder = sharing_long_runs(lambda asked: asked[:, :, 0, 0], 4)
+
+    for count in (1, 200):
+        np.testing.assert_array_equal(encoder(images(count)), images(count)[:, :, 0, 0])
+
+
+def test_neither_this_thread_nor_others_keep_a_setting() -> None:
+    def failing(asked: Vectors) -> Vectors:
+        if len(asked) == 2:
+            raise RuntimeError
+        return asked[:, :, 0, 0]
+
+    encoder = sharing_long_runs(failing, 4)
+    encoder(images(1))
+    with pytest.raises(RuntimeError):
+        encoder(images(2))
+
+    assert torch.get_num_threads() == THREADS
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(torch.get_num_threads).result() == THREADS
