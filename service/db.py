@@ -50,6 +50,7 @@ class Database:
     def __init__(self, engine: Engine, queue: Sender) -> None:
         self.engine = engine
         self.queue = queue
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def session_scope(self, *, snapshot: bool = False) -> Iterator[Session]:
@@ -69,12 +70,11 @@ class Database:
                 self.queue.send(task_name, *arguments)
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Connection]:
         """Statements that only read, each of what is committed when it begins, without a transaction around them: one
         exchange with the server each, where a transaction of one statement takes three."""
-        engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        with Session(engine, expire_on_commit=False) as session:
-            yield session
+        with self._autocommit.connect() as connection:
+            yield connection
 
     @contextmanager
     def advisory_lock(self, space: int, id_: int, wait_seconds: float = 0.0) -> Iterator[bool]:
@@ -83,8 +83,7 @@ class Database:
         A crash frees it.
         """
         key = {"space": space, "id": id_ % 2**31}
-        with self.engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        with self._autocommit.connect() as connection:
             ends = time.monotonic() + wait_seconds
             while not (held := _try_lock(connection, key)) and time.monotonic() < ends:
                 time.sleep(_LOCK_POLL_SECONDS)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,8 @@ from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embe
 
 # What a gallery may ask for: a kind, or one that follows from its number of rows.
 IndexOption = Literal["auto", IndexKind]
+
+_SERVING = text("SELECT id, active_generation_id FROM galleries WHERE name = :name")
 
 
 class UnknownGallery(NotFound):
@@ -78,6 +80,17 @@ def get_gallery(session: Session, name: str) -> Gallery:
     if gallery is None:
         raise UnknownGallery(f"There is no gallery named {name!r}.")
     return gallery
+
+
+def find_serving(connection: Connection, name: str) -> tuple[int, int]:
+    """Return the ids of the gallery and of its active generation, or raise `UnknownGallery` (404).
+
+    For searches: to load the gallery's row as an object takes twice as long.
+    """
+    row = connection.execute(_SERVING, {"name": name}).one_or_none()
+    if row is None:
+        raise UnknownGallery(f"There is no gallery named {name!r}.")
+    return row.id, row.active_generation_id
 
 
 def list_galleries(session: Session, after_id: int, limit: int) -> list[Gallery]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, literal, select, text
+from sqlalchemy import Connection, func, literal, select, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -15,7 +15,7 @@ from service import logs
 from service.db import Database
 from service.domain.filters import compile_filter
 from service.domain.following import read_current_rows
-from service.domain.galleries import get_gallery
+from service.domain.galleries import find_serving
 from service.domain.generations import GenerationGone, get_stored_generation
 from service.domain.ingest import check_external_id
 from service.domain.items import UnknownItem
@@ -23,7 +23,7 @@ from service.encoder import Encoders
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import NotServed, Replicas, ServedGeneration, difference
-from service.tables import Gallery, Item, embeddings_table
+from service.tables import Item, embeddings_table
 from service.vectors.rows import Origin
 
 MAX_K = 1000
@@ -194,29 +194,31 @@ def _embeddings_of(session: Session, served: ServedGeneration, items: dict[int, 
 def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, probe_for: _Probing) -> Answer:
     """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
     for _ in range(_ATTEMPTS):
-        with database.reading() as session:
-            gallery = get_gallery(session, gallery_name)
+        with database.reading() as connection:
+            gallery_id, active_id = find_serving(connection, gallery_name)
         try:
-            return _search_once(database, replicas, gallery, query, probe_for)
+            return _search_once(database, replicas, gallery_id, active_id, query, probe_for)
         except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
-            events.info("search.repeated", gallery_id=gallery.id, reason=f"{type(error).__name__}: {error}")
+            events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
             with suppress(GenerationGone):
-                replicas.refresh(gallery.id)
+                replicas.refresh(gallery_id)
     raise Unavailable("The gallery's generations change just now; try again.")
 
 
-def _search_once(database: Database, replicas: Replicas, gallery: Gallery, query: Query, probe_for: _Probing) -> Answer:
-    served = _pair(replicas, gallery, query)
+def _search_once(
+    database: Database, replicas: Replicas, gallery_id: int, active_id: int, query: Query, probe_for: _Probing
+) -> Answer:
+    served = _pair(replicas, gallery_id, active_id, query)
     probe = probe_for(served)
-    with database.reading() as session:
+    with database.reading() as connection:
         allowed = None
         if query.condition is not None:
-            allowed = _allowed(session, gallery.id, query.condition)
+            allowed = _allowed(connection, gallery_id, query.condition)
         excluded = probe.own_ids
         if query.exclude_id is not None:
-            excluded = _excluded(session, gallery.id, query.exclude_id, len(probe.vectors))
+            excluded = _excluded(connection, gallery_id, query.exclude_id, len(probe.vectors))
         found = _nearest(served, probe.vectors, query, allowed, excluded)
-        neighbors = _describe(session, served.generation_id, found)
+        neighbors = _describe(connection, served.generation_id, found)
     return Answer(served.version.name, served.generation_id, served.revision, found.is_exact, neighbors)
 
 
@@ -245,33 +247,33 @@ def _without(found: SearchResult, excluded: Ids) -> SearchResult:
     )
 
 
-def _pair(replicas: Replicas, gallery: Gallery, query: Query) -> ServedGeneration:
+def _pair(replicas: Replicas, gallery_id: int, active_id: int, query: Query) -> ServedGeneration:
     if query.generation == "next":
-        served = replicas.next(gallery.id)
+        served = replicas.next(gallery_id)
         if served is None:
             raise NoNextGeneration("No open upgrade of this gallery has an index to ask yet.")
         return served
-    return replicas.active(gallery.id, gallery.active_generation_id)
+    return replicas.active(gallery_id, active_id)
 
 
-def _allowed(session: Session, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:
+def _allowed(connection: Connection, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:
     """Return the ids of the items that pass, in no order; as one value, since a row each takes longer than a search."""
     joined = func.string_agg(func.int8send(Item.id), literal(b""))
     query = select(joined).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))
-    return np.frombuffer(session.scalar(query) or b"", ">i8").astype(np.int64)
+    return np.frombuffer(connection.scalar(query) or b"", ">i8").astype(np.int64)
 
 
-def _excluded(session: Session, gallery_id: int, external_id: str, queries: int) -> Ids:
+def _excluded(connection: Connection, gallery_id: int, external_id: str, queries: int) -> Ids:
     """Return the item's id for each query, or no id when there is none."""
     check_external_id(external_id)
     query = select(Item.id).where(Item.gallery_id == gallery_id, Item.external_id == external_id)
-    return np.full(queries, session.scalar(query) or NO_ID, np.int64)
+    return np.full(queries, connection.scalar(query) or NO_ID, np.int64)
 
 
-def _describe(session: Session, generation_id: int, found: SearchResult) -> list[list[Neighbor]]:
+def _describe(connection: Connection, generation_id: int, found: SearchResult) -> list[list[Neighbor]]:
     """Return the found items as neighbours; one that was deleted since the index followed is left out."""
     ids = [int(id_) for id_ in np.unique(found.ids) if id_ >= 0]
-    rows = session.execute(
+    rows = connection.execute(
         text(
             "SELECT i.id, i.external_id, e.origin, i.label, i.metadata, i.thumbnail IS NOT NULL FROM items i"
             f" JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
@@ -279,7 +281,7 @@ def _describe(session: Session, generation_id: int, found: SearchResult) -> list
         ),
         {"ids": ids},
     )
-    items = {row[0]: row for row in rows}
+    items = {row[0]: row for row in rows.all()}
     return [
         [
             Neighbor(items[id_][1], float(distance), Origin(items[id_][2]).label, *items[id_][3:])
