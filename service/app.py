@@ -28,6 +28,7 @@ from service.blobs import BlobStore
 from service.db import Database, create_database_engine
 from service.domain.collections import CollectionRows, connect_collections
 from service.domain.following import GenerationRows
+from service.domain.query_samples import QuerySamples
 from service.encoder import Encoders
 from service.index.replica import Replicas
 from service.micro_batching import QueryMetrics
@@ -55,7 +56,8 @@ def make_parts(settings: Settings) -> Parts:
         else CollectionRows(database, blobs, encoders, settings, collections)
     )
     replicas = Replicas(source, settings.follow_every_seconds)
-    return Parts(settings, database, blobs, encoders, replicas, query_metrics, image_queries, collections)
+    samples = QuerySamples(database, settings.query_sample_items)
+    return Parts(settings, database, blobs, encoders, replicas, samples, query_metrics, image_queries, collections)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -65,8 +67,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parts = app.state.parts = make_parts(settings)
         await run_in_threadpool(parts.replicas.start)
+        parts.query_samples.start()
         yield
         await run_in_threadpool(parts.replicas.stop)
+        await run_in_threadpool(parts.query_samples.stop)
         if parts.collections is not None:
             parts.collections.close()
         parts.database.engine.dispose()

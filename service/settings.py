@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     rebuild_after_share: float = Field(default=0.1, ge=0)
     rebuild_pause_seconds: float = Field(default=300.0, ge=0)  # after a build that failed or whose worker died
     follow_every_seconds: float = 0.5
-    recall_sample_items: int = 200
+    # An index's width is chosen by so many of the queries that are kept of a gallery, or of its rows.
+    recall_sample_items: int = Field(default=200, ge=1)
+    query_sample_items: int = Field(default=1_000, ge=0)
     evaluation_sample_items: int = 2_000
 
     @property

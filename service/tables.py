@@ -280,6 +280,23 @@ class Job(Base):
     __table_args__ = (Index("ix_jobs_unfinished", "id", postgresql_where=text("state IN ('queued', 'running')")),)
 
 
+class QuerySample(Base):
+    """One of the queries that a gallery was asked by image or by vector, drawn at random, as the model version that
+    answered has it.
+
+    `vector` is (D,) float32, little-endian. A later query takes a random `slot` of a fixed number, so that the sample
+    is bounded and stays fresh (`service.domain.query_samples`).
+    """
+
+    __tablename__ = "query_samples"
+
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id, ondelete="CASCADE"), primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class IdempotencyKey(Base):
     """The answer to a POST that carried `Idempotency-Key`; `status` is null while the request runs."""
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.query_samples import QuerySamples
 from service.encoder import Encoders
 from service.index.replica import Replicas
 from service.micro_batching import QueryMetrics
@@ -34,6 +35,7 @@ class Parts:
     blobs: BlobStore
     encoders: Encoders
     replicas: Replicas
+    query_samples: QuerySamples
     query_metrics: QueryMetrics
     image_queries: Admission
     collections: "Collections | None"

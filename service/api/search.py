@@ -237,7 +237,7 @@ def search_by_image(
 ) -> Response:
     """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover."""
     query = Query(image.k, image.condition, generation, max_distance=image.max_distance, exclude_id=image.exclude_id)
-    answer = search_image(parts.database, parts.encoders, parts.replicas, name, image.data, query)
+    answer = search_image(parts.database, parts.encoders, parts.replicas, parts.query_samples, name, image.data, query)
     view = ImageAnswer(
         model_version=answer.model_version,
         generation=answer.generation,
@@ -254,7 +254,8 @@ def search_by_vectors(
 ) -> Response:
     """Return the nearest items of each vector, which must be of the answering generation's model version."""
     query = Query(body.k, body.filter, generation, body.model_version, body.max_distance, body.exclude_id)
-    return _batch_answer(name, search_vectors(parts.database, parts.replicas, name, body.vectors, query))
+    answer = search_vectors(parts.database, parts.replicas, parts.query_samples, name, body.vectors, query)
+    return _batch_answer(name, answer)
 
 
 @router.post("/{name}/search/items", response_model=BatchAnswer)

@@ -19,6 +19,7 @@ from service.domain.galleries import find_serving
 from service.domain.generations import GenerationGone, get_stored_generation
 from service.domain.ingest import check_external_id
 from service.domain.items import UnknownItem
+from service.domain.query_samples import QuerySamples
 from service.encoder import Encoders
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
@@ -100,23 +101,35 @@ _Probing = Callable[[ServedGeneration], _Probe]
 
 
 def search_image(
-    database: Database, encoders: Encoders, replicas: Replicas, gallery: str, data: bytes, query: Query
+    database: Database,
+    encoders: Encoders,
+    replicas: Replicas,
+    samples: QuerySamples,
+    gallery: str,
+    data: bytes,
+    query: Query,
 ) -> Answer:
-    """Return the nearest items of an image, encoded by the generation's own model version."""
+    """Return the nearest items of an image, encoded by the generation's own model version; `samples` may keep it."""
     image = encoders.decode(data)
-    return _search(
-        database,
-        replicas,
-        gallery,
-        query,
-        lambda served: _Probe(encoders.get(served.version).encode_embedding([image])),
-    )
+
+    def encoded(served: ServedGeneration) -> _Probe:
+        vectors = encoders.get(served.version).encode_embedding([image])
+        samples.note(served.gallery_id, served.version.id, vectors)
+        return _Probe(vectors)
+
+    return _search(database, replicas, gallery, query, encoded)
 
 
 def search_vectors(
-    database: Database, replicas: Replicas, gallery: str, vectors: Sequence[Sequence[float]], query: Query
+    database: Database,
+    replicas: Replicas,
+    samples: QuerySamples,
+    gallery: str,
+    vectors: Sequence[Sequence[float]],
+    query: Query,
 ) -> Answer:
-    """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer."""
+    """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer. `samples` may
+    keep them."""
 
     def checked(served: ServedGeneration) -> _Probe:
         if query.model_version not in (None, served.version.name):
@@ -131,6 +144,7 @@ def search_vectors(
             array = np.asarray(vectors, np.float32)
         if not np.isfinite(array).all():
             raise InvalidQuery("Query vectors are finite numbers within float32.")
+        samples.note(served.gallery_id, served.version.id, array)
         return _Probe(array)
 
     return _search(database, replicas, gallery, query, checked)

@@ -1,0 +1,388 @@
+"""The sample that is kept of a gallery's queries: what gets into it and what goes, through deletions and outages."""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import psycopg
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import make_url, text
+
+from service.api.dependencies import Parts
+from service.db import Database, create_database_engine
+from service.domain import query_samples
+from service.domain.cutover import request_cutover
+from service.domain.galleries import create_gallery, delete_gallery
+from service.domain.query_samples import QuerySamples, read_query_sample
+from service.domain.registry import delete_version
+from service.index.protocol import Vectors
+from service.tables import ModelVersion
+from tests.fakes import RecordingQueue
+from tests.networks import image_bytes
+from tests.scenario import DIMS, create_upgradable_gallery, post_images, search, start_upgrade
+from tests.served import wait_for
+from tests.working import run_until
+from workers.app import WorkerParts
+
+DIM = 2
+
+
+@pytest.fixture
+def database(database: Database) -> Database:
+    """A database with model versions 1 and 2, and galleries 1 and 2 under the first."""
+    with database.session_scope() as session:
+        for name in ("v1", "v2"):
+            session.add(
+                ModelVersion(
+                    name=name,
+                    embedding_dim=DIM,
+                    normalize=False,
+                    preprocessing={},
+                    embedding_model_digest=name,
+                    embedding_model_kind="onnx",
+                )
+            )
+        session.flush()  # galleries look for it
+        for name in ("g", "h"):
+            create_gallery(session, name, "v1", "l2", "float16", thumbnails=False)
+    return database
+
+
+@pytest.fixture
+def second(database: Database) -> Iterator[Database]:
+    """The same database, as another process connects to it."""
+    engine = create_database_engine(database.engine.url.render_as_string(hide_password=False))
+    yield Database(engine, RecordingQueue())
+    engine.dispose()
+
+
+def kept(database: Database, gallery_id: int = 1, version_id: int = 1, limit: int = 10_000) -> Vectors:
+    with database.session_scope() as session:
+        return read_query_sample(session, gallery_id, version_id, DIM, limit)
+
+
+def numbered(start: int, stop: int) -> Vectors:
+    """Return vectors that tell by their first number which they are."""
+    return np.stack([np.arange(start, stop), np.full(stop - start, 0.1)], axis=1).astype(np.float32)
+
+
+def numbers(vectors: Vectors) -> list[int]:
+    return sorted(int(number) for number in vectors[:, 0])
+
+
+def test_queries_are_read_back_as_they_were_when_they_were_noted(database: Database) -> None:
+    samples = QuerySamples(database, slots=1_000)
+    asked = numbered(0, 7)
+
+    samples.note(1, 1, asked)
+    asked[:] = 0
+    samples.note(1, 1, numbered(7, 10))
+    samples.note(1, 2, numbered(20, 21))
+    samples.write()
+
+    vectors = kept(database)
+    assert vectors.dtype == np.float32
+    np.testing.assert_array_equal(vectors[np.argsort(vectors[:, 0])], numbered(0, 10))
+    assert numbers(kept(database, version_id=2)) == [20]
+    assert kept(database, gallery_id=2).shape == (0, DIM)
+
+
+def test_a_part_of_the_sample_is_drawn_anew_each_time(database: Database) -> None:
+    samples = QuerySamples(database, slots=1_000)
+    samples.note(1, 1, numbered(0, 100))
+    samples.write()
+
+    drawn = [numbers(kept(database, limit=10)) for _ in range(20)]
+
+    assert all(len(set(part)) == 10 for part in drawn)
+    assert len({number for part in drawn for number in part}) > 50
+
+
+def test_the_sample_is_bounded_and_new_queries_take_the_place_of_old_ones(database: Database) -> None:
+    samples = QuerySamples(database, slots=40)
+
+    samples.note(1, 1, numbered(0, 1_000))
+    samples.write()
+    first = numbers(kept(database))
+    samples.note(1, 1, numbered(1_000, 1_010))
+    samples.write()
+    second = numbers(kept(database))
+    for start in range(2_000, 3_000, 10):
+        samples.note(1, 1, numbered(start, start + 10))
+        samples.write()
+
+    assert len(set(first)) == 40
+    assert set(second) - set(first) == set(range(1_000, 1_010))
+    last = numbers(kept(database))
+    assert len(set(last)) == 40
+    assert min(last) >= 2_000
+
+
+@pytest.mark.parametrize("slots", [30, 500])
+def test_all_queries_between_two_writings_are_as_likely_to_be_kept(database: Database, slots: int) -> None:
+    samples = QuerySamples(database, slots)
+    drawn: list[int] = []
+
+    while len(drawn) < 3_000:
+        with database.session_scope() as session:
+            session.execute(text("DELETE FROM query_samples"))
+        for start, stop in ((0, 1), (1, 50), (50, 1_000), (1_000, 1_001), (1_001, 3_000)):
+            samples.note(1, 1, numbered(start, stop))
+        samples.write()
+        found = numbers(kept(database))
+        assert len(set(found)) == min(slots, 100)
+        drawn += found
+
+    counts = np.histogram(drawn, bins=10, range=(0, 3_000))[0]
+    assert counts.min() > 0.7 * len(drawn) / 10
+    assert counts.max() < 1.3 * len(drawn) / 10
+    assert len([number for number in drawn if number < 100]) > 40  # those that filled the first places
+
+
+def test_without_slots_no_query_is_kept_and_those_that_were_are_removed(database: Database) -> None:
+    before = QuerySamples(database, slots=1_000)
+    before.note(1, 1, numbered(0, 100))
+    before.write()
+
+    none = QuerySamples(database, slots=0)
+    none.note(1, 1, numbered(0, 100))
+    none.write()
+    assert len(kept(database)) == 100
+    none.start()
+    none.stop()
+
+    assert len(kept(database)) == 0
+
+
+def test_fewer_slots_than_before_remove_what_is_beyond_them(database: Database) -> None:
+    for slots in (1_000, 20):
+        samples = QuerySamples(database, slots)
+        samples.start()
+        samples.note(1, 1, numbered(0, 100))
+        samples.stop()
+
+    assert len(kept(database)) == 20
+
+
+def test_what_was_noted_before_the_end_is_written(database: Database) -> None:
+    samples = QuerySamples(database, slots=1_000)
+    samples.start()
+
+    samples.note(1, 1, numbered(0, 3))
+    samples.stop()
+
+    assert numbers(kept(database)) == [0, 1, 2]
+
+
+def test_queries_of_a_gallery_or_a_version_that_is_gone_are_dropped_and_the_others_written(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = QuerySamples(database, slots=1_000)
+    for gallery_id, version_id in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        samples.note(gallery_id, version_id, numbered(0, 2))
+    with database.session_scope() as session:
+        delete_gallery(session, "g")
+        delete_version(session, "v2")
+
+    with caplog.at_level(logging.INFO):
+        samples.write()
+
+    assert numbers(kept(database, gallery_id=2)) == [0, 1]
+    with database.session_scope() as session:
+        assert session.scalar(text("SELECT count(*) FROM query_samples")) == 2
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["query_sample.unwanted"] * 3
+
+
+def test_a_gallery_and_an_unused_version_are_deleted_with_their_queries(database: Database) -> None:
+    samples = QuerySamples(database, slots=1_000)
+    for gallery_id, version_id in ((1, 1), (2, 1), (2, 2)):
+        samples.note(gallery_id, version_id, numbered(0, 3))
+    samples.write()
+
+    with database.session_scope() as session:
+        delete_gallery(session, "g")
+    with database.session_scope() as session:
+        delete_version(session, "v2")
+
+    with database.session_scope() as session:
+        query = text("SELECT gallery_id, model_version_id, count(*) FROM query_samples GROUP BY 1, 2")
+        assert session.execute(query).all() == [(2, 1, 3)]
+
+
+def wait_until_waiting(database: Database, count: int) -> None:
+    """Wait until so many connections wait for a lock."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with database.reading() as session:
+        wait_for(lambda: session.scalar(text(query)) == count)
+
+
+def test_processes_that_write_the_same_sample_at_once_wait_for_one_another_and_in_no_circle(
+    database: Database, second: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    writers = [QuerySamples(each, slots=100) for each in (database, second)]
+    writers[0].note(1, 1, numbered(0, 100))
+    writers[0].write()
+
+    with ThreadPoolExecutor() as threads, database.session_scope() as session:
+        session.execute(text("SELECT FROM query_samples WHERE slot = 50 FOR UPDATE"))
+        for writer, start in zip(writers, (1_000, 2_000), strict=True):
+            writer.note(1, 1, numbered(start, start + 100))
+            threads.submit(writer.write)
+        wait_until_waiting(second, 2)
+
+    assert caplog.records == []
+    found = numbers(kept(database))
+    assert found in (list(range(1_000, 1_100)), list(range(2_000, 2_100)))
+
+
+def test_a_gallery_is_deleted_while_its_queries_are_written(
+    database: Database, second: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = QuerySamples(database, slots=100)
+    samples.note(1, 1, numbered(0, 100))
+    samples.write()
+
+    def delete() -> None:
+        with second.session_scope() as session:
+            delete_gallery(session, "g")
+
+    with ThreadPoolExecutor() as threads:
+        with database.session_scope() as session:
+            session.execute(text("DELETE FROM query_samples WHERE slot <> 50"))
+        with database.session_scope() as session:
+            session.execute(text("SELECT FROM query_samples WHERE slot = 50 FOR UPDATE"))
+            samples.note(1, 1, numbered(0, 100))
+            threads.submit(samples.write)
+            wait_until_waiting(second, 1)
+            deleting = threads.submit(delete)
+            wait_until_waiting(database, 2)
+        deleting.result()
+
+    assert caplog.records == []
+    assert len(kept(database)) == 0
+
+
+def test_an_outage_of_the_database_costs_what_was_to_be_written_and_a_line_in_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(query_samples, "_WRITE_EVERY_SECONDS", 0.05)
+    samples = QuerySamples(database, slots=1_000)
+    samples.start()
+    samples.note(1, 1, numbered(0, 1))
+    wait_for(lambda: numbers(kept(database)) == [0])
+
+    with out_of_reach(database):
+        samples.note(1, 1, numbered(1, 50))
+        wait_for(lambda: len(caplog.records) > 0)
+    samples.note(1, 1, numbered(50, 51))
+    wait_for(lambda: numbers(kept(database)) == [0, 50])
+    samples.stop()
+
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "query_sample.not_written reason='OperationalError: " in line
+    assert "gallery_id=1" in line
+    assert len(line) < 1_000  # and none of the vectors
+
+
+class out_of_reach:
+    """The database refuses connections, and those that there were have broken."""
+
+    def __init__(self, database: Database) -> None:
+        url = make_url(database.engine.url)
+        self._name = url.database
+        self._maintenance = url.set(database="postgres", drivername="postgresql").render_as_string(hide_password=False)
+
+    def __enter__(self) -> None:
+        self._allow(False)
+        with psycopg.connect(self._maintenance, autocommit=True) as connection:
+            query = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+            connection.execute(query, (self._name,))
+
+    def __exit__(self, *_: object) -> None:
+        self._allow(True)
+
+    def _allow(self, allowed: bool) -> None:
+        with psycopg.connect(self._maintenance, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS {allowed}")
+
+
+def parts_of(client: TestClient) -> Parts:
+    parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    return parts
+
+
+def kept_by_version(client: TestClient) -> dict[str, list[bytes]]:
+    """Return the kept queries of each version, in order, after what was noted has been written."""
+    parts = parts_of(client)
+    parts.query_samples.write()
+    query = text(
+        "SELECT v.name, array_agg(q.vector ORDER BY q.vector) FROM query_samples q"
+        " JOIN model_versions v ON v.id = q.model_version_id GROUP BY v.name"
+    )
+    with parts.database.session_scope() as session:
+        return {name: [bytes(vector) for vector in vectors] for name, vectors in session.execute(query)}
+
+
+def ask_vectors(client: TestClient, vectors: list[list[float]], which: str = "active") -> int:
+    body = {"vectors": vectors, "k": 3}
+    answer: httpx.Response = client.post("/v1/galleries/g/search/vectors", json=body, params={"generation": which})
+    return answer.status_code
+
+
+def as_bytes(*vectors: list[float]) -> list[bytes]:
+    return sorted(np.array(vector, "<f4").tobytes() for vector in vectors)
+
+
+@pytest.fixture
+def gallery(client: TestClient) -> TestClient:
+    """A client whose gallery `g` under v1 has 8 images and can be upgraded to v2."""
+    create_upgradable_gallery(client)
+    post_images(client, range(8))
+    return client
+
+
+def test_queries_are_kept_under_the_version_that_answered_before_and_after_a_cutover(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    first, second = DIMS["v1"][0], DIMS["v2"][0]
+    assert ask_vectors(gallery, [[0.5] * first, [0.25] * first]) == 200
+    assert kept_by_version(gallery) == {"v1": as_bytes([0.5] * first, [0.25] * first)}
+    upgrade_id = start_upgrade(gallery, "v2", cutover="manual")
+    run_until(worker, gallery, upgrade_id, "ready")
+    wait_for(lambda: ask_vectors(gallery, [[0.75] * second], "next") == 200)
+    assert kept_by_version(gallery)["v2"] == as_bytes([0.75] * second)
+
+    with worker.database.session_scope() as session:
+        request_cutover(session, upgrade_id)
+    run_until(worker, gallery, upgrade_id, "live")
+    wait_for(lambda: ask_vectors(gallery, [[1.0] * second]) == 200)
+
+    assert kept_by_version(gallery) == {
+        "v1": as_bytes([0.5] * first, [0.25] * first),
+        "v2": as_bytes([0.75] * second, [1.0] * second),
+    }
+
+
+def test_a_query_by_an_image_is_kept_as_its_embedding_without_the_image(gallery: TestClient) -> None:
+    search(gallery, 50)
+    gallery.post("/v1/galleries/g/search", params={"k": 1}, content=image_bytes(51))
+
+    parts = parts_of(gallery)
+    with parts.database.session_scope() as session:
+        version = session.query(ModelVersion).filter_by(name="v1").one()
+    encoder = parts.encoders.get(version)
+    embeddings = [encoder.encode_embedding([parts.encoders.decode(image_bytes(seed))])[0] for seed in (50, 51)]
+    (found,) = kept_by_version(gallery).values()
+    vectors = np.sort(np.frombuffer(b"".join(found), "<f4").reshape(2, -1), axis=0)
+    np.testing.assert_allclose(vectors, np.sort(embeddings, axis=0), rtol=1e-5, atol=1e-5)
+
+
+def test_queries_by_items_and_queries_that_are_refused_are_not_kept(gallery: TestClient) -> None:
+    items = gallery.post("/v1/galleries/g/search/items", json={"ids": ["image-1.png", "image-2.png"]})
+    refused = ask_vectors(gallery, [[0.5] * 5])
+
+    assert (items.status_code, refused) == (200, 422)
+    assert kept_by_version(gallery) == {}
