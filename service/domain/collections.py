@@ -5,7 +5,8 @@ each of them: it is filled once, and brought along by whoever comes first.
 
 Filling, under the generation's lock: 1. read the gallery's revision R; 2. drop what an earlier try left, and create the
 collection; 3. stream the rows into it that are current and no newer than R (crash point `index.streamed`); 4. measure
-its recall on a sample (`index.built`); 5. name it and the followed revision in the generation's row (`index.named`).
+its recall on a sample of the gallery's queries, or of its rows where few were asked (`index.built`); 5. name it and the
+followed revision in the generation's row (`index.named`).
 A crash before 5 leaves a collection that no row names: the next filling starts it over.
 
 Following: `generations.index_revision` says up to which revision the collection has every change. One process at a time
@@ -34,8 +35,9 @@ from service import logs
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.following import GenerationRows, sample_rows, stream_rows
+from service.domain.following import GenerationRows, stream_rows
 from service.domain.generations import get_stored_generation, missing_between
+from service.domain.query_samples import draw_recall_sample
 from service.encoder import Encoders
 from service.errors import Unavailable
 from service.index.protocol import IndexAway, Metric
@@ -324,7 +326,7 @@ def _fill(
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         total = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
         first_missing = missing_between(session, gallery_id, generation_id, 0, reached.gallery_revision)[1]
-        sample = sample_rows(session, stored, settings.recall_sample_items, settings.batch_items)
+        sample = draw_recall_sample(session, stored, settings)
     # Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
     kind: Literal["flat", "hnsw"] = "flat" if gallery.index == "flat" else "hnsw"
     name = collection_name(gallery_id, generation_id)
@@ -348,7 +350,7 @@ def _fill(
         "engine": "milvus",
         "rows": count,
         "seconds": round(time.monotonic() - started, 3),
-        "recall_at_10": recall,
+        **sample.describe(recall),
     }
     with database.session_scope() as session:
         session.execute(

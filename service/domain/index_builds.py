@@ -4,7 +4,8 @@ ahead of the cutover, and of any other when `service.domain.rebuilds` says so.
 1. read the gallery's revision R, and the rows that lists are learnt from; then stream the rows that are current and no
    newer than R into the index, in many short transactions: whoever loads the file applies all changes since R (crash
    point `index.streamed`);
-2. choose how wide it is searched by its recall on a sample against exact search (`index.built`);
+2. choose how wide it is searched by its recall against exact search, on a sample of the queries that the gallery is
+   asked under the generation's model version, or of its rows where few were asked (`index.built`);
 3. publish the file under a name of its own, with the generation's and the job's id: temporary name, fsync, rename,
    fsync of the folder (the steps of `service.index.files`, then `index.published`);
 4. name it, its SHA-256 and R in the generation's row, and end the job (`index.named`);
@@ -31,6 +32,7 @@ from service.domain.collections import fill_collection
 from service.domain.following import sample_rows, stream_rows
 from service.domain.generations import GenerationGone, get_stored_generation
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job, withdraw_job
+from service.domain.query_samples import draw_recall_sample
 from service.domain.removal import index_file, remove_unneeded_files
 from service.domain.upgrades import upgrade_needs_workers
 from service.index.files import build_index, save_index
@@ -58,7 +60,7 @@ class _Built:
     index: BuiltIndex
     revision: int
     rows: int
-    recall: float
+    recall: dict[str, Any]
 
 
 def build_generation_index(
@@ -124,7 +126,7 @@ def _build_file(
         **built.index.rows.parameters,
         "rows": built.rows,
         "seconds": round(built.index.seconds, 3),
-        "recall_at_10": built.recall,
+        **built.recall,
     }
     with database.session_scope() as session:
         if not record_progress(session, job_id, {"done": built.rows, "total": built.rows}):
@@ -173,7 +175,7 @@ def _build(
         stored = get_stored_generation(session, gallery_id, generation_id)
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         count = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
-        sample = sample_rows(session, stored, settings.recall_sample_items, settings.batch_items)
+        sample = draw_recall_sample(session, stored, settings)
     dim = stored.vector_format.embedding_dim
     kind = _kind(gallery.index, count, settings)
 
@@ -185,7 +187,7 @@ def _build(
     built = build_index(metric, dim, _counted(rows(), count, progress), kind, training)
     crash_point("index.streamed")
     recall = choose_width(built, metric, sample, _watched(rows(), count, progress))
-    return _Built(built, gallery.revision, built.index.ntotal, recall)
+    return _Built(built, gallery.revision, built.index.ntotal, sample.describe(recall))
 
 
 def _kind(option: str, rows: int, settings: Settings) -> IndexKind:

@@ -1,4 +1,5 @@
-"""A sample of the queries that each gallery is asked under each model version.
+"""A sample of the queries that each gallery is asked under each model version: by it the width of an index is chosen,
+and its recall measured.
 
 Queries by an image or by vectors are kept, as vectors; not those by an item, which are rows of the gallery. Of all that
 an API process answers between two writings it keeps a few, drawn uniformly. Each takes a random slot of a fixed number
@@ -6,6 +7,7 @@ and replaces what was there, so that the sample is bounded, and old queries go a
 write. Losing some costs nothing, so none is tried again.
 """
 
+import math
 import random
 import threading
 from collections.abc import Iterator
@@ -18,7 +20,11 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
+from service.domain.following import sample_rows
+from service.domain.generations import StoredGeneration
 from service.index.protocol import Vectors
+from service.index.recall import Sample
+from service.settings import Settings
 
 events = logs.Events(__name__)
 
@@ -137,3 +143,18 @@ def read_query_sample(session: Session, gallery_id: int, version_id: int, dim: i
     values = {"gallery_id": gallery_id, "version_id": version_id, "limit": limit}
     kept = session.scalars(text(_READ), values).all()
     return np.frombuffer(b"".join(kept), "<f4").reshape(-1, dim).astype(np.float32)
+
+
+def fewest_queries(settings: Settings) -> int:
+    """Return how many kept queries make a sample by which a width is chosen."""
+    return math.ceil(settings.recall_sample_items / 2)
+
+
+def draw_recall_sample(session: Session, stored: StoredGeneration, settings: Settings) -> Sample:
+    """Return what a new index of a generation is asked: kept queries of its model version, or rows of its own where too
+    few were kept."""
+    dim, count = stored.vector_format.embedding_dim, settings.recall_sample_items
+    queries = read_query_sample(session, stored.gallery_id, stored.version.id, dim, count)
+    if len(queries) >= fewest_queries(settings):
+        return Sample.of_queries(queries)
+    return sample_rows(session, stored, count, settings.batch_items)

@@ -2,7 +2,9 @@
 
 Rows that changed since a file was built are searched exhaustively or skipped one by one, in every API process. A file
 is due when they are many, in number and against the rows in the file, when a large generation has none, or when the
-gallery asks for another kind of index than the file is of.
+gallery asks for another kind of index than the file is of. A file whose width was chosen by rows, as that of a next
+generation, which nobody has asked anything, is due once enough queries of its model version are kept: the new one is
+chosen by these, and says so.
 
 How many changed is bounded by how far the revision has moved, so that most generations are decided without a look at
 their items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from service.domain.query_samples import fewest_queries
 from service.domain.upgrades import upgrade_needs_workers
 from service.settings import Settings
 
@@ -30,6 +33,9 @@ FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
   SELECT CASE WHEN n.index_sha256 IS NULL THEN 0 ELSE n.index_revision END,
          CASE WHEN n.index_sha256 IS NULL THEN :from_rows
          WHEN g.index NOT IN ('auto', n.index_parameters->>'kind') THEN 0
+         WHEN n.index_parameters->>'kind' <> 'flat' AND n.index_parameters->>'recall_sample' IS DISTINCT FROM 'queries'
+           AND (SELECT count(*) FROM query_samples q WHERE q.gallery_id = g.id
+                AND q.model_version_id = n.model_version_id) >= :fewest_queries THEN 0
          ELSE greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint) END
 ) due (since, changes)
 WHERE n.state = 'complete' AND g.revision - due.since >= due.changes
@@ -59,8 +65,8 @@ class DueRebuild:
 
 @dataclass
 class Rebuilds:
-    """Finds what is due. `not_before` has, of generations that were not, the gallery's revision from which on they may
-    be: every revision changes one item at most."""
+    """Finds what is due. `not_before` has, of generations of which too little had changed, the gallery's revision from
+    which on it may be enough: every revision changes one item at most."""
 
     not_before: dict[int, int] = field(default_factory=dict)
 
@@ -73,12 +79,13 @@ class Rebuilds:
             "after_changes": settings.rebuild_after_changes,
             "after_share": settings.rebuild_after_share,
             "pause_seconds": settings.rebuild_pause_seconds,
+            "fewest_queries": fewest_queries(settings),
             "only": generation_id,
         }
         for id_, gallery_id, revision, built_at, has_file, due_changes in session.execute(
             text(_CANDIDATES), parameters
         ).all():
-            if revision < self.not_before.get(id_, 0):
+            if due_changes > 0 and revision < self.not_before.get(id_, 0):
                 continue
             since = {"gallery_id": gallery_id, "after": built_at, "has_file": has_file, "most": due_changes}
             changed = session.scalars(text(_CHANGED), since).one()

@@ -1,29 +1,52 @@
 """Recall: the share of the true nearest rows that an index finds, and the width of search that is chosen by it.
 
-The questions are a sample of the index's own rows. A row finds itself at distance 0 in almost any index, so it is left
-out of its own answer and of its true neighbours: what is measured is how well *other* rows are found.
+The questions are a sample of the queries that the index gets, where there is one: how far these are from the rows
+decides how wide a search must be. Else they are rows of the index. A row finds itself at distance 0 in almost any
+index, so it is left out of its own answer and of its true neighbours: what is measured is how well *other* rows are
+found. In a gallery of near copies they are found at any width, and queries are not.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.index.faiss_index import FaissIndex
 from service.index.kinds import ApproximateRows, BuiltIndex
-from service.index.protocol import Ids, Metric, VectorIndex, Vectors, exact_distances, nearest, normalized
+from service.index.protocol import NO_ID, Ids, Metric, VectorIndex, Vectors, exact_distances, nearest, normalized
 
-_SHARE_OF_BEST = 0.995  # a query finds a little less than a row does, and 0.99 is wanted of queries
+_SHARE_OF_BEST = 0.995  # of a sample, where 0.99 is wanted of all queries
 _TIE_SHARE = 1e-5  # distances this close, relatively, differ by float32's rounding alone
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to ask with: ids (Q,), vectors (Q, D) float32."""
+    """What to ask: ids (Q,), vectors (Q, D) float32.
+
+    An id is that of the row which the vector is, and which is left out of its answer; `NO_ID` where it is no row but a
+    query, and nothing is left out.
+    """
 
     ids: Ids
     vectors: Vectors
+
+    @classmethod
+    def of_queries(cls, vectors: Vectors) -> "Sample":
+        return cls(np.full(len(vectors), NO_ID, np.int64), vectors)
+
+    @property
+    def is_of_queries(self) -> bool:
+        return len(self.ids) > 0 and bool((self.ids == NO_ID).all())
+
+    def describe(self, recall_at_10: float) -> dict[str, Any]:
+        """Return what is recorded of an index: its recall@10 on this sample, and what that was measured with."""
+        return {
+            "recall_at_10": recall_at_10,
+            "recall_sample": "queries" if self.is_of_queries else "rows",
+            "recall_sample_size": len(self.ids),
+        }
 
 
 def choose_width(
@@ -49,7 +72,9 @@ def choose_width(
 
 
 def find_others(index: VectorIndex, sample: Sample, k: int = 10) -> Ids:
-    """Return (Q, k) ids: what the index finds for each row of the sample, apart from that row."""
+    """Return (Q, k) ids: what the index finds for each vector of the sample, apart from the row that it is."""
+    if sample.is_of_queries:
+        return index.search(sample.vectors, k).ids
     found = index.search(sample.vectors, k + 1).ids
     others = np.argsort(found == sample.ids[:, None], axis=1, kind="stable")[:, :k]
     return np.take_along_axis(found, others, axis=1)

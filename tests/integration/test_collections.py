@@ -170,9 +170,29 @@ def test_a_build_records_what_it_made_and_is_not_repeated(
         "rows": 20,
         "seconds": 0,
         "recall_at_10": 1.0,
+        "recall_sample": "rows",
+        "recall_sample_size": 20,
     }
     assert result == parameters == again
     assert progress["total"] == 20
+
+
+def test_the_recall_of_a_collection_is_that_of_queries_where_enough_were_asked(
+    gallery: TestClient, settings: Settings, collections: Collections
+) -> None:
+    parts = gallery.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    vectors = np.random.default_rng(0).standard_normal((100, 6)).tolist()
+    gallery.post("/v1/galleries/g/search/vectors", json={"vectors": vectors, "k": 1})
+    parts.query_samples.write()
+    collections.drop("gallery_1_generation_1")
+
+    recorded = fill_collection(parts.database, collections, settings, 1, 1)
+
+    assert (recorded["recall_at_10"], recorded["recall_sample"], recorded["recall_sample_size"]) == (
+        1.0,
+        "queries",
+        100,
+    )
 
 
 def test_a_gallery_that_asks_for_a_flat_index_is_answered_exactly(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
@@ -30,14 +31,14 @@ from service.queue import BUILD_INDEX
 from service.settings import Settings
 from tests.fakes import RecordingQueue
 from tests.networks import image_bytes
-from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade
+from tests.scenario import DIMS, create_upgradable_gallery, post_images, search, start_upgrade
 from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
 from workers.rebuilding import rebuild_index
 from workers.sweep import sweep
 
-FROM_ROWS, AFTER_CHANGES = 10, 4
+FROM_ROWS, AFTER_CHANGES, FEWEST_QUERIES = 10, 4, 20
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def settings(settings: Settings) -> Settings:
             "rebuild_after_changes": AFTER_CHANGES,
             "rebuild_after_share": 0.2,
             "flat_below_rows": 0,
+            "recall_sample_items": 2 * FEWEST_QUERIES,
         }
     )
 
@@ -117,6 +119,14 @@ def jobs(client: TestClient) -> list[tuple[str, str]]:
     return [(job["kind"], job["state"]) for job in client.get("/v1/jobs").json()["items"]]
 
 
+def ask_vectors(client: TestClient, count: int, version: str = "v1") -> None:
+    """Search by random vectors, which are then kept, together with those that were."""
+    vectors = np.random.default_rng(count).standard_normal((count, DIMS[version][0])).tolist()
+    answer = client.post("/v1/galleries/g/search/vectors", json={"vectors": vectors, "k": 1, "model_version": version})
+    assert answer.status_code == 200, answer.text
+    client.app.state.parts.query_samples.write()  # type: ignore[attr-defined]  # Starlette's state is untyped
+
+
 def let_jobs_rest(worker: WorkerParts, seconds: float) -> None:
     """Let so much time pass for every job."""
     query = text(
@@ -161,6 +171,74 @@ def test_a_larger_gallery_waits_for_a_share_of_its_rows(gallery: TestClient, wor
     post_images(gallery, [35])  # the sixth of thirty
 
     assert due(worker) is not None
+
+
+def test_a_file_whose_width_was_chosen_by_rows_is_due_once_when_enough_queries_are_kept(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    ask_vectors(gallery, FEWEST_QUERIES - 1)
+    rebuild(worker, gallery)
+    by_rows = row(worker, 1)["index_parameters"]
+    let_jobs_rest(worker, 60)
+    assert due(worker) is None
+
+    ask_vectors(gallery, FEWEST_QUERIES)
+    rebuild(worker, gallery)
+    by_queries = row(worker, 1)["index_parameters"]
+    ask_vectors(gallery, FEWEST_QUERIES)
+    let_jobs_rest(worker, 60)
+
+    assert due(worker) is None
+    assert (by_rows["recall_sample"], by_rows["recall_sample_size"]) == ("rows", FROM_ROWS)
+    assert by_queries["recall_sample"] == "queries"
+    assert by_queries["recall_sample_size"] >= FEWEST_QUERIES
+    assert by_queries["recall_at_10"] == by_rows["recall_at_10"] == 1.0
+    assert jobs(gallery) == [("index_build", "succeeded")] * 2
+
+
+def test_an_exact_index_is_not_due_for_its_width(gallery: TestClient, worker: WorkerParts) -> None:
+    assert gallery.patch("/v1/galleries/g", json={"index": "flat"}).is_success
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+
+    ask_vectors(gallery, FEWEST_QUERIES)
+
+    assert due(worker) is None
+
+
+def test_after_an_upgrade_only_queries_of_the_new_version_make_its_file_due(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    create_upgradable_gallery(client)
+    post_images(client, range(FROM_ROWS - 1))  # too few for a file of the first generation
+    ask_vectors(client, FEWEST_QUERIES)
+    upgrade_id = start_upgrade(client, "v2", cutover="auto")
+    run_until(worker, client, upgrade_id, "live")
+    wait_for(lambda: search(client, 1)["model_version"] == "v2")
+    let_jobs_rest(worker, 60)
+    assert row(worker, 2)["index_parameters"]["recall_sample"] == "rows"
+    assert due(worker) is None
+
+    ask_vectors(client, FEWEST_QUERIES, version="v2")
+    rebuild(worker, client)
+
+    assert row(worker, 2)["index_parameters"]["recall_sample"] == "queries"
+    let_jobs_rest(worker, 60)
+    assert due(worker) is None
+
+
+def test_what_is_due_for_other_reasons_does_not_wait_until_more_has_changed(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+    for seed in range(31, 31 + AFTER_CHANGES):
+        replace_image(gallery, "image-1.png", seed)
+    assert due(worker) is None  # one item changed, again and again: it is not looked at again for a while
+
+    ask_vectors(gallery, FEWEST_QUERIES)
+
+    assert due(worker) == 1
 
 
 def test_a_file_is_due_when_the_gallery_asks_for_another_kind(gallery: TestClient, worker: WorkerParts) -> None:

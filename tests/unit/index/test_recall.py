@@ -124,6 +124,52 @@ def test_the_narrowest_width_that_is_good_enough_is_chosen(kind: IndexKind) -> N
     assert all(recall < enough for recall in others[:place])
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_in_a_gallery_of_near_copies_only_queries_choose_a_width_that_finds_what_other_queries_ask(
+    kind: IndexKind,
+) -> None:
+    random = np.random.default_rng(0)
+    photographs = random.standard_normal((1_400, 32)).astype(np.float32)
+    copies = np.repeat(photographs[:1_000], 20, axis=0)
+    copies += 0.3 * random.standard_normal(copies.shape).astype(np.float32)
+    ids = np.arange(len(copies))
+    index, some = built("l2", ids, copies, kind), random.permutation(len(copies))[:200]
+    rows = index.rows
+    assert isinstance(rows, ApproximateRows)
+
+    chosen, found = {}, {}
+    for sample in (Sample(some, copies[some]), Sample.of_queries(photographs[1_000:1_200])):
+        recorded = sample.describe(choose_width(index, "l2", sample, [(ids, copies)]))
+        assert recorded["recall_at_10"] >= 0.99
+        assert recorded["recall_sample_size"] == 200
+        asked = photographs[1_200:]
+        chosen[recorded["recall_sample"]] = rows.width
+        found[recorded["recall_sample"]] = recall(
+            FaissIndex("l2", 32, index).search(asked, 10), "l2", ids, copies, asked, 10
+        )
+
+    assert chosen["queries"] > chosen["rows"]
+    assert found["rows"] < 0.98
+    assert found["queries"] >= 0.99
+
+
+def test_nothing_is_left_out_of_the_answer_to_a_query_though_it_be_a_row() -> None:
+    ids, vectors = some_rows(100)
+    index, sample = FaissIndex("l2", DIM, built("l2", ids, vectors)), Sample.of_queries(vectors[:5])
+
+    found = find_others(index, sample)
+
+    np.testing.assert_array_equal(found[:, 0], ids[:5])
+    others = find_others(index, Sample(ids[:5], vectors[:5]))
+    assert measure_recall("l2", sample, [found, others], in_chunks(ids, vectors)) == [1.0, 0.9]
+
+
+def test_without_anything_to_ask_nothing_is_said_to_be_of_queries() -> None:
+    nothing = Sample.of_queries(np.empty((0, DIM), np.float32))
+
+    assert nothing.describe(1.0) == {"recall_at_10": 1.0, "recall_sample": "rows", "recall_sample_size": 0}
+
+
 @pytest.mark.parametrize("kind", ["ivf", "ivf_sq8"])
 def test_lists_are_learnt_from_the_sample_alone(kind: IndexKind) -> None:
     """The rows come ordered: the first ones say nothing of the rest."""
