@@ -26,6 +26,7 @@ from benchmarks.processes import api_process
 from benchmarks.setting import Vectors
 from service.domain.generations import StoredGeneration
 from service.domain.index_builds import build_generation_index
+from service.domain.query_samples import QuerySamples
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
 from service.index.kinds import BuiltIndex, IndexKind, training_rows
@@ -82,13 +83,15 @@ class Engine:
 
 @dataclass(frozen=True)
 class Setting:
-    """What engines are made from: (N, D) float32 vectors, which gallery `GALLERY` has too, in its active generation.
+    """What engines are made from: (N, D) float32 vectors, which gallery `GALLERY` has too, in its active generation,
+    and (S, D) float32 queries, by which the service and its index choose how wide they search.
 
     A build that takes longer than the limit is given up, where that can be done.
     """
 
     parts: WorkerParts
     vectors: Vectors
+    sample_queries: Vectors
     stored: StoredGeneration
     build_limit_seconds: float
     cores: int
@@ -124,7 +127,7 @@ def _in_process(name: str, seconds: float, index_bytes: int, searches: dict[str,
 def faiss_engines(setting: Setting, kind: IndexKind) -> Iterator[list[Engine]]:
     """One FAISS index, searched directly and as a FaissIndex of the service."""
     faiss.omp_set_num_threads(setting.cores)
-    built = _build(kind, setting.vectors, setting.parts.settings.recall_sample_items)
+    built = _build(kind, setting.vectors, setting.sample_queries[: setting.parts.settings.recall_sample_items])
     faiss.omp_set_num_threads(1)
     saved = _saved_bytes(built.index)
     index = FaissIndex("l2", setting.vectors.shape[1], built)
@@ -134,8 +137,8 @@ def faiss_engines(setting: Setting, kind: IndexKind) -> Iterator[list[Engine]]:
     ]
 
 
-def _build(kind: IndexKind, vectors: Vectors, sample_rows: int) -> BuiltIndex:
-    """Build as a worker of the service does, the width of its searches chosen on a sample of the rows."""
+def _build(kind: IndexKind, vectors: Vectors, queries: Vectors) -> BuiltIndex:
+    """Build as a worker of the service does, the width of its searches chosen by these queries."""
 
     def rows() -> Iterator[tuple[Ids, Vectors]]:
         return ((np.arange(start, start + len(part)), part) for start, part in _parts(vectors, 100_000))
@@ -143,8 +146,7 @@ def _build(kind: IndexKind, vectors: Vectors, sample_rows: int) -> BuiltIndex:
     drawn = np.random.default_rng(0).permutation(len(vectors))
     training = vectors[drawn[: training_rows(kind, vectors.shape[1], len(vectors))]]
     built = build_index("l2", vectors.shape[1], rows(), kind, training)
-    sample = drawn[:sample_rows]
-    choose_width(built, "l2", Sample(sample, vectors[sample]), rows())
+    choose_width(built, "l2", Sample.of_queries(queries), rows())
     return built
 
 
@@ -179,9 +181,13 @@ def _direct_searches(mapped: Any) -> dict[str, Search]:
 @contextmanager
 def service_engine(setting: Setting) -> Iterator[list[Engine]]:
     """The service: an API process, PostgreSQL, and this process as its client. Its index is of the kind that the
-    service chooses for so many rows."""
+    service chooses for so many rows, and as wide as the sample of queries says, which the gallery was asked before."""
     faiss.omp_set_num_threads(setting.cores)
     parts, stored = setting.parts, setting.stored
+    samples = QuerySamples(parts.database, parts.settings.query_sample_items)
+    for _, queries in _parts(setting.sample_queries, 100):  # of more at once, it keeps some
+        samples.note(stored.gallery_id, stored.version.id, queries)
+        samples.write()
     built = build_generation_index(parts.database, parts.blobs, parts.settings, stored.gallery_id, stored.id, None)
     faiss.omp_set_num_threads(1)
     with parts.database.session_scope() as session:

@@ -91,7 +91,9 @@ def _measure(
         parts = stack.enter_context(worker_with_servers(flat_below_rows=min(50_000, len(corpus.gallery))))
         register_versions(parts, DIM)
         stored = import_vectors(parts, GALLERY, corpus.gallery, corpus.gallery)
-        setting = Setting(parts, corpus.gallery, stored, build_limit_seconds, len(os.sched_getaffinity(0)))
+        setting = Setting(
+            parts, corpus.gallery, corpus.sample_queries, stored, build_limit_seconds, len(os.sched_getaffinity(0))
+        )
         engines: list[Engine] = []
         for name, make in ENGINES.items():
             if name in without:

@@ -31,7 +31,9 @@ these repeats, latencies are of all single queries. One client asks, one query a
 thread, and builds may use all cores. Recall is against exact search in float64.
 
 - **FAISS** is called directly; **FaissIndex** is the service's index in process, on the same FAISS index, at the
-  setting that the service serves it with (tail, tombstones and lock included).
+  setting that the service serves it with (tail, tombstones and lock included). That setting was chosen when the index
+  was built, as a worker chooses it: by queries that the gallery has been asked, here by 200 that are neither in the
+  gallery nor among those that recall is measured with.
 - **service** is an API process with PostgreSQL, asked over HTTP with JSON; its answers have the items' ids, labels and
   metadata out of PostgreSQL, and its build reads the rows from there.
 - **pgvector** is HNSW over `halfvec` in the service's embedded PostgreSQL (128 MB of shared buffers) over a Unix

@@ -17,20 +17,23 @@ _CLUSTERS = 1_000
 _CLUSTERED_ROWS = 50_000
 _SAMPLE = 1_000
 _BLOCK_ROWS = 50_000
+_SAMPLE_QUERIES = 1_000  # as many as the service keeps of a gallery
 
 
 @dataclass(frozen=True)
 class Corpus:
     """gallery: (N, D) float32 that float16 holds exactly, so that every engine has the same vectors; queries: (Q, D)
-    float32, none of them in the gallery; source: what they are, in a sentence."""
+    float32, to be measured with, and sample_queries: (S, D) float32, by which widths are chosen, none of them in the
+    gallery; source: what they are, in a sentence."""
 
     gallery: Vectors
     queries: Vectors
+    sample_queries: Vectors
     source: str
 
 
 def make_corpus(items: int, queries: int, paper: Path, images: Path) -> Corpus:
-    """Return `items` vectors and as many queries as asked for.
+    """Return `items` vectors, as many queries as asked for, and 1,000 others.
 
     `paper` is the folder that benchmarks.paper keeps its networks in, `images` the one it read.
     """
@@ -40,7 +43,7 @@ def make_corpus(items: int, queries: int, paper: Path, images: Path) -> Corpus:
         rows, held_out = np.array(features.train(_NETWORK)[0]), features.test(_NETWORK)
         what = "Embeddings of CIFAR-100's training images by a trained SmallResNet; queries: of its test images"
     else:
-        rows, held_out = _clusters(generator, _CLUSTERED_ROWS), _clusters(generator, queries)
+        rows, held_out = _clusters(generator, _CLUSTERED_ROWS), _clusters(generator, queries + _SAMPLE_QUERIES)
         what = f"Random vectors around {_CLUSTERS:,} random centres (no network of `make paper` was found)"
     rows = rows[generator.permutation(len(rows))]
     gallery, noise = _repeated(rows, items, generator)
@@ -49,7 +52,8 @@ def make_corpus(items: int, queries: int, paper: Path, images: Path) -> Corpus:
             f". The {len(rows):,} are repeated up to {items:,}, the copies with Gaussian noise of length {noise:.2f},"
             " the median distance between a row and its nearest"
         )
-    return Corpus(gallery, held_out[generator.permutation(len(held_out))[:queries]], f"{what}.")
+    held_out = held_out[generator.permutation(len(held_out))]
+    return Corpus(gallery, held_out[:-_SAMPLE_QUERIES][:queries], held_out[-_SAMPLE_QUERIES:], f"{what}.")
 
 
 def exact_nearest(gallery: Vectors, queries: Vectors, k: int, block_rows: int = 50_000) -> Ids:

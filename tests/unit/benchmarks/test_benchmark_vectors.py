@@ -34,3 +34,11 @@ def test_rows_beyond_the_distinct_ones_are_copies_with_noise_that_float16_holds(
     np.testing.assert_allclose(moved, to_nearest, rtol=0.3)
     np.testing.assert_array_equal(corpus.gallery, corpus.gallery.astype(np.float16).astype(np.float32))
     assert len(corpus.queries) == 3
+
+
+def test_widths_are_chosen_by_other_queries_than_those_that_are_measured(tmp_path: Path) -> None:
+    corpus = make_corpus(100, 500, paper=tmp_path, images=tmp_path)
+
+    assert (len(corpus.queries), len(corpus.sample_queries)) == (500, 1_000)
+    rows = np.concatenate([corpus.gallery, corpus.queries, corpus.sample_queries])
+    assert len(np.unique(rows, axis=0)) == 1_600
