@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tests.networks import PREPROCESSING, encoder_bytes, image_bytes, transformation_bytes
 
@@ -70,8 +71,9 @@ def post_vectors(
     previous: str | None = None,
     scale: float = 1.0,
     seed: int = 0,
+    embedding: NDArray[np.float32] | None = None,
 ) -> httpx.Response:
-    """Post random vectors of one version, or of the active and the previous one."""
+    """Post random vectors of one version, or of the active and the previous one; or these embeddings of the one."""
     generator = np.random.default_rng(seed)
     columns: dict[str, Any] = {"id": list(ids)}
     for prefix, name in {"": version, "previous_": previous}.items():
@@ -80,6 +82,8 @@ def post_vectors(
             columns[f"{prefix}embedding"] = list(generator.standard_normal((len(ids), embedding_dim)) * scale)
             if side_dim is not None:
                 columns[f"{prefix}side_information"] = list(generator.standard_normal((len(ids), side_dim)))
+    if embedding is not None:
+        columns["embedding"] = list(embedding)
     table = pa.table(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

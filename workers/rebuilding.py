@@ -24,7 +24,13 @@ def rebuild_index(parts: WorkerParts, generation_id: int) -> bool:
             return False
         try:
             build_generation_index(
-                parts.database, parts.blobs, parts.settings, due.gallery_id, due.generation_id, upgrade_id=None
+                parts.database,
+                parts.blobs,
+                parts.settings,
+                due.gallery_id,
+                due.generation_id,
+                upgrade_id=None,
+                only_width=due.only_width,
             )
         except GaveWay as error:
             events.info("index.gave_way", generation_id=generation_id, reason=str(error))

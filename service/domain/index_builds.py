@@ -13,11 +13,17 @@ ahead of the cutover, and of any other when `service.domain.rebuilds` says so.
 Until 4 the generation keeps the file that it had. A crash after 1 or 2 leaves nothing but a temporary file; after 3, a
 file that no row names; after 4, the one that was replaced. `service.domain.removal` removes each of them, once the next
 build of the generation has ended the job that seems to run.
+
+Where only the width is to be chosen anew, the file that is there is opened instead of 1, and named again without 3 when
+the width stays.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +41,7 @@ from service.domain.jobs import end_jobs_left_running, finish_job, record_progre
 from service.domain.query_samples import draw_recall_sample
 from service.domain.removal import index_file, remove_unneeded_files
 from service.domain.upgrades import upgrade_needs_workers
-from service.index.files import build_index, save_index
+from service.index.files import IndexFileError, build_index, read_index, save_index
 from service.index.kinds import BuiltIndex, IndexKind, training_rows
 from service.index.protocol import Metric
 from service.index.recall import choose_width
@@ -50,6 +56,9 @@ events = logs.Events(__name__)
 _PROGRESS_SECONDS = 1.0
 _Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
 
+_FILE = "SELECT index_name, index_sha256, index_revision, index_parameters FROM generations WHERE id = :generation_id"
+_CHANGED = "SELECT id FROM items WHERE gallery_id = :gallery_id AND revision > :after"
+
 
 class GaveWay(Exception):
     """An upgrade needs the worker; the build is begun again later."""
@@ -61,6 +70,7 @@ class _Built:
     revision: int
     rows: int
     recall: dict[str, Any]
+    published: tuple[str, str] | None = None  # the name and the digest of a file that is the same
 
 
 def build_generation_index(
@@ -71,10 +81,13 @@ def build_generation_index(
     generation_id: int,
     upgrade_id: int | None,
     collections: "Collections | None" = None,
+    *,
+    only_width: bool = False,
 ) -> dict[str, Any]:
     """Build, publish and name the generation's index file; return what was recorded about it.
 
-    With `collections`, its collection is filled instead (`service.domain.collections`).
+    With `collections`, its collection is filled instead (`service.domain.collections`). With `only_width`, the rows of
+    the file that is there stay, unless it cannot be read.
 
     Running it twice gives the same row: the second file replaces the first in one step. Its job records a failure.
     One process builds at a time (hold the upgrade's phase lock, or without an upgrade the rebuild lock), so a job that
@@ -91,7 +104,11 @@ def build_generation_index(
             with database.session_scope() as session:
                 finish_job(session, job_id, result=parameters)
             return parameters
-        parameters = _build_file(database, blobs, settings, gallery_id, generation_id, job_id, progress)
+        built = _opened(database, blobs, settings, gallery_id, generation_id, progress) if only_width else None
+        if built is None:
+            built = _build(database, settings, gallery_id, generation_id, progress)
+        crash_point("index.built")
+        parameters = _publish(database, blobs, generation_id, job_id, built)
     except GaveWay as error:
         with database.session_scope() as session:
             withdraw_job(session, job_id, str(error))
@@ -105,21 +122,15 @@ def build_generation_index(
     return parameters
 
 
-def _build_file(
-    database: Database,
-    blobs: BlobStore,
-    settings: Settings,
-    gallery_id: int,
-    generation_id: int,
-    job_id: int,
-    progress: "_JobProgress",
-) -> dict[str, Any]:
-    """Do steps 1 to 4; return what was recorded."""
-    built = _build(database, settings, gallery_id, generation_id, progress)
-    crash_point("index.built")
-    name = index_file(generation_id, job_id)
-    digests: list[str] = []
-    blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
+def _publish(database: Database, blobs: BlobStore, generation_id: int, job_id: int, built: _Built) -> dict[str, Any]:
+    """Do steps 3 and 4; return what was recorded."""
+    if built.published is None:
+        name = index_file(generation_id, job_id)
+        digests: list[str] = []
+        blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
+        sha256 = digests[0]
+    else:
+        name, sha256 = built.published
     crash_point("index.published")
     parameters = {
         "kind": built.index.rows.kind,
@@ -136,7 +147,7 @@ def _build_file(
             .where(Generation.id == generation_id, Generation.state != "dropped")
             .values(
                 index_name=name,
-                index_sha256=digests[0],
+                index_sha256=sha256,
                 index_revision=built.revision,
                 index_parameters=parameters,
             )
@@ -188,6 +199,44 @@ def _build(
     crash_point("index.streamed")
     recall = choose_width(built, metric, sample, _watched(rows(), count, progress))
     return _Built(built, gallery.revision, built.index.ntotal, sample.describe(recall))
+
+
+def _opened(
+    database: Database,
+    blobs: BlobStore,
+    settings: Settings,
+    gallery_id: int,
+    generation_id: int,
+    progress: Callable[[int, int], None],
+) -> _Built | None:
+    """Return the index of the generation's file with its width chosen anew, or None if the file cannot be read.
+
+    Rows that changed since are compared as the file has them.
+    """
+    with database.session_scope() as session:
+        gallery = session.get_one(Gallery, gallery_id)
+        metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
+        stored = get_stored_generation(session, gallery_id, generation_id)
+        name, sha256, revision, parameters = session.execute(text(_FILE), {"generation_id": generation_id}).one()
+        changed = np.array(
+            session.scalars(text(_CHANGED), {"gallery_id": gallery_id, "after": revision}).all(), np.int64
+        )
+        sample = draw_recall_sample(session, stored, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = blobs.fetch_file(name, Path(folder))
+            built = read_index(path, metric, stored.vector_format.embedding_dim, sha256)
+        except (IndexFileError, FileNotFoundError) as error:
+            events.warning("index.unusable", generation_id=generation_id, error=str(error))
+            return None
+    before = built.rows.parameters
+    rows = chain(
+        stream_rows(database, stored, revision, settings.batch_items), built.held(changed, settings.batch_items)
+    )
+    recall = choose_width(built, metric, sample, _watched(rows, built.index.ntotal, progress))
+    built = replace(built, seconds=parameters["seconds"])
+    published = (name, sha256) if built.rows.parameters == before else None
+    return _Built(built, revision, built.index.ntotal, sample.describe(recall), published)
 
 
 def _kind(option: str, rows: int, settings: Settings) -> IndexKind:

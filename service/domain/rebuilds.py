@@ -3,8 +3,8 @@
 Rows that changed since a file was built are searched exhaustively or skipped one by one, in every API process. A file
 is due when they are many, in number and against the rows in the file, when a large generation has none, or when the
 gallery asks for another kind of index than the file is of. A file whose width was chosen by rows, as that of a next
-generation, which nobody has asked anything, is due once enough queries of its model version are kept: the new one is
-chosen by these, and says so.
+generation, which nobody has asked anything, is due once enough queries of its model version are kept: these choose
+anew.
 
 How many changed is bounded by how far the revision has moved, so that most generations are decided without a look at
 their items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what
@@ -28,15 +28,20 @@ REBUILD_LOCK = 724_064
 
 # A job that seems to run and is not renewed is one whose worker died: it counts as failed.
 _CANDIDATES = """
-SELECT n.id, g.id, g.revision, due.since, n.index_sha256 IS NOT NULL, due.changes
+SELECT n.id, g.id, g.revision, due.since, n.index_sha256 IS NOT NULL, due.changes, why.reason = 'width'
 FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
-  SELECT CASE WHEN n.index_sha256 IS NULL THEN 0 ELSE n.index_revision END,
-         CASE WHEN n.index_sha256 IS NULL THEN :from_rows
-         WHEN g.index NOT IN ('auto', n.index_parameters->>'kind') THEN 0
+  SELECT CASE WHEN n.index_sha256 IS NULL THEN 'no file'
+         WHEN g.index NOT IN ('auto', n.index_parameters->>'kind') THEN 'kind'
          WHEN n.index_parameters->>'kind' <> 'flat' AND n.index_parameters->>'recall_sample' IS DISTINCT FROM 'queries'
            AND (SELECT count(*) FROM query_samples q WHERE q.gallery_id = g.id
-                AND q.model_version_id = n.model_version_id) >= :fewest_queries THEN 0
-         ELSE greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint) END
+                AND q.model_version_id = n.model_version_id) >= :fewest_queries THEN 'width'
+         ELSE 'changes' END
+) why (reason) CROSS JOIN LATERAL (
+  SELECT CASE why.reason WHEN 'no file' THEN 0 ELSE n.index_revision END,
+         CASE why.reason WHEN 'no file' THEN :from_rows
+         WHEN 'changes'
+         THEN greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint)
+         ELSE 0 END
 ) due (since, changes)
 WHERE n.state = 'complete' AND g.revision - due.since >= due.changes
   AND (CAST(:only AS bigint) IS NULL OR n.id = :only)
@@ -59,8 +64,11 @@ SELECT count(*) FROM (
 
 @dataclass(frozen=True)
 class DueRebuild:
+    """`only_width` when the rows of the file that is there may stay."""
+
     gallery_id: int
     generation_id: int
+    only_width: bool
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Rebuilds:
             "fewest_queries": fewest_queries(settings),
             "only": generation_id,
         }
-        for id_, gallery_id, revision, built_at, has_file, due_changes in session.execute(
+        for id_, gallery_id, revision, built_at, has_file, due_changes, only_width in session.execute(
             text(_CANDIDATES), parameters
         ).all():
             if due_changes > 0 and revision < self.not_before.get(id_, 0):
@@ -90,6 +98,6 @@ class Rebuilds:
             since = {"gallery_id": gallery_id, "after": built_at, "has_file": has_file, "most": due_changes}
             changed = session.scalars(text(_CHANGED), since).one()
             if changed >= due_changes:
-                return DueRebuild(gallery_id, id_)
+                return DueRebuild(gallery_id, id_, only_width)
             self.not_before[id_] = revision + due_changes - changed
         return None

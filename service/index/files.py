@@ -66,7 +66,15 @@ def save_index(built: BuiltIndex, path: Path) -> str:
 
 
 def load_index(path: Path, metric: Metric, dim: int, sha256: str, device: str = "cpu") -> FaissIndex:
-    """Map a saved index into memory, to be searched as wide as when it was saved.
+    """Map a saved index into memory, to be searched as wide as when it was saved. Raises `IndexFileError`."""
+    try:
+        return FaissIndex(metric, dim, read_index(path, metric, dim, sha256), device)
+    except ValueError as error:
+        raise IndexFileError(f"The index file {path.name} is of no kind that is searched here.") from error
+
+
+def read_index(path: Path, metric: Metric, dim: int, sha256: str) -> BuiltIndex:
+    """Map a saved index into memory.
 
     Raises `IndexFileError` unless the file has exactly this digest: FAISS trusts what it reads, so that nothing is read
     before it is known.
@@ -79,10 +87,7 @@ def load_index(path: Path, metric: Metric, dim: int, sha256: str, device: str = 
         raise IndexFileError(f"This FAISS cannot read the index file {path.name}.") from error
     if (index.d, index.metric_type) != (dim, faiss_metric(metric)):
         raise IndexFileError(f"The index file {path.name} is not one of {dim} dimensions and metric {metric}.")
-    try:
-        return FaissIndex(metric, dim, BuiltIndex(index), device)
-    except ValueError as error:
-        raise IndexFileError(f"The index file {path.name} is of no kind that is searched here.") from error
+    return BuiltIndex(index)
 
 
 def _prepared(metric: Metric, vectors: Vectors) -> Vectors:

@@ -13,6 +13,7 @@ difference from its list's centre, float16, or 8 bits over the range that a trai
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from service.index.protocol import Metric, Vectors
+from service.index.protocol import Ids, Metric, Vectors
 
 IndexKind = Literal["flat", "hnsw", "ivf", "ivf_sq8"]
 Scored = tuple[Vectors, NDArray[np.int64]]  # FAISS's own (Q, k) scores, and positions, padded with -1
@@ -208,6 +209,14 @@ class BuiltIndex:
             if isinstance(inner, type_):
                 return rows(inner, self.index)
         raise ValueError(f"{type(inner).__name__} is no kind of index that is searched here.")
+
+    def held(self, ids: Ids, chunk: int) -> Iterator[tuple[Ids, Vectors]]:
+        """Yield, in chunks, those of (N,) ids that are here, and their (n, D) vectors as the codes have them."""
+        own: Ids = faiss.vector_to_array(self.index.id_map)
+        positions = np.flatnonzero(np.isin(own, ids))
+        for start in range(0, len(positions), chunk):
+            part = positions[start : start + chunk]
+            yield own[part], self.rows.vectors(part)
 
 
 _ROWS_OF: dict[Any, type[Rows]] = {

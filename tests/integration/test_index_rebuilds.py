@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from service.domain import following, index_builds
 from service.domain.following import GenerationRows, read_next_rows
 from service.domain.rebuilds import REBUILD_LOCK
 from service.domain.upgrades import upgrade_needs_workers
+from service.index import kinds
 from service.index.faiss_index import FaissIndex
 from service.index.files import save_index
 from service.index.kinds import BuiltIndex
@@ -31,7 +32,7 @@ from service.queue import BUILD_INDEX
 from service.settings import Settings
 from tests.fakes import RecordingQueue
 from tests.networks import image_bytes
-from tests.scenario import DIMS, create_upgradable_gallery, post_images, search, start_upgrade
+from tests.scenario import DIMS, create_upgradable_gallery, import_vectors, post_images, search, start_upgrade
 from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
@@ -121,10 +122,24 @@ def jobs(client: TestClient) -> list[tuple[str, str]]:
 
 def ask_vectors(client: TestClient, count: int, version: str = "v1") -> None:
     """Search by random vectors, which are then kept, together with those that were."""
-    vectors = np.random.default_rng(count).standard_normal((count, DIMS[version][0])).tolist()
-    answer = client.post("/v1/galleries/g/search/vectors", json={"vectors": vectors, "k": 1, "model_version": version})
+    ask(client, np.random.default_rng(count).standard_normal((count, DIMS[version][0])).tolist(), version)
+
+
+def ask(client: TestClient, vectors: list[list[float]], version: str = "v1", k: int = 1) -> list[list[dict[str, Any]]]:
+    """Search by vectors, which are then kept; return the neighbours of each."""
+    answer = client.post("/v1/galleries/g/search/vectors", json={"vectors": vectors, "k": k, "model_version": version})
     assert answer.status_code == 200, answer.text
     client.app.state.parts.query_samples.write()  # type: ignore[attr-defined]  # Starlette's state is untyped
+    neighbors: list[list[dict[str, Any]]] = answer.json()["neighbors"]
+    return neighbors
+
+
+class NearCopies(NamedTuple):
+    """A client of the gallery, the row of its generation, and queries that are no rows."""
+
+    gallery: TestClient
+    generation: dict[str, Any]
+    queries: list[list[float]]
 
 
 def let_jobs_rest(worker: WorkerParts, seconds: float) -> None:
@@ -185,6 +200,7 @@ def test_a_file_whose_width_was_chosen_by_rows_is_due_once_when_enough_queries_a
     ask_vectors(gallery, FEWEST_QUERIES)
     rebuild(worker, gallery)
     by_queries = row(worker, 1)["index_parameters"]
+    assert [f"indexes/{name}" for name in worker.blobs.list_files("indexes")] == [row(worker, 1)["index_name"]]
     ask_vectors(gallery, FEWEST_QUERIES)
     let_jobs_rest(worker, 60)
 
@@ -194,6 +210,72 @@ def test_a_file_whose_width_was_chosen_by_rows_is_due_once_when_enough_queries_a
     assert by_queries["recall_sample_size"] >= FEWEST_QUERIES
     assert by_queries["recall_at_10"] == by_rows["recall_at_10"] == 1.0
     assert jobs(gallery) == [("index_build", "succeeded")] * 2
+
+
+@pytest.fixture
+def near_copies(gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> NearCopies:
+    """Lists of a gallery of near copies, searched as wide as is right for rows, with changes since, and asked from
+    outside meanwhile."""
+    monkeypatch.setattr(kinds, "_FEWEST_LISTS_PROBED", 1)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((150 + 3 * FEWEST_QUERIES, DIMS["v1"][0])).astype(np.float32)
+    copies = np.repeat(vectors[:150], 20, axis=0)
+    copies += 0.1 * random.standard_normal(copies.shape).astype(np.float32)
+    import_vectors(gallery, [f"copy-{number}" for number in range(len(copies))], embedding=copies)
+    assert gallery.patch("/v1/galleries/g", json={"index": "ivf"}).is_success
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+    replace_image(gallery, "image-1.png", 31)
+    delete_image(gallery, 2)
+    queries = vectors[150:].tolist()
+    ask(gallery, queries)
+    return NearCopies(gallery, row(worker, 1), queries)
+
+
+def test_a_width_is_chosen_anew_for_the_file_that_is_there(
+    near_copies: NearCopies, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery, before = near_copies.gallery, near_copies.generation
+    monkeypatch.delattr(index_builds, "build_index")
+    rebuild(worker, gallery)
+
+    after = row(worker, 1)
+    assert after["index_name"] != before["index_name"]
+    assert after["index_revision"] == before["index_revision"] < served(gallery).revision
+    narrow, wide = before["index_parameters"], after["index_parameters"]
+    assert wide["nprobe"] > narrow["nprobe"]
+    assert (narrow["recall_sample"], wide["recall_sample"]) == ("rows", "queries")
+    assert wide["recall_at_10"] >= 0.99
+    assert {key: wide[key] for key in ("kind", "lists", "rows", "seconds")} == {
+        key: narrow[key] for key in ("kind", "lists", "rows", "seconds")
+    }
+    assert is_nearest(gallery, "image-1.png", 31)
+    assert leftovers(served(gallery).index) == (1, 2)
+    assert [f"indexes/{name}" for name in worker.blobs.list_files("indexes")] == [after["index_name"]]
+
+
+def test_for_its_recall_a_file_counts_as_it_was_built(near_copies: NearCopies, worker: WorkerParts) -> None:
+    gallery, before = near_copies.gallery, near_copies.generation
+    nearest = ask(gallery, near_copies.queries, k=10)
+    for name in sorted({neighbor["id"] for neighbors in nearest for neighbor in neighbors})[::2]:
+        assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
+
+    rebuild(worker, gallery)
+
+    after = row(worker, 1)
+    assert after["index_revision"] == before["index_revision"]
+    assert after["index_parameters"]["recall_at_10"] >= 0.99
+
+
+def test_a_file_that_cannot_be_read_is_built_again(near_copies: NearCopies, worker: WorkerParts) -> None:
+    gallery, before = near_copies.gallery, near_copies.generation
+    Path(worker.blobs.fetch_file(before["index_name"], Path())).write_bytes(b"damaged")
+
+    rebuild(worker, gallery)
+
+    after = row(worker, 1)
+    assert after["index_revision"] == served(gallery).revision > before["index_revision"]
+    assert after["index_parameters"]["recall_sample"] == "queries"
 
 
 def test_an_exact_index_is_not_due_for_its_width(gallery: TestClient, worker: WorkerParts) -> None:
