@@ -189,6 +189,7 @@ def import_vectors(
             )
             write_rows(driver_connection(session), stored.table, rows, stored.vector_format)
             gallery.revision = revision + count
+            gallery.items += count
     return stored
 
 

@@ -88,8 +88,8 @@ class Transformation(Base):
 
 
 class Gallery(Base):
-    """A named set of items. `revision` counts its changes; its row lock orders every write to it. `index` is the kind
-    that is built next (`service.index.kinds`), or `auto`: by the number of rows."""
+    """A named set of items, of which `items` are live. `revision` counts its changes; its row lock orders every write
+    to it. `index` is the kind that is built next (`service.index.kinds`), or `auto`: by the number of rows."""
 
     __tablename__ = "galleries"
 
@@ -103,6 +103,7 @@ class Gallery(Base):
         ForeignKey("generations.id", use_alter=True, name="fk_galleries_active_generation_id")
     )
     revision: Mapped[int] = mapped_column(server_default=text("0"))
+    items: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (

@@ -59,7 +59,7 @@ def _view(details: galleries.GalleryDetails) -> GalleryView:
         index=gallery.index,
         has_side_information=details.generation.has_side_information,
         revision=gallery.revision,
-        items=details.items,
+        items=gallery.items,
         created_at=gallery.created_at,
     )
 

@@ -13,7 +13,6 @@ from service.domain.batches import Transform
 from service.domain.galleries import get_gallery
 from service.domain.generations import (
     StoredGeneration,
-    count_live,
     current_rows_query,
     get_stored_generation,
     stage_embeddings,
@@ -83,8 +82,7 @@ def outline_upgrade(session: Session, gallery_name: str, to_version: str, transf
     side_dim = version.side_information_dim if legs[0].gives_side_information else None
     vector_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
     target = StoredGeneration(0, gallery.id, version, vector_format, "building")
-    items = count_live(session, gallery.id)
-    return Outline(legs, target, items, generation_bytes(vector_format, items))
+    return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))
 
 
 def _measure(database: Database, transform: Transform, outline: Outline) -> tuple[int, float]:

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.domain import registry
-from service.domain.generations import add_generation, count_live
+from service.domain.generations import add_generation
 from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
 from service.index.kinds import IndexKind
@@ -35,12 +35,11 @@ class GalleryBusy(Conflict):
 
 @dataclass(frozen=True)
 class GalleryDetails:
-    """A gallery with what its active generation is made of and how many live items it has."""
+    """A gallery with what its active generation is made of."""
 
     gallery: Gallery
     generation: Generation
     version: ModelVersion
-    items: int
 
 
 def create_gallery(
@@ -100,10 +99,10 @@ def list_galleries(session: Session, after_id: int, limit: int) -> list[Gallery]
 
 
 def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
-    """Return the gallery's details; counts its live items."""
+    """Return the gallery's details."""
     generation = session.get_one(Generation, gallery.active_generation_id)
     version = session.get_one(ModelVersion, generation.model_version_id)
-    return GalleryDetails(gallery, generation, version, count_live(session, gallery.id))
+    return GalleryDetails(gallery, generation, version)
 
 
 def change_index(session: Session, name: str, index: IndexOption) -> Gallery:

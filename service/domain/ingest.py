@@ -142,6 +142,7 @@ def write_items(
         parameters,
     ).all()
     session.execute(text(_UPSERT_ITEMS), parameters)
+    gallery.items += len(items) - len(replaced)
     for generation_id in sorted(rows_by_generation):
         generation = by_id[generation_id]
         columns = columns_of(generation.vector_format)
@@ -208,6 +209,7 @@ def delete_items(session: Session, gallery_id: int, external_ids: Sequence[str])
             "before": gallery.revision - len(external_ids),
         },
     ).all()
+    gallery.items -= len(deleted)
     for generation in stored_generations(session, gallery_id):
         session.execute(
             text(f"DELETE FROM {embeddings_table(generation.id)} WHERE item_id = ANY(:ids)"),

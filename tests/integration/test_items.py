@@ -13,7 +13,7 @@ from PIL import Image
 from service.api.dependencies import Parts
 from service.tables import ModelVersion
 from tests.networks import image_bytes
-from tests.scenario import create_gallery, post_images, register_version, search
+from tests.scenario import create_gallery, import_vectors, post_images, register_version, search
 
 ROUNDING = 1e-2  # an image's distance from itself as stored in float16 is below, from any other image above
 
@@ -261,3 +261,19 @@ def test_an_image_and_its_vector_get_the_same_answer(gallery: TestClient) -> Non
         key: by_image[0][key] for key in ("model_version", "generation", "revision")
     }
     assert found(by_image[0])[0] == "image-3.png"
+
+
+def test_a_gallery_says_how_many_items_it_has_whatever_was_written(gallery: TestClient) -> None:
+    def counts() -> tuple[int, int]:
+        listed = gallery.get("/v1/galleries/g/items?limit=1000").json()["items"]
+        return gallery.get("/v1/galleries/g").json()["items"], len(listed)
+
+    post_images(gallery, [1, 2, 3, 4])
+    import_vectors(gallery, ["image-3.png", "vector-1", "vector-2"])
+    assert counts() == (6, 6)
+    for _ in range(2):
+        gallery.delete("/v1/galleries/g/items/vector-1")
+    gallery.delete("/v1/galleries/g/items/image-1.png")
+    post_images(gallery, [1])
+    assert gallery.post("/v1/galleries/g/images", files=[("files", ("bad", b"no image"))]).status_code == 422
+    assert counts() == (5, 5)

@@ -104,3 +104,28 @@ def test_a_migration_that_fails_says_why_and_leaves_neither_tables_nor_its_lock(
     with empty.connect() as connection:
         locks = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory'"
         assert connection.scalar(text(f"{locks} AND datname = current_database()")) == 0
+
+
+def test_galleries_of_before_get_the_number_of_their_items(database: Database) -> None:
+    with database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE galleries DROP COLUMN items"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
+        connection.execute(
+            text(
+                "INSERT INTO galleries (name, metric, dtype, thumbnails) SELECT n, 'l2', 'float16', false"
+                " FROM unnest(ARRAY['none', 'two']) n"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO items (gallery_id, external_id, revision, deleted_at)"
+                " SELECT g.id, n, n, CASE n WHEN 3 THEN now() END FROM galleries g, generate_series(1, 3) n"
+                " WHERE g.name = 'two'"
+            )
+        )
+
+    upgrade_database(database.engine)
+
+    with database.reading() as connection:
+        counts = connection.execute(text("SELECT name, items FROM galleries ORDER BY name")).all()
+    assert counts == [("none", 0), ("two", 2)]
