@@ -7,7 +7,7 @@
 | hnsw | | everything: FAISS has no graphs on a GPU |
 
 What goes on the CPU goes to the index that the file holds, which stays mapped beside the GPU's copy. FAISS's GPU
-indexes are not safe for concurrent searches, so these take turns.
+resources are not safe for concurrent use, so searches of all copies, and copying itself, take turns.
 """
 
 import threading
@@ -21,17 +21,17 @@ from service.index.kinds import FlatRows, ListRows, Rows, Scored
 from service.index.protocol import Vectors
 
 _MOST_NEIGHBOURS = 2048  # of one search, and lists probed: FAISS's limits on a GPU
+_turn = threading.Lock()
 
 
 class _Copy:
-    """An index's copy on the device, one search at a time."""
+    """An index's copy on the device, searched when nothing else uses that."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
-        self._turn = threading.Lock()
 
     def search(self, queries: Vectors, k: int, parameters: Any = None) -> Scored:
-        with self._turn:
+        with _turn:
             scores, found = self._index.search(queries, k, params=parameters)
         return scores, found
 
@@ -67,7 +67,12 @@ def rows_on(device: str, rows: Rows) -> Rows:
     kind, _, number = device.partition(":")
     if kind != "cuda" or faiss.get_num_gpus() == 0:
         return rows
-    return with_copy(rows, lambda index: faiss.index_cpu_to_gpu(_resources(), int(number or 0), index))
+
+    def copied(index: Any) -> Any:
+        with _turn:
+            return faiss.index_cpu_to_gpu(_resources(), int(number or 0), index)
+
+    return with_copy(rows, copied)
 
 
 def with_copy(rows: Rows, copy: Callable[[Any], Any]) -> Rows:

@@ -1,5 +1,8 @@
 """Indexes on a GPU; and on a CPU, with a copy that stands in for the one on the GPU, what is searched where."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import faiss
@@ -61,6 +64,26 @@ def test_searches_without_a_selector_run_in_the_copy_and_find_the_same(kind: Ind
         np.testing.assert_array_equal(near[1], near_expected[1])
         assert there.width == rows.width
         assert [one.searches for one in copies] == ([2] if copied else [])
+
+
+def test_only_one_copy_is_searched_at_a_time() -> None:
+    searching, together = threading.Lock(), []
+
+    class SlowCopy(Copy):
+        def search(self, queries: Any, k: int, params: Any = None) -> Any:
+            together.append(not searching.acquire(blocking=False))
+            time.sleep(0.005)
+            found = super().search(queries, k, params)
+            if searching.locked():
+                searching.release()
+            return found
+
+    rows = built_and_measured("l2", IDS, VECTORS, "flat")[0].rows
+    indexes = [with_copy(rows, SlowCopy) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda index: index.scan(QUERIES, 10, None), 3 * indexes))
+
+    assert together == [False] * 12
 
 
 def test_rows_stay_where_they_are_without_a_gpu() -> None:
