@@ -36,6 +36,10 @@ from service.index.tail import Tail
 _GATHERED_ROWS = 2_000
 _GATHERED_SHARE = 0.01
 _BLOCK_ROWS = 65_536
+# Of a batch so many are searched while whoever adds or removes waits, and with them everybody else. They have less than
+# 128,000 numbers: from there on, FAISS computes L2 as |q|² - 2qv + |v|², which loses small distances to large norms.
+_QUERIES_AT_ONCE = 64
+_NUMBERS_AT_ONCE = 120_000
 
 
 class _Sealed:
@@ -173,11 +177,24 @@ class FaissIndex:
             self._tail.drop(ids)
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
-        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given."""
+        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given.
+
+        Between some queries of many, who waits to add or remove has a turn.
+        """
         if self._metric == "cosine":
             queries = normalized(queries)
         queries = np.ascontiguousarray(queries, np.float32)
         allowed = None if allowed is None else _ascending(allowed)
+        at_once = max(1, min(_QUERIES_AT_ONCE, _NUMBERS_AT_ONCE // queries.shape[1]))
+        starts = range(0, max(1, len(queries)), at_once)
+        parts = [self._search(queries[start : start + at_once], k, allowed) for start in starts]
+        return SearchResult(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.distances for part in parts]),
+            all(part.is_exact for part in parts),
+        )
+
+    def _search(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
         with self._lock.reading(), _one_thread():
             sealed = self._sealed.search(queries, k, allowed) if self._sealed else no_rows(queries)
             tail = self._tail.search(queries, k, self._in_tail(allowed))

@@ -1,5 +1,7 @@
 """`FaissIndex` against exhaustive search: the sealed part, the tail, tombstones and allowed sets, on every path."""
 
+import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 
 from service.index.faiss_index import FaissIndex
 from service.index.kinds import BuiltIndex, IndexKind
-from service.index.protocol import Ids, Metric, Vectors
+from service.index.protocol import Ids, Metric, SearchResult, Vectors
+from service.index.tail import Tail
 from tests.unit.index.building import APPROXIMATE_KINDS, CODES, KINDS, built, built_and_measured
 from tests.unit.index.exhaustive import METRICS, all_distances, assert_finds_the_nearest, assert_is_nearest, recall
 
@@ -155,6 +158,40 @@ def test_vectors_far_from_the_origin_keep_their_small_distances(metric: Metric, 
     assert_finds_the_nearest(index, metric, as_rows(ids, vectors), vectors[:30], 5, tolerance=2e-6)
     if metric == "l2":
         assert (index.search(vectors, 1).distances == 0).all()
+
+
+def test_in_a_large_batch_of_long_vectors_too_distances_are_differences() -> None:
+    ids, vectors = some_ids(2_100), 10 + 0.1 * some_vectors(2_100, 2_048)
+    index = sealed("l2", ids, vectors)
+
+    found = index.search(vectors[:130], 1)
+
+    np.testing.assert_array_equal(found.ids[:, 0], ids[:130])
+    assert (found.distances == 0).all()
+
+
+def test_who_adds_waits_for_a_part_of_a_large_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = sealed("l2", some_ids(100), some_vectors(100, 4))
+    adding = threading.Thread(target=index.add, args=(np.array([5]), some_vectors(1, 4)))
+    sizes = []
+
+    def search(tail: Tail, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
+        sizes.append(len(tail))
+        if len(sizes) == 1:
+            adding.start()
+            while not index._lock._writers_waiting:
+                time.sleep(0.001)
+        return exhaustive(tail, queries, k, allowed)
+
+    exhaustive = Tail.search
+    monkeypatch.setattr(Tail, "search", search)
+    found = index.search(some_vectors(300, 4), 101)
+
+    adding.join()
+    assert sizes[0] == 0
+    assert sizes[1:] == [1] * (len(sizes) - 1)
+    assert len(sizes) > 1
+    assert (found.ids == 5).any(axis=1).sum() == 300 - 64
 
 
 def test_equally_near_rows_come_by_id() -> None:
