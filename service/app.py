@@ -93,6 +93,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(console.router)
     # The last one added runs first: a request gets its id, then its limit, then its idempotency.
     app.add_middleware(IdempotencyMiddleware)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_request_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=settings.max_request_bytes, max_json_bytes=settings.max_json_bytes
+    )
     app.add_middleware(RequestIdMiddleware)
     return app

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     max_files_per_request: int = 10_000
     max_image_bytes: int = 64 * 2**20
     max_request_bytes: int = 4 * 2**30
+    max_json_bytes: int = 32 * 2**20
     max_metadata_bytes: int = 64 * 2**10
 
     # Training. Data sets are read below this folder only; unset, none is. Features are held in memory: so many at most.

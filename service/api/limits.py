@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import logs
 from service.api.problems import problem
 
+# The routes whose bodies are forms, tables or images, which are read in parts.
+OF_FILES = re.compile(r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search))/?")
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -39,19 +41,22 @@ class RequestIdMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 when a body is, or grows, larger than `max_bytes`."""
+    """Answers 413 when a body is, or grows, larger than `max_bytes`, or `max_json_bytes` where it is not of files: JSON
+    is held in memory before anything is known of it."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_json_bytes = min(max_bytes, max_json_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        detail = f"A request's body has at most {self._max_bytes} bytes."
+        most = self._max_bytes if OF_FILES.fullmatch(scope["path"]) else self._max_json_bytes
+        detail = f"A request's body has at most {most} bytes."
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        if declared.isdecimal() and int(declared) > most:
             await problem(413, detail)(scope, receive, send)
             return
         received, started = 0, False
@@ -60,13 +65,13 @@ class BodyLimitMiddleware:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            if received > most:
                 raise HTTPException(413, detail)
             return message
 
         async def send_within_limit(message: Message) -> None:
             nonlocal started
-            if started or received <= self._max_bytes:
+            if started or received <= most:
                 started = True
                 await send(message)
 
@@ -75,7 +80,7 @@ class BodyLimitMiddleware:
         try:
             await self._app(scope, receive_limited, send_within_limit)
         except HTTPException:
-            if received <= self._max_bytes:
+            if received <= most:
                 raise
-        if received > self._max_bytes and not started:
+        if received > most and not started:
             await problem(413, detail)(scope, receive, send)

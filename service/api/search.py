@@ -4,11 +4,11 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
 from service.api.admission import Admission
@@ -24,6 +24,8 @@ K = Annotated[int, Field(ge=1, le=MAX_K)]
 MaxDistance = Annotated[float, Field(allow_inf_nan=False)]
 Which = Literal["active", "next"]
 _MAX_QUERIES = 1000
+_MAX_NEIGHBORS = 100_000
+_MAX_DIM = 16_000
 
 
 class InvalidSearch(Unprocessable):
@@ -67,12 +69,13 @@ class BatchAnswer(BaseModel):
 
 class VectorsQuery(BaseModel):
     """With `model_version`, 409 unless the generation that answers is under it. Neighbours farther than `max_distance`
-    are left out, and so is the item `exclude_id`."""
+    are left out, and so is the item `exclude_id`. All vectors together have at most 100,000 neighbours."""
 
     model_config = ConfigDict(extra="forbid")
 
     vectors: Annotated[
-        list[list[Annotated[float, Field(allow_inf_nan=False)]]], Field(min_length=1, max_length=_MAX_QUERIES)
+        list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=_MAX_DIM)]],
+        Field(min_length=1, max_length=_MAX_QUERIES),
     ]
     k: K = 10
     filter: dict[str, Any] | None = None
@@ -80,9 +83,15 @@ class VectorsQuery(BaseModel):
     exclude_id: str | None = None
     model_version: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None = None
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        _check_answer_size(len(self.vectors) * self.k)
+        return self
+
 
 class ItemsQuery(BaseModel):
-    """Items of the gallery to find the neighbours of; with `exclude_self`, no item is its own neighbour."""
+    """Items of the gallery to find the neighbours of, at most 100,000 in all; with `exclude_self`, no item is its own
+    neighbour."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -91,6 +100,16 @@ class ItemsQuery(BaseModel):
     filter: dict[str, Any] | None = None
     max_distance: MaxDistance | None = None
     exclude_self: bool = True
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        _check_answer_size(len(self.ids) * self.k)
+        return self
+
+
+def _check_answer_size(neighbors: int) -> None:
+    if neighbors > _MAX_NEIGHBORS:
+        raise ValueError(f"one answer has at most {_MAX_NEIGHBORS:,} neighbours: ask for fewer of each, or in parts")
 
 
 @dataclass(frozen=True)
@@ -174,12 +193,12 @@ async def _read_query(request: Request) -> ImageQuery:
             if not isinstance(file, UploadFile) or set(form) - {"file", *_OPTIONS}:
                 raise InvalidSearch(f"The form has one file named 'file', and optionally {', '.join(_OPTIONS)}.")
             return _with_options(await file.read(max_bytes + 1), form)
-    data = b""
+    data = bytearray()
     async for block in request.stream():
         data += block
         if len(data) > max_bytes:
             break  # one byte too many is enough for the decoder to refuse it
-    return _with_options(data, request.query_params)
+    return _with_options(bytes(data), request.query_params)
 
 
 def _with_options(data: bytes, options: Mapping[str, object]) -> ImageQuery:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 
+from service.api.limits import OF_FILES
 from service.app import create_app
 from service.settings import Settings
 from tests.networks import image_bytes
@@ -93,6 +94,33 @@ async def endless(start: bytes, given: list[bytes]) -> AsyncIterator[bytes]:
     while True:
         given.append(BLOCK)
         yield BLOCK
+
+
+def test_a_body_of_json_has_a_limit_of_its_own(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"max_json_bytes": LIMIT}))
+    with TestClient(app) as client:
+        register_version(client, "v1")
+        create_gallery(client)
+        answers = {
+            name: client.post(path, headers=headers, content=start.ljust(LIMIT + 1))
+            for name, (path, headers, start) in READERS.items()
+        }
+
+    assert [name for name, answer in answers.items() if answer.status_code == 413] == ["json"]
+    check_too_large(answers["json"])
+
+
+def test_every_route_whose_body_is_json_and_no_other_has_the_limit_of_json(app: FastAPI) -> None:
+    bodies = {
+        path: set(operation["requestBody"]["content"])
+        for path, operations in app.openapi()["paths"].items()
+        for operation in operations.values()
+        if "requestBody" in operation
+    }
+
+    assert {path for path in bodies if not OF_FILES.fullmatch(path)} == {
+        path for path, types in bodies.items() if types == {"application/json"}
+    }
 
 
 def test_a_key_whose_body_was_too_large_can_be_used_with_one_that_is_not(app: FastAPI, client: TestClient) -> None:

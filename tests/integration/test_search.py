@@ -321,6 +321,7 @@ BAD_ITEMS: dict[str, dict[str, Any]] = {
     "too many": {"ids": ["image-1.png"] * 1001},
     "an unknown key": {"ids": ["image-1.png"], "exclude_id": "x"},
     "k of 0": {"ids": ["image-1.png"], "k": 0},
+    "too many neighbours": {"ids": ["image-1.png"] * 101, "k": 1000},
     "a distance that is text": {"ids": ["image-1.png"], "max_distance": "near"},
     "a bad filter": {"ids": ["image-1.png"], "filter": {"colour": "red"}},
 }
