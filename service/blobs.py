@@ -81,7 +81,8 @@ class BlobStore:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "file"
             write(source)
-            temporary = f"{self._root}/{uuid.uuid4().hex}.part"
+            temporary = f"{self._root}/{name}.part"
+            self._filesystem.makedirs(temporary.rsplit("/", 1)[0], exist_ok=True)
             self._filesystem.put_file(str(source), temporary)
             self._filesystem.mv(temporary, f"{self._root}/{name}")
 

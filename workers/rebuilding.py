@@ -4,9 +4,9 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
 from service import logs
-from service.domain.generations import GenerationGone
 from service.domain.index_builds import GaveWay, build_generation_index
 from service.domain.rebuilds import REBUILD_LOCK, Rebuilds
+from service.index.replica import GenerationGone
 from workers.app import WorkerParts
 
 events = logs.Events(__name__)

@@ -25,6 +25,7 @@ def sweep(parts: WorkerParts) -> None:
     A worker at work sends nothing, so that nudges do not pile up at the broker during a long one.
     """
     # The container's health check looks at this file's age.
+    parts.settings.data.mkdir(parents=True, exist_ok=True)
     (parts.settings.data / f"worker-{socket.gethostname()}.alive").touch()
     if parts.working.is_set():
         return

@@ -29,10 +29,10 @@ from service.domain.batches import (
 from service.domain.catch_up import Behind, plan_catch_up, unfinished_batches, verify
 from service.domain.cutover import NotComplete, TooFarBehind, cut_over
 from service.domain.evaluation import labelled_sample, record_evaluation
-from service.domain.generations import GenerationGone
 from service.domain.index_builds import build_generation_index
 from service.domain.upgrade_state import Action, IllegalTransition, State
 from service.domain.upgrades import PHASE_LOCK, UnknownUpgrade, change_state, fail_upgrade, get_upgrade
+from service.index.replica import GenerationGone
 from service.tables import Item, Upgrade
 from workers.app import WorkerParts
 

@@ -1,10 +1,14 @@
 """What replicas and index builds read: a gallery's generations, and their rows from one revision to another."""
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
+from psycopg.errors import UndefinedTable
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -18,13 +22,23 @@ from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index
 from service.index.protocol import Metric
 from service.index.recall import Sample
-from service.index.replica import Changes, GalleryState, GenerationState, Ids, ServedGeneration, difference
+from service.index.replica import (
+    Changes,
+    GalleryState,
+    GenerationGone,
+    GenerationState,
+    Ids,
+    ServedGeneration,
+    difference,
+)
 from service.settings import Settings
 from service.tables import Gallery, Generation, ModelVersion
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
 events = logs.Events(__name__)
+
+_LONGEST_COPYING_SECONDS = 24 * 3600.0
 
 _STATES = """
 SELECT g.id, g.revision, g.active_generation_id, n.id, v.name, n.state, n.index_sha256
@@ -43,6 +57,7 @@ class GenerationRows:
         self._blobs = blobs
         self._encoders = encoders
         self._settings = settings
+        self._cache = settings.data / "index_cache"
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's."""
@@ -74,22 +89,28 @@ class GenerationRows:
             name, sha256, revision = generation.index_name, generation.index_sha256, generation.index_revision
             if name is None or sha256 is None or revision is None or sha256 == tried:
                 return None
+            path = None
             try:
-                path = self._blobs.fetch_file(name, self._settings.data / "index_cache")
+                path = self._blobs.fetch_file(name, self._cache)
                 dim = stored.vector_format.embedding_dim
                 index = load_index(path, metric, dim, sha256, self._settings.device)
             except (IndexFileError, FileNotFoundError) as error:
                 events.warning("replica.index_file_unusable", generation_id=generation_id, error=str(error))
+                if path is not None and path.is_relative_to(self._cache):
+                    path.unlink(missing_ok=True)  # a damaged copy, perhaps, of a whole file
                 tried = sha256
                 continue
-            self._remove_replaced(name, generation_id)
+            self._remove_copies()
             return self._settled(ServedGeneration(gallery_id, generation_id, stored.version, index, revision, sha256))
 
-    def _remove_replaced(self, name: str, generation_id: int) -> None:
-        """Remove the copies that this machine keeps of a remote store's earlier files; one that is mapped stays so."""
-        kept = self._settings.data / "index_cache" / name
-        for path in kept.parent.glob(f"generation_{generation_id}.*"):
-            if path != kept:
+    def _remove_copies(self) -> None:
+        """Remove this machine's copies of a remote store's files that no generation has any more, and what is left of
+        copying that died. One that is mapped stays so."""
+        found = [path for path in self._cache.glob("*/*") if path.suffix != ".part" or _is_old(path)]
+        with self._database.session_scope() as session:
+            named = set(session.scalars(text("SELECT index_name FROM generations WHERE state <> 'dropped'")))
+        for path in found:
+            if str(path.relative_to(self._cache)) not in named:
                 path.unlink(missing_ok=True)
 
     def _open_rows(self, gallery_id: int, generation_id: int) -> ServedGeneration:
@@ -162,23 +183,44 @@ class GenerationRows:
 def read_current_rows(
     session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids | None = None
 ) -> Iterator[EmbeddingRows]:
-    """Stream a generation's current rows (embeddings only), all of them or those among `ids`, by item id."""
+    """Stream a generation's current rows (embeddings only), all of them or those among `ids`, by item id.
+
+    Raises `GenerationGone`.
+    """
     where = "true" if ids is None else "i.id = ANY(%s)"
     query = current_rows_query(stored, side_information=False, where=where)
     parameters = () if ids is None else (ids.tolist(),)
-    return read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
+    with _gone_if_dropped(stored):
+        yield from read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
 
 
 def read_next_rows(
     session: Session, stored: StoredGeneration, after_item_id: int, up_to_revision: int, count: int
 ) -> EmbeddingRows | None:
     """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
-    when there are no more."""
+    when there are no more. Raises `GenerationGone`."""
     where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
     query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
     parameters = (after_item_id, after_item_id, up_to_revision)
-    chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
+    with _gone_if_dropped(stored):
+        chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
     return EmbeddingRows.concatenate(chunks) if chunks else None
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _LONGEST_COPYING_SECONDS
+    except FileNotFoundError:  # another process has just given it its name
+        return False
+
+
+@contextmanager
+def _gone_if_dropped(stored: StoredGeneration) -> Iterator[None]:
+    """Say of a table that was dropped since its generation was looked up what it means."""
+    try:
+        yield
+    except UndefinedTable as error:
+        raise GenerationGone(f"Generation {stored.id} was dropped.") from error
 
 
 def _embeddings_only(stored: StoredGeneration) -> VectorFormat:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.db import driver_connection
 from service.domain.jobs import end_jobs_left_running
+from service.index.replica import GenerationGone
 from service.tables import (
     Gallery,
     Generation,
@@ -17,10 +18,6 @@ from service.tables import (
 )
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows, StoredDtype, VectorFormat
-
-
-class GenerationGone(LookupError):
-    """The generation was dropped: its upgrade was cancelled, rolled back or finalized meanwhile."""
 
 
 @dataclass(frozen=True)

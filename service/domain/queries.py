@@ -16,14 +16,14 @@ from service.db import Database
 from service.domain.filters import compile_filter
 from service.domain.following import read_current_rows
 from service.domain.galleries import find_serving
-from service.domain.generations import GenerationGone, get_stored_generation
+from service.domain.generations import get_stored_generation
 from service.domain.ingest import check_external_id
 from service.domain.items import UnknownItem
 from service.domain.query_samples import QuerySamples
 from service.encoder import Encoders
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
-from service.index.replica import NotServed, Replicas, ServedGeneration, difference
+from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
 from service.tables import Item, embeddings_table
 from service.vectors.rows import Origin
 
@@ -223,6 +223,7 @@ def _search_once(
     database: Database, replicas: Replicas, gallery_id: int, active_id: int, query: Query, probe_for: _Probing
 ) -> Answer:
     served = _pair(replicas, gallery_id, active_id, query)
+    revision = served.revision  # the index may have followed further by the time it is searched, and not less far
     probe = probe_for(served)
     with database.reading() as connection:
         allowed = None
@@ -233,7 +234,7 @@ def _search_once(
             excluded = _excluded(connection, gallery_id, query.exclude_id, len(probe.vectors))
         found = _nearest(served, probe.vectors, query, allowed, excluded)
         neighbors = _describe(connection, served.generation_id, found)
-    return Answer(served.version.name, served.generation_id, served.revision, found.is_exact, neighbors)
+    return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
 
 
 def _nearest(

@@ -71,13 +71,13 @@ def _drop_table(database: Database, generation_id: int, wait_seconds: float) -> 
 def remove_unneeded_files(database: Database, blobs: BlobStore) -> None:
     """Remove index files, whole or half-written, that no stored generation names and no running job builds.
 
-    A file is named in the transaction that ends its job, and the files are listed before rows are looked at, so that
-    one that is about to be named is never removed.
+    A file is named in the transaction that ends its job, and the files are listed before rows are looked at, all at one
+    moment, so that one that is about to be named is never removed.
     """
     found = [(name, match["job_id"]) for name in blobs.list_files(INDEX_FOLDER) if (match := _INDEX_FILE.match(name))]
     if not found:
         return
-    with database.session_scope() as session:
+    with database.session_scope(snapshot=True) as session:
         named = set(session.scalars(text("SELECT index_name FROM generations WHERE state <> 'dropped'")))
         building = {str(id_) for id_ in session.scalars(text("SELECT id FROM jobs WHERE state = 'running'"))}
     for name, job_id in found:

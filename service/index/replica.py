@@ -57,8 +57,12 @@ class NotServed(LookupError):
     """No generation of the gallery is loaded here: the gallery has gone, or its generations just changed."""
 
 
+class GenerationGone(LookupError):
+    """The generation was dropped: its upgrade was cancelled, rolled back or finalized meanwhile."""
+
+
 class GenerationSource(Protocol):
-    """Where replicas read rows; every call sees one snapshot."""
+    """Where replicas read rows; every call sees one snapshot, and may raise `GenerationGone`."""
 
     def galleries(self, only: int | None = None) -> list[GalleryState]: ...
 
@@ -159,7 +163,10 @@ class Replicas:
         """Follow one gallery until it has at least `revision`: what a request wrote, its own next query sees."""
         replica = self._replica(gallery_id)
         if replica.revision < revision or replica.active is None:
-            self.refresh(gallery_id)
+            try:
+                self.refresh(gallery_id)
+            except GenerationGone:  # since it was seen to be there: what was written must be seen all the same
+                self.refresh(gallery_id)
 
     def refresh(self, gallery_id: int, *, every_generation: bool = False) -> None:
         """Follow one gallery now, and flip to the generation that is active now.

@@ -16,12 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.domain.cutover import request_cutover
-from service.domain.following import GenerationRows
-from service.index.replica import NotServed, Replicas
+from service.domain.following import GenerationRows, read_current_rows, read_next_rows
+from service.domain.generations import get_stored_generation
+from service.index.faiss_index import FaissIndex
+from service.index.replica import GenerationGone, NotServed, Replicas
 from service.settings import Settings
 from tests.networks import image_bytes
 from tests.scenario import (
@@ -199,6 +202,59 @@ def test_a_replica_that_missed_a_whole_upgrade_never_fails_a_query(
     assert (kept["model_version"], nearest(first, 1)[0]) == ("v1", after["neighbors"][0]["id"])
     check_same(after, search(first, 1, k=6))
     assert after["model_version"] == "v2"
+
+
+def test_a_write_meets_a_generation_that_is_dropped_before_its_rows_are_read(
+    first: TestClient, second: Follower, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = start_upgrade(first, "v2", cutover="auto")
+    run_until(worker, first, upgrade_id, "live")
+    second.poll()
+    states, dropped = GenerationRows.galleries, threading.Event()
+
+    def drop_after(*arguments: Any, **options: Any) -> Any:
+        found = states(*arguments, **options)
+        if not dropped.is_set():
+            dropped.set()
+            assert first.post(f"/v1/upgrades/{upgrade_id}/finalize").is_success
+        return found
+
+    monkeypatch.setattr(GenerationRows, "galleries", drop_after)
+    post_images(second.client, [20])
+
+    assert dropped.is_set()
+    assert nearest(second.client, 20) == ("image-20.png", True)
+
+
+def test_a_table_that_is_dropped_before_its_rows_are_read_is_a_generation_that_has_gone(
+    first: TestClient, worker: WorkerParts
+) -> None:
+    with worker.database.session_scope() as session:
+        stored = get_stored_generation(session, 1, 1)
+    with worker.database.session_scope() as session:
+        session.execute(text(f"DROP TABLE {stored.table}"))
+
+    with pytest.raises(GenerationGone), worker.database.session_scope() as session:
+        list(read_current_rows(session, stored, 10))
+    with pytest.raises(GenerationGone), worker.database.session_scope() as session:
+        read_next_rows(session, stored, 0, 100, 10)
+
+
+def test_an_answer_says_no_later_revision_than_it_was_searched_at(
+    first: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched, before = FaissIndex.search, first.get("/v1/galleries/g").json()["revision"]
+
+    def search_and_write(*arguments: Any) -> Any:
+        found = searched(*arguments)
+        post_images(first, [20])
+        return found
+
+    monkeypatch.setattr(FaissIndex, "search", search_and_write)
+    answer = search(first, 20, k=50)
+
+    assert "image-20.png" not in [neighbor["id"] for neighbor in answer["neighbors"]]
+    assert answer["revision"] == before
 
 
 def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
