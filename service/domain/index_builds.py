@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ from service.crash_points import crash_point
 from service.db import Database
 from service.domain.collections import fill_collection
 from service.domain.following import sample_rows, stream_rows
-from service.domain.generations import GenerationGone, get_stored_generation
+from service.domain.generations import get_stored_generation
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job, withdraw_job
 from service.domain.query_samples import draw_recall_sample
 from service.domain.removal import index_file, remove_unneeded_files
@@ -45,6 +44,7 @@ from service.index.files import IndexFileError, build_index, read_index, save_in
 from service.index.kinds import BuiltIndex, IndexKind, training_rows
 from service.index.protocol import Metric
 from service.index.recall import choose_width
+from service.index.replica import GenerationGone
 from service.settings import Settings
 from service.tables import Gallery, Generation
 
@@ -57,7 +57,6 @@ _PROGRESS_SECONDS = 1.0
 _Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 _FILE = "SELECT index_name, index_sha256, index_revision, index_parameters FROM generations WHERE id = :generation_id"
-_CHANGED = "SELECT id FROM items WHERE gallery_id = :gallery_id AND revision > :after"
 
 
 class GaveWay(Exception):
@@ -218,9 +217,6 @@ def _opened(
         metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
         stored = get_stored_generation(session, gallery_id, generation_id)
         name, sha256, revision, parameters = session.execute(text(_FILE), {"generation_id": generation_id}).one()
-        changed = np.array(
-            session.scalars(text(_CHANGED), {"gallery_id": gallery_id, "after": revision}).all(), np.int64
-        )
         sample = draw_recall_sample(session, stored, settings)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -230,9 +226,7 @@ def _opened(
             events.warning("index.unusable", generation_id=generation_id, error=str(error))
             return None
     before = built.rows.parameters
-    rows = chain(
-        stream_rows(database, stored, revision, settings.batch_items), built.held(changed, settings.batch_items)
-    )
+    rows = built.all_rows(stream_rows(database, stored, revision, settings.batch_items), settings.batch_items)
     recall = choose_width(built, metric, sample, _watched(rows, built.index.ntotal, progress))
     built = replace(built, seconds=parameters["seconds"])
     published = (name, sha256) if built.rows.parameters == before else None

@@ -30,6 +30,7 @@ events = logs.Events(__name__)
 
 _WRITE_EVERY_SECONDS = 10.0
 _KEPT = 100  # of a gallery and version between two writings
+_OF_ONE_REQUEST = 10  # so that one batch, of whatever it is, does not make a sample
 
 # Both rows are locked before a slot is, as who deletes one of them does, and slots are taken in their order: nobody
 # waits in a circle. A gallery or a version that is gone gets nothing.
@@ -74,9 +75,11 @@ class QuerySamples:
             self._thread.join(timeout=30)
 
     def note(self, gallery_id: int, version_id: int, vectors: Vectors) -> None:
-        """Keep some of (Q, D) float32 queries that were answered under a model version, until they are written."""
+        """Keep some of one request's (Q, D) float32 queries, of a model version, until they are written."""
         if self._slots == 0:
             return
+        if len(vectors) > _OF_ONE_REQUEST:
+            vectors = vectors[random.sample(range(len(vectors)), _OF_ONE_REQUEST)]
         with self._lock:
             self._kept.setdefault((gallery_id, version_id), _Reservoir()).offer(vectors)
 
@@ -100,12 +103,17 @@ class QuerySamples:
             events.info("query_sample.unwanted", gallery_id=gallery_id, model_version_id=version_id)
 
     def _write_until_stopped(self) -> None:
-        with self._transaction() as session:
-            session.execute(text("DELETE FROM query_samples WHERE slot >= :slots"), {"slots": self._slots})
+        self._remove_beyond()
         is_last = False
         while not is_last:
             is_last = self._stopping.wait(_WRITE_EVERY_SECONDS)
+            if self._slots == 0:
+                self._remove_beyond()  # what a process with other settings has written since
             self.write()
+
+    def _remove_beyond(self) -> None:
+        with self._transaction() as session:
+            session.execute(text("DELETE FROM query_samples WHERE slot >= :slots"), {"slots": self._slots})
 
     @contextmanager
     def _transaction(self, **fields: object) -> Iterator[Session]:
@@ -147,7 +155,12 @@ def read_query_sample(session: Session, gallery_id: int, version_id: int, dim: i
 
 def fewest_queries(settings: Settings) -> int:
     """Return how many kept queries make a sample by which a width is chosen."""
-    return math.ceil(settings.recall_sample_items / 2)
+    return max(1, math.ceil(full_sample(settings) / 2))
+
+
+def full_sample(settings: Settings) -> int:
+    """Return by how many kept queries a width is chosen at most."""
+    return min(settings.recall_sample_items, settings.query_sample_items)
 
 
 def draw_recall_sample(session: Session, stored: StoredGeneration, settings: Settings) -> Sample:

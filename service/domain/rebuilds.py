@@ -4,7 +4,7 @@ Rows that changed since a file was built are searched exhaustively or skipped on
 is due when they are many, in number and against the rows in the file, when a large generation has none, or when the
 gallery asks for another kind of index than the file is of. A file whose width was chosen by rows, as that of a next
 generation, which nobody has asked anything, is due once enough queries of its model version are kept: these choose
-anew.
+anew; and so is one that few queries chose, once twice as many can.
 
 How many changed is bounded by how far the revision has moved, so that most generations are decided without a look at
 their items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.domain.query_samples import fewest_queries
+from service.domain.query_samples import fewest_queries, full_sample
 from service.domain.upgrades import upgrade_needs_workers
 from service.settings import Settings
 
@@ -30,11 +30,15 @@ REBUILD_LOCK = 724_064
 _CANDIDATES = """
 SELECT n.id, g.id, g.revision, due.since, n.index_sha256 IS NOT NULL, due.changes, why.reason = 'width'
 FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
+  SELECT CASE n.index_parameters->>'recall_sample' WHEN 'queries'
+         THEN (n.index_parameters->>'recall_sample_size')::bigint ELSE 0 END
+) asked (queries) CROSS JOIN LATERAL (
   SELECT CASE WHEN n.index_sha256 IS NULL THEN 'no file'
          WHEN g.index NOT IN ('auto', n.index_parameters->>'kind') THEN 'kind'
-         WHEN n.index_parameters->>'kind' <> 'flat' AND n.index_parameters->>'recall_sample' IS DISTINCT FROM 'queries'
-           AND (SELECT count(*) FROM query_samples q WHERE q.gallery_id = g.id
-                AND q.model_version_id = n.model_version_id) >= :fewest_queries THEN 'width'
+         WHEN n.index_parameters->>'kind' <> 'flat' AND greatest(:fewest_queries, 2 * asked.queries) <= least(
+           :full_sample,
+           (SELECT count(*) FROM query_samples q WHERE q.gallery_id = g.id AND q.model_version_id = n.model_version_id)
+         ) THEN 'width'
          ELSE 'changes' END
 ) why (reason) CROSS JOIN LATERAL (
   SELECT CASE why.reason WHEN 'no file' THEN 0 ELSE n.index_revision END,
@@ -88,6 +92,7 @@ class Rebuilds:
             "after_share": settings.rebuild_after_share,
             "pause_seconds": settings.rebuild_pause_seconds,
             "fewest_queries": fewest_queries(settings),
+            "full_sample": full_sample(settings),
             "only": generation_id,
         }
         for id_, gallery_id, revision, built_at, has_file, due_changes, only_width in session.execute(

@@ -13,7 +13,7 @@ difference from its list's centre, float16, or 8 bits over the range that a trai
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ Scored = tuple[Vectors, NDArray[np.int64]]  # FAISS's own (Q, k) scores, and pos
 
 _LINKS = 32
 _EF_CONSTRUCTION = 80
-_EF_SEARCH = [64, 128, 256, 512, 1024]
+_EF_SEARCH = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
 
 _ROWS_PER_LIST = 64  # of the training sample
 _LISTS_PER_ROOT = 4  # lists of n rows are 4 √n, unless the sample is bounded
@@ -161,10 +161,11 @@ class ListRows(ApproximateRows):
 
     @property
     def widths(self) -> list[int]:
-        doubled = [_FEWEST_LISTS_PROBED]
-        while doubled[-1] < self.index.nlist:
-            doubled.append(2 * doubled[-1])
-        return [*doubled[:-1], self.index.nlist]
+        lists, widths, step = int(self.index.nlist), set[int](), _FEWEST_LISTS_PROBED
+        while step < lists:
+            widths |= {step, step * 3 // 2}
+            step *= 2
+        return [*sorted(width for width in widths if width < lists), lists]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -210,12 +211,22 @@ class BuiltIndex:
                 return rows(inner, self.index)
         raise ValueError(f"{type(inner).__name__} is no kind of index that is searched here.")
 
-    def held(self, ids: Ids, chunk: int) -> Iterator[tuple[Ids, Vectors]]:
-        """Yield, in chunks, those of (N,) ids that are here, and their (n, D) vectors as the codes have them."""
+    def all_rows(self, known: Iterable[tuple[Ids, Vectors]], chunk: int) -> Iterator[tuple[Ids, Vectors]]:
+        """Yield every row that is here once: (n,) ids and (n, D) vectors, of those that `known` has as that has them,
+        and then of the others, in chunks, as their codes have them."""
         own: Ids = faiss.vector_to_array(self.index.id_map)
-        positions = np.flatnonzero(np.isin(own, ids))
-        for start in range(0, len(positions), chunk):
-            part = positions[start : start + chunk]
+        if len(own) == 0:
+            return
+        order = np.argsort(own)
+        is_known = np.zeros(len(own), bool)
+        for ids, vectors in known:
+            places = order[np.minimum(np.searchsorted(own, ids, sorter=order), len(own) - 1)]
+            here = own[places] == ids
+            is_known[places[here]] = True
+            yield ids[here], vectors[here]
+        others = np.flatnonzero(~is_known)
+        for start in range(0, len(others), chunk):
+            part = others[start : start + chunk]
             yield own[part], self.rows.vectors(part)
 
 

@@ -210,7 +210,8 @@ def test_a_write_meets_a_generation_that_is_dropped_before_its_rows_are_read(
     upgrade_id = start_upgrade(first, "v2", cutover="auto")
     run_until(worker, first, upgrade_id, "live")
     second.poll()
-    states, dropped = GenerationRows.galleries, threading.Event()
+    source = second.parts.replicas._source
+    states, dropped = source.galleries, threading.Event()
 
     def drop_after(*arguments: Any, **options: Any) -> Any:
         found = states(*arguments, **options)
@@ -219,7 +220,7 @@ def test_a_write_meets_a_generation_that_is_dropped_before_its_rows_are_read(
             assert first.post(f"/v1/upgrades/{upgrade_id}/finalize").is_success
         return found
 
-    monkeypatch.setattr(GenerationRows, "galleries", drop_after)
+    monkeypatch.setattr(source, "galleries", drop_after)
     post_images(second.client, [20])
 
     assert dropped.is_set()

@@ -3,9 +3,12 @@
 The client's replica follows every 0.1 s and folds in by itself; a test builds as a worker would, when it says so.
 """
 
+import os
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import Connection, event, text
 
+from service.api.dependencies import Parts
 from service.app import create_app
 from service.db import Database
 from service.domain import following, index_builds
 from service.domain.following import GenerationRows, read_next_rows
+from service.domain.jobs import start_job
 from service.domain.rebuilds import REBUILD_LOCK
+from service.domain.removal import index_file, remove_unneeded_files
 from service.domain.upgrades import upgrade_needs_workers
 from service.index import kinds
 from service.index.faiss_index import FaissIndex
@@ -43,7 +49,8 @@ FROM_ROWS, AFTER_CHANGES, FEWEST_QUERIES = 10, 4, 20
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
+def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
+    """With few rows and changes files are due; `param` are settings of a test's own."""
     return settings.model_copy(
         update={
             "index_file_from_rows": FROM_ROWS,
@@ -51,6 +58,7 @@ def settings(settings: Settings) -> Settings:
             "rebuild_after_share": 0.2,
             "flat_below_rows": 0,
             "recall_sample_items": 2 * FEWEST_QUERIES,
+            **getattr(request, "param", {}),
         }
     )
 
@@ -127,11 +135,27 @@ def ask_vectors(client: TestClient, count: int, version: str = "v1") -> None:
 
 def ask(client: TestClient, vectors: list[list[float]], version: str = "v1", k: int = 1) -> list[list[dict[str, Any]]]:
     """Search by vectors, which are then kept; return the neighbours of each."""
-    answer = client.post("/v1/galleries/g/search/vectors", json={"vectors": vectors, "k": k, "model_version": version})
-    assert answer.status_code == 200, answer.text
+    neighbors: list[list[dict[str, Any]]] = []
+    for start in range(0, len(vectors), 10):  # of more in one request, not all are kept
+        body = {"vectors": vectors[start : start + 10], "k": k, "model_version": version}
+        answer = client.post("/v1/galleries/g/search/vectors", json=body)
+        assert answer.status_code == 200, answer.text
+        neighbors += answer.json()["neighbors"]
     client.app.state.parts.query_samples.write()  # type: ignore[attr-defined]  # Starlette's state is untyped
-    neighbors: list[list[dict[str, Any]]] = answer.json()["neighbors"]
     return neighbors
+
+
+def sample(client: TestClient) -> list[bytes]:
+    """Return the kept queries."""
+    parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    with parts.database.session_scope() as session:
+        return list(session.scalars(text("SELECT vector FROM query_samples")))
+
+
+def damage(path: Path) -> None:
+    """Put another file in the place of one that may be mapped."""
+    path.unlink()
+    path.write_bytes(b"damaged")
 
 
 class NearCopies(NamedTuple):
@@ -201,7 +225,7 @@ def test_a_file_whose_width_was_chosen_by_rows_is_due_once_when_enough_queries_a
     rebuild(worker, gallery)
     by_queries = row(worker, 1)["index_parameters"]
     assert [f"indexes/{name}" for name in worker.blobs.list_files("indexes")] == [row(worker, 1)["index_name"]]
-    ask_vectors(gallery, FEWEST_QUERIES)
+    ask_vectors(gallery, FEWEST_QUERIES // 2)
     let_jobs_rest(worker, 60)
 
     assert due(worker) is None
@@ -269,13 +293,64 @@ def test_for_its_recall_a_file_counts_as_it_was_built(near_copies: NearCopies, w
 
 def test_a_file_that_cannot_be_read_is_built_again(near_copies: NearCopies, worker: WorkerParts) -> None:
     gallery, before = near_copies.gallery, near_copies.generation
-    Path(worker.blobs.fetch_file(before["index_name"], Path())).write_bytes(b"damaged")
+    damage(worker.blobs.fetch_file(before["index_name"], Path()))
 
     rebuild(worker, gallery)
 
     after = row(worker, 1)
     assert after["index_revision"] == served(gallery).revision > before["index_revision"]
     assert after["index_parameters"]["recall_sample"] == "queries"
+
+
+def test_a_width_that_few_queries_chose_is_chosen_again_by_all_that_are_wanted(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+    ask_vectors(gallery, FEWEST_QUERIES)
+    rebuild(worker, gallery)
+    few = row(worker, 1)["index_parameters"]["recall_sample_size"]
+    let_jobs_rest(worker, 60)
+    while len(sample(gallery)) < 2 * FEWEST_QUERIES - 1:
+        assert due(worker) is None
+        ask(gallery, [np.random.default_rng(len(sample(gallery))).standard_normal(DIMS["v1"][0]).tolist()])
+
+    while len(sample(gallery)) < 2 * FEWEST_QUERIES:
+        ask_vectors(gallery, 1)
+    rebuild_index(worker, 1)
+    all_wanted = row(worker, 1)["index_parameters"]["recall_sample_size"]
+
+    assert FEWEST_QUERIES - 2 <= few < 2 * FEWEST_QUERIES
+    assert all_wanted == 2 * FEWEST_QUERIES
+    let_jobs_rest(worker, 60)
+    assert due(worker) is None
+
+
+@pytest.mark.parametrize("settings", [{"blob_url": f"memory://{uuid.uuid4().hex}"}], indirect=True)
+def test_of_a_remote_store_a_machine_keeps_copies_of_what_is_named(
+    gallery: TestClient, worker: WorkerParts, settings: Settings
+) -> None:
+    rebuild(worker, gallery)
+    cache = settings.data / "index_cache" / "indexes"
+    first = cache / Path(row(worker, 1)["index_name"]).name
+    assert first.exists()
+    for name in ("generation_99.5.faiss", "dead.part", "young.part"):
+        (cache / name).write_bytes(b"")
+    os.utime(cache / "dead.part", (0, 0))
+    post_images(gallery, range(50, 60))
+    let_jobs_rest(worker, 60)
+
+    rebuild(worker, gallery)
+
+    second = Path(row(worker, 1)["index_name"]).name
+    assert {path.name for path in cache.iterdir()} == {second, "young.part"}
+    assert worker.blobs.list_files("indexes") == [second]
+    damage(cache / second)
+    with gallery_restarted(gallery) as restarted:
+        assert sorted(found(restarted)) == sorted(found(gallery))
+        assert not (cache / second).exists()
+    with gallery_restarted(gallery):
+        assert (cache / second).stat().st_size > 100
 
 
 def test_an_exact_index_is_not_due_for_its_width(gallery: TestClient, worker: WorkerParts) -> None:
@@ -337,6 +412,33 @@ def test_a_file_is_due_when_the_gallery_asks_for_another_kind(gallery: TestClien
     let_jobs_rest(worker, 60)
     assert gallery.patch("/v1/galleries/g", json={"index": "auto"}).is_success
     assert due(worker) is None
+
+
+def test_a_file_that_gets_its_name_while_unneeded_ones_are_removed_stays(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    rebuild(worker, gallery)
+    with worker.database.session_scope() as session:
+        job_id = start_job(session, "index_build", 1, 1, upgrade_id=None)
+    new = index_file(1, job_id)
+    worker.blobs.publish(new, Path.touch)
+    named = threading.Event()
+
+    def name_it(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+        if "FROM generations" in statement and not named.is_set():
+            named.set()
+            with worker.database.session_scope() as session:
+                session.execute(text("UPDATE generations SET index_name = :new WHERE id = 1"), {"new": new})
+                session.execute(text("UPDATE jobs SET state = 'succeeded' WHERE id = :id"), {"id": job_id})
+
+    event.listen(worker.database.engine, "after_cursor_execute", name_it)
+    try:
+        remove_unneeded_files(worker.database, worker.blobs)
+    finally:
+        event.remove(worker.database.engine, "after_cursor_execute", name_it)
+
+    assert named.is_set()
+    assert Path(new).name in worker.blobs.list_files("indexes")
 
 
 def test_items_that_change_over_and_over_are_no_more_than_they_are(gallery: TestClient, worker: WorkerParts) -> None:
@@ -443,23 +545,26 @@ def test_searches_while_files_are_folded_in_are_never_without_an_item(gallery: T
     stop = threading.Event()
     wrong: list[set[str]] = []
 
-    def ask() -> None:
+    def keep_asking() -> int:
+        answers = 0
         while not stop.is_set():
             answer = set(found(gallery))
+            answers += 1
             if not answer >= expected:
                 wrong.append(expected - answer)
+        return answers
 
-    asking = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in asking:
-        thread.start()
-    for start in (100, 110, 120):
-        rebuild(worker, gallery)
-        post_images(gallery, range(start, start + 10))
-        let_jobs_rest(worker, 60)
-    stop.set()
-    for thread in asking:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(keep_asking) for _ in range(2)]
+        try:
+            for start in (100, 110, 120):
+                rebuild(worker, gallery)
+                post_images(gallery, range(start, start + 10))
+                let_jobs_rest(worker, 60)
+        finally:
+            stop.set()
 
+    assert all(answers.result() > 0 for answers in asking)
     assert wrong == []
     assert len(jobs(gallery)) == 3
 

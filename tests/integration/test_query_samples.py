@@ -16,9 +16,10 @@ from service.db import Database, create_database_engine
 from service.domain import query_samples
 from service.domain.cutover import request_cutover
 from service.domain.galleries import create_gallery, delete_gallery
-from service.domain.query_samples import QuerySamples, read_query_sample
+from service.domain.query_samples import QuerySamples, fewest_queries, read_query_sample
 from service.domain.registry import delete_version
 from service.index.protocol import Vectors
+from service.settings import Settings
 from service.tables import ModelVersion
 from tests.fakes import RecordingQueue
 from tests.networks import image_bytes
@@ -28,6 +29,7 @@ from tests.working import run_until
 from workers.app import WorkerParts
 
 DIM = 2
+OF_ONE_REQUEST = 10
 
 
 @pytest.fixture
@@ -69,6 +71,12 @@ def numbered(start: int, stop: int) -> Vectors:
     return np.stack([np.arange(start, stop), np.full(stop - start, 0.1)], axis=1).astype(np.float32)
 
 
+def note_each(samples: QuerySamples, gallery_id: int, version_id: int, vectors: Vectors) -> None:
+    """Note them as so many requests that none is too large."""
+    for start in range(0, len(vectors), OF_ONE_REQUEST):
+        samples.note(gallery_id, version_id, vectors[start : start + OF_ONE_REQUEST])
+
+
 def numbers(vectors: Vectors) -> list[int]:
     return sorted(int(number) for number in vectors[:, 0])
 
@@ -77,10 +85,10 @@ def test_queries_are_read_back_as_they_were_when_they_were_noted(database: Datab
     samples = QuerySamples(database, slots=1_000)
     asked = numbered(0, 7)
 
-    samples.note(1, 1, asked)
+    note_each(samples, 1, 1, asked)
     asked[:] = 0
-    samples.note(1, 1, numbered(7, 10))
-    samples.note(1, 2, numbered(20, 21))
+    note_each(samples, 1, 1, numbered(7, 10))
+    note_each(samples, 1, 2, numbered(20, 21))
     samples.write()
 
     vectors = kept(database)
@@ -90,9 +98,39 @@ def test_queries_are_read_back_as_they_were_when_they_were_noted(database: Datab
     assert kept(database, gallery_id=2).shape == (0, DIM)
 
 
+def test_of_a_large_batch_only_some_are_kept_drawn_from_all(database: Database) -> None:
+    samples = QuerySamples(database, slots=1_000)
+    drawn: set[int] = set()
+
+    for version_id in (1, 2):
+        samples.note(1, version_id, numbered(0, 1_000))
+        samples.write()
+        part = numbers(kept(database, version_id=version_id))
+        assert len(set(part)) == OF_ONE_REQUEST
+        drawn |= set(part)
+
+    assert len(drawn) > OF_ONE_REQUEST
+    assert max(drawn) > 100
+
+
+def test_a_process_that_keeps_none_removes_what_others_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_samples, "_WRITE_EVERY_SECONDS", 0.05)
+    none, other = QuerySamples(database, slots=0), QuerySamples(database, slots=10)
+    none.start()
+    try:
+        for _ in range(2):
+            note_each(other, 1, 1, numbered(0, 5))
+            other.write()
+            wait_for(lambda: len(kept(database)) == 0)
+    finally:
+        none.stop()
+
+
 def test_a_part_of_the_sample_is_drawn_anew_each_time(database: Database) -> None:
     samples = QuerySamples(database, slots=1_000)
-    samples.note(1, 1, numbered(0, 100))
+    note_each(samples, 1, 1, numbered(0, 100))
     samples.write()
 
     drawn = [numbers(kept(database, limit=10)) for _ in range(20)]
@@ -104,14 +142,14 @@ def test_a_part_of_the_sample_is_drawn_anew_each_time(database: Database) -> Non
 def test_the_sample_is_bounded_and_new_queries_take_the_place_of_old_ones(database: Database) -> None:
     samples = QuerySamples(database, slots=40)
 
-    samples.note(1, 1, numbered(0, 1_000))
+    note_each(samples, 1, 1, numbered(0, 1_000))
     samples.write()
     first = numbers(kept(database))
-    samples.note(1, 1, numbered(1_000, 1_010))
+    note_each(samples, 1, 1, numbered(1_000, 1_010))
     samples.write()
     second = numbers(kept(database))
     for start in range(2_000, 3_000, 10):
-        samples.note(1, 1, numbered(start, start + 10))
+        note_each(samples, 1, 1, numbered(start, start + 10))
         samples.write()
 
     assert len(set(first)) == 40
@@ -130,7 +168,7 @@ def test_all_queries_between_two_writings_are_as_likely_to_be_kept(database: Dat
         with database.session_scope() as session:
             session.execute(text("DELETE FROM query_samples"))
         for start, stop in ((0, 1), (1, 50), (50, 1_000), (1_000, 1_001), (1_001, 3_000)):
-            samples.note(1, 1, numbered(start, stop))
+            note_each(samples, 1, 1, numbered(start, stop))
         samples.write()
         found = numbers(kept(database))
         assert len(set(found)) == min(slots, 100)
@@ -144,11 +182,11 @@ def test_all_queries_between_two_writings_are_as_likely_to_be_kept(database: Dat
 
 def test_without_slots_no_query_is_kept_and_those_that_were_are_removed(database: Database) -> None:
     before = QuerySamples(database, slots=1_000)
-    before.note(1, 1, numbered(0, 100))
+    note_each(before, 1, 1, numbered(0, 100))
     before.write()
 
     none = QuerySamples(database, slots=0)
-    none.note(1, 1, numbered(0, 100))
+    note_each(none, 1, 1, numbered(0, 100))
     none.write()
     assert len(kept(database)) == 100
     none.start()
@@ -161,7 +199,7 @@ def test_fewer_slots_than_before_remove_what_is_beyond_them(database: Database) 
     for slots in (1_000, 20):
         samples = QuerySamples(database, slots)
         samples.start()
-        samples.note(1, 1, numbered(0, 100))
+        note_each(samples, 1, 1, numbered(0, 100))
         samples.stop()
 
     assert len(kept(database)) == 20
@@ -171,7 +209,7 @@ def test_what_was_noted_before_the_end_is_written(database: Database) -> None:
     samples = QuerySamples(database, slots=1_000)
     samples.start()
 
-    samples.note(1, 1, numbered(0, 3))
+    note_each(samples, 1, 1, numbered(0, 3))
     samples.stop()
 
     assert numbers(kept(database)) == [0, 1, 2]
@@ -182,7 +220,7 @@ def test_queries_of_a_gallery_or_a_version_that_is_gone_are_dropped_and_the_othe
 ) -> None:
     samples = QuerySamples(database, slots=1_000)
     for gallery_id, version_id in ((1, 1), (1, 2), (2, 1), (2, 2)):
-        samples.note(gallery_id, version_id, numbered(0, 2))
+        note_each(samples, gallery_id, version_id, numbered(0, 2))
     with database.session_scope() as session:
         delete_gallery(session, "g")
         delete_version(session, "v2")
@@ -199,7 +237,7 @@ def test_queries_of_a_gallery_or_a_version_that_is_gone_are_dropped_and_the_othe
 def test_a_gallery_and_an_unused_version_are_deleted_with_their_queries(database: Database) -> None:
     samples = QuerySamples(database, slots=1_000)
     for gallery_id, version_id in ((1, 1), (2, 1), (2, 2)):
-        samples.note(gallery_id, version_id, numbered(0, 3))
+        note_each(samples, gallery_id, version_id, numbered(0, 3))
     samples.write()
 
     with database.session_scope() as session:
@@ -223,13 +261,13 @@ def test_processes_that_write_the_same_sample_at_once_wait_for_one_another_and_i
     database: Database, second: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     writers = [QuerySamples(each, slots=100) for each in (database, second)]
-    writers[0].note(1, 1, numbered(0, 100))
+    note_each(writers[0], 1, 1, numbered(0, 100))
     writers[0].write()
 
     with ThreadPoolExecutor() as threads, database.session_scope() as session:
         session.execute(text("SELECT FROM query_samples WHERE slot = 50 FOR UPDATE"))
         for writer, start in zip(writers, (1_000, 2_000), strict=True):
-            writer.note(1, 1, numbered(start, start + 100))
+            note_each(writer, 1, 1, numbered(start, start + 100))
             threads.submit(writer.write)
         wait_until_waiting(second, 2)
 
@@ -242,7 +280,7 @@ def test_a_gallery_is_deleted_while_its_queries_are_written(
     database: Database, second: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     samples = QuerySamples(database, slots=100)
-    samples.note(1, 1, numbered(0, 100))
+    note_each(samples, 1, 1, numbered(0, 100))
     samples.write()
 
     def delete() -> None:
@@ -254,7 +292,7 @@ def test_a_gallery_is_deleted_while_its_queries_are_written(
             session.execute(text("DELETE FROM query_samples WHERE slot <> 50"))
         with database.session_scope() as session:
             session.execute(text("SELECT FROM query_samples WHERE slot = 50 FOR UPDATE"))
-            samples.note(1, 1, numbered(0, 100))
+            note_each(samples, 1, 1, numbered(0, 100))
             threads.submit(samples.write)
             wait_until_waiting(second, 1)
             deleting = threads.submit(delete)
@@ -271,13 +309,13 @@ def test_an_outage_of_the_database_costs_what_was_to_be_written_and_a_line_in_th
     monkeypatch.setattr(query_samples, "_WRITE_EVERY_SECONDS", 0.05)
     samples = QuerySamples(database, slots=1_000)
     samples.start()
-    samples.note(1, 1, numbered(0, 1))
+    note_each(samples, 1, 1, numbered(0, 1))
     wait_for(lambda: numbers(kept(database)) == [0])
 
     with out_of_reach(database):
-        samples.note(1, 1, numbered(1, 50))
+        note_each(samples, 1, 1, numbered(1, 50))
         wait_for(lambda: len(caplog.records) > 0)
-    samples.note(1, 1, numbered(50, 51))
+    note_each(samples, 1, 1, numbered(50, 51))
     wait_for(lambda: numbers(kept(database)) == [0, 50])
     samples.stop()
 
@@ -285,6 +323,15 @@ def test_an_outage_of_the_database_costs_what_was_to_be_written_and_a_line_in_th
     assert "query_sample.not_written reason='OperationalError: " in line
     assert "gallery_id=1" in line
     assert len(line) < 1_000  # and none of the vectors
+
+
+def test_however_sharp_recall_is_wanted_the_queries_that_can_be_kept_are_enough(settings: Settings) -> None:
+    def fewest(recall_sample_items: int, query_sample_items: int) -> int:
+        wanted = {"recall_sample_items": recall_sample_items, "query_sample_items": query_sample_items}
+        return fewest_queries(settings.model_copy(update=wanted))
+
+    assert (fewest(200, 1_000), fewest(5_000, 1_000), fewest(201, 300)) == (100, 500, 101)
+    assert fewest(200, 0) > 0
 
 
 class out_of_reach:

@@ -51,6 +51,24 @@ def test_every_kind_answers_as_exhaustive_search_does(kind: IndexKind, metric: M
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [0, 700])
+def test_all_rows_are_those_that_are_known_and_the_others_as_their_codes_have_them(kind: IndexKind, count: int) -> None:
+    ids, vectors = 3 * np.arange(count)[::-1], some_vectors(count, 8)
+    index = built("l2", ids, vectors, kind)
+    known = np.arange(0, 900, 2)
+
+    chunks = list(index.all_rows([(known[:300], np.full((300, 8), 7.0)), (known[300:], np.full((150, 8), 7.0))], 100))
+
+    found = {int(id_): vector for part, rows in chunks for id_, vector in zip(part, rows, strict=True)}
+    assert sum(len(part) for part, _ in chunks) == len(found) == count
+    assert set(found) == set(ids.tolist())
+    assert all(len(part) <= 100 for part, _ in chunks[2:])
+    for id_, vector in zip(ids.tolist(), vectors, strict=True):
+        expected = 7.0 if id_ in known else vector
+        np.testing.assert_allclose(found[id_], expected, atol=4 * CODES[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_rows_that_are_all_one_vector_are_all_found(kind: IndexKind, metric: Metric) -> None:
     ids, vectors = np.arange(2_100), np.ones((2_100, 4), np.float32)
