@@ -185,7 +185,7 @@ def service_engine(setting: Setting) -> Iterator[list[Engine]]:
     faiss.omp_set_num_threads(setting.cores)
     parts, stored = setting.parts, setting.stored
     samples = QuerySamples(parts.database, parts.settings.query_sample_items)
-    for _, queries in _parts(setting.sample_queries, 100):  # of more at once, it keeps some
+    for _, queries in _parts(setting.sample_queries, 10):  # of more in one request, not all are kept
         samples.note(stored.gallery_id, stored.version.id, queries)
         samples.write()
     built = build_generation_index(parts.database, parts.blobs, parts.settings, stored.gallery_id, stored.id, None)
