@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, vacuum, worker_with_servers
-from service.domain.cutover import cut_over
+from service.domain.upgrade.cutover import cut_over
+from service.domain.upgrade.upgrades import get_upgrade, plan_upgrade
 from service.domain.upgrade_state import State
-from service.domain.upgrades import get_upgrade, plan_upgrade
 from workers.app import WorkerParts
 
 _DIM = 128

@@ -24,9 +24,9 @@ from pgvector.psycopg import register_vector
 
 from benchmarks.processes import api_process
 from benchmarks.setting import Vectors
-from service.domain.generations import StoredGeneration
-from service.domain.index_builds import build_generation_index
-from service.domain.query_samples import QuerySamples
+from service.domain.gallery.generations import StoredGeneration
+from service.domain.indexes.builds import build_generation_index
+from service.domain.indexes.query_samples import QuerySamples
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
 from service.index.kinds import BuiltIndex, IndexKind, training_rows

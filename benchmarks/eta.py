@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, worker_with_servers
-from service.domain.progress import progress_of
-from service.domain.upgrades import get_upgrade, plan_upgrade
+from service.domain.upgrade.progress import progress_of
+from service.domain.upgrade.upgrades import get_upgrade, plan_upgrade
 from workers.app import WorkerParts
 
 _DIM = 128

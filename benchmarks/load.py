@@ -39,10 +39,10 @@ from benchmarks.setting import (
     worker_with_servers,
 )
 from benchmarks.vectors import DIM, Corpus, exact_nearest, make_corpus
-from service.domain.following import read_current_rows
-from service.domain.galleries import get_gallery
-from service.domain.generations import get_stored_generation
-from service.domain.index_builds import build_generation_index
+from service.domain.gallery.galleries import get_gallery
+from service.domain.gallery.generations import get_stored_generation
+from service.domain.indexes.builds import build_generation_index
+from service.domain.indexes.faiss_engine import read_current_rows
 from service.domain.upgrade_state import State
 from workers.app import WorkerParts
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
+from service.domain.upgrade.upgrades import events_after
 from service.domain.upgrade_state import State
-from service.domain.upgrades import events_after
 from service.embedded.processes import spawn
 from service.settings import Settings
 from workers.app import WorkerParts

@@ -22,10 +22,10 @@ from models.artifacts import save_network
 from models.backbones import ConvEncoder
 from models.transformation import Transformation as TransformationNetwork
 from service.db import create_database_engine, driver_connection
-from service.domain.galleries import create_gallery
-from service.domain.generations import StoredGeneration, get_stored_generation
+from service.domain.gallery.galleries import create_gallery
+from service.domain.gallery.generations import StoredGeneration, get_stored_generation
+from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import State
-from service.domain.upgrades import get_upgrade
 from service.embedded.servers import EmbeddedServers
 from service.queue import celery_application
 from service.settings import Settings

@@ -19,8 +19,8 @@ from sqlalchemy import text
 
 from benchmarks.processes import api_process
 from benchmarks.setting import fill_gallery, machine, register_versions, worker_with_servers
-from service.domain.galleries import get_gallery
-from service.domain.index_builds import build_generation_index
+from service.domain.gallery.galleries import get_gallery
+from service.domain.indexes.builds import build_generation_index
 from workers.app import WorkerParts
 
 _PORT = 18_523

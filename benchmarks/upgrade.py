@@ -37,10 +37,10 @@ from benchmarks.setting import (
 from models.backbones import ResNet
 from models.precision import fastest_precision
 from service.db import driver_connection
-from service.domain.generations import StoredGeneration, current_rows_query, get_stored_generation
-from service.domain.removal import remove_dropped
-from service.domain.upgrades import cancel_upgrade, plan_upgrade
-from service.transforming import computing_at_once
+from service.domain.gallery.generations import StoredGeneration, current_rows_query, get_stored_generation
+from service.domain.indexes.removal import remove_dropped
+from service.domain.upgrade.upgrades import cancel_upgrade, plan_upgrade
+from service.networks.transformations import computing_at_once
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows
 from workers.app import WorkerParts

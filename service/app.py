@@ -26,12 +26,12 @@ from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
 from service.api.problems import install_problem_handlers
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
-from service.domain.collections import CollectionRows, connect_collections
-from service.domain.following import GenerationRows
-from service.domain.query_samples import QuerySamples
-from service.encoder import Encoders
+from service.domain.indexes.faiss_engine import GenerationRows
+from service.domain.indexes.milvus_engine import CollectionRows, connect_collections
+from service.domain.indexes.query_samples import QuerySamples
 from service.index.replica import Replicas
-from service.micro_batching import QueryMetrics
+from service.networks.encoders import Encoders
+from service.networks.micro_batching import QueryMetrics
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from service.durable import sync_folder
 from service.errors import GalleryError
-from service.folders import sync_folder
 
 
 class BlobDamaged(GalleryError):

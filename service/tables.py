@@ -286,7 +286,7 @@ class QuerySample(Base):
     answered has it.
 
     `vector` is (D,) float32, little-endian. A later query takes a random `slot` of a fixed number, so that the sample
-    is bounded and stays fresh (`service.domain.query_samples`).
+    is bounded and stays fresh (`service.domain.indexes.query_samples`).
     """
 
     __tablename__ = "query_samples"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.domain.generations import CURRENT
+from service.domain.gallery.generations import CURRENT
 from service.index.protocol import Metric
 from service.tables import embeddings_table
 

@@ -4,8 +4,8 @@ from psycopg import sql
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
-from service.domain.generations import StoredGeneration, get_stored_generation
-from service.domain.upgrades import get_upgrade
+from service.domain.gallery.generations import StoredGeneration, get_stored_generation
+from service.domain.upgrade.upgrades import get_upgrade
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows
 from workers.app import WorkerParts

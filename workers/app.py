@@ -14,12 +14,12 @@ from celery import Celery
 from service import crash_points
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
-from service.domain.collections import connect_collections
-from service.domain.rebuilds import Rebuilds
+from service.domain.indexes.due import Rebuilds
+from service.domain.indexes.milvus_engine import connect_collections
 from service.logs import configure_logging
+from service.networks.transformations import TransformationNetworks, computing_at_once
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
-from service.transforming import TransformationNetworks, computing_at_once
 from workers.throttle import Throttle
 from workers.training_memory import TrainingMemory
 

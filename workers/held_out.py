@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.artifacts import TransformationNetwork
 from models.metrics import RetrievalMetrics, gap_closed, retrieval_metrics
 from models.normalize import l2_normalize
-from service.domain.training_files import FeatureRows
+from service.domain.training.files import FeatureRows
 
 Vectors = NDArray[np.float32]
 _ROWS_AT_ONCE = 1_024

@@ -4,8 +4,8 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
 from service import logs
-from service.domain.index_builds import GaveWay, build_generation_index
-from service.domain.rebuilds import REBUILD_LOCK, Rebuilds
+from service.domain.indexes.builds import GaveWay, build_generation_index
+from service.domain.indexes.due import REBUILD_LOCK, Rebuilds
 from service.index.replica import GenerationGone
 from workers.app import WorkerParts
 

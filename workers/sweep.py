@@ -7,10 +7,10 @@ import threading
 from celery.signals import worker_ready, worker_shutting_down
 
 from service import logs
-from service.domain.collections import remove_collections
-from service.domain.removal import remove_dropped
-from service.domain.training import remove_files_of_ended, unfinished_trainings
-from service.domain.upgrades import unfinished_upgrades
+from service.domain.indexes.milvus_engine import remove_collections
+from service.domain.indexes.removal import remove_dropped
+from service.domain.training.trainings import remove_files_of_ended, unfinished_trainings
+from service.domain.upgrade.upgrades import unfinished_upgrades
 from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
 from workers.app import WorkerParts, worker_parts
 from workers.training import scratch_folder

@@ -27,8 +27,9 @@ from models.training.transformation import TransformationTraining, train_transfo
 from models.transformation import Transformation
 from service import logs
 from service.db import is_outage
-from service.domain.datasets import ImageSet, LabelledImage, PairFiles, find_dataset
-from service.domain.training import (
+from service.domain.training.datasets import ImageSet, LabelledImage, PairFiles, find_dataset
+from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
+from service.domain.training.trainings import (
     LEAST_ROWS,
     TRAINING_LOCK,
     TrainedTransformation,
@@ -44,12 +45,11 @@ from service.domain.training import (
     remove_files_of_ended,
     versions_of,
 )
-from service.domain.training_files import FOLDER, FeatureRows, TrainingFiles, label_numbers
-from service.encoder import Encoded, Encoders, InvalidImage
 from service.errors import Unprocessable
+from service.networks.encoders import Encoded, Encoders, InvalidImage
+from service.networks.transformations import computing_at_once
 from service.settings import Settings
 from service.tables import Job, ModelVersion
-from service.transforming import computing_at_once
 from workers.app import WorkerParts
 from workers.held_out import held_out_metrics
 from workers.training_rows import TrainingRows, load_rows

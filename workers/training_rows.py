@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.normalize import l2_normalize
 from models.training.features import PairedFeatures
-from service.domain.training_files import FeatureRows, RowRange, TrainingFiles, feature_rows
+from service.domain.training.files import FeatureRows, RowRange, TrainingFiles, feature_rows
 from service.tables import ModelVersion
 
 _HELD_OUT_SHARE = 10

@@ -17,7 +17,8 @@ from models.metrics import cmc
 from service import logs
 from service.crash_points import crash_point
 from service.db import is_outage
-from service.domain.batches import (
+from service.domain.indexes.builds import build_generation_index
+from service.domain.upgrade.batches import (
     Claim,
     PoisonedItem,
     claim_batch,
@@ -26,12 +27,11 @@ from service.domain.batches import (
     return_batch,
     work_on_batch,
 )
-from service.domain.catch_up import Behind, plan_catch_up, unfinished_batches, verify
-from service.domain.cutover import NotComplete, TooFarBehind, cut_over
-from service.domain.evaluation import labelled_sample, record_evaluation
-from service.domain.index_builds import build_generation_index
+from service.domain.upgrade.catch_up import Behind, plan_catch_up, unfinished_batches, verify
+from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over
+from service.domain.upgrade.evaluation import labelled_sample, record_evaluation
+from service.domain.upgrade.upgrades import PHASE_LOCK, UnknownUpgrade, change_state, fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, IllegalTransition, State
-from service.domain.upgrades import PHASE_LOCK, UnknownUpgrade, change_state, fail_upgrade, get_upgrade
 from service.index.replica import GenerationGone
 from service.tables import Item, Upgrade
 from workers.app import WorkerParts

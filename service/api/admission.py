@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from math import ceil
 
 from service.errors import TooManyRequests
-from service.micro_batching import QueryMetrics
+from service.networks.micro_batching import QueryMetrics
 
 _LONGEST_RETRY_SECONDS = 60
 _MEAN_OF = 32  # intervals between two ends

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain.query_samples import QuerySamples
-from service.encoder import Encoders
+from service.domain.indexes.query_samples import QuerySamples
 from service.index.replica import Replicas
-from service.micro_batching import QueryMetrics
+from service.networks.encoders import Encoders
+from service.networks.micro_batching import QueryMetrics
 from service.settings import Settings
 
 if TYPE_CHECKING:

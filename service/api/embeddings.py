@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import Name, NamePath, PartsDependency
-from service.domain.imports import import_embeddings
+from service.domain.gallery.imports import import_embeddings
 
 router = APIRouter(prefix="/galleries", tags=["embeddings"])
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.domain import galleries
+from service.domain.gallery import galleries
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 

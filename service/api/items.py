@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.api.dependencies import NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.domain import items
+from service.domain.gallery import items
 from service.tables import Item
 
 router = APIRouter(prefix="/galleries", tags=["items"])

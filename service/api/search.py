@@ -15,7 +15,7 @@ from service.api.admission import Admission
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
 from service.api.problems import MEDIA_TYPE
 from service.api.uploads import read_upload_form
-from service.domain.queries import MAX_K, Answer, Neighbor, Query, search_image, search_items, search_vectors
+from service.domain.search.queries import MAX_K, Answer, Neighbor, Query, search_image, search_items, search_vectors
 from service.errors import Unprocessable
 
 router = APIRouter(prefix="/galleries", tags=["search"])

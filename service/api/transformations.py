@@ -25,7 +25,7 @@ from service.api.uploads import (
     refuse_other_parts,
 )
 from service.domain import registry
-from service.domain.training import WantedTraining, plan_training
+from service.domain.training.trainings import WantedTraining, plan_training
 from service.errors import Unprocessable
 from service.tables import ModelVersion, Transformation
 

@@ -14,16 +14,16 @@ from starlette.concurrency import run_in_threadpool
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.crash_points import crash_point
-from service.domain import cutover, upgrades
-from service.domain.collections import remove_collections
-from service.domain.cutover_requests import cut_over_and_wait
-from service.domain.dry_run import dry_run, outline_upgrade
-from service.domain.progress import progress_of
-from service.domain.removal import remove_dropped
-from service.domain.room import check_room
+from service.domain.indexes.milvus_engine import remove_collections
+from service.domain.indexes.removal import remove_dropped
+from service.domain.upgrade import cutover, upgrades
+from service.domain.upgrade.cutover_requests import cut_over_and_wait
+from service.domain.upgrade.disk import check_room
+from service.domain.upgrade.dry_run import dry_run, outline_upgrade
+from service.domain.upgrade.progress import progress_of
 from service.domain.upgrade_state import OPEN, State
+from service.networks.transformations import TransformationNetworks
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, UpgradeEvent
-from service.transforming import TransformationNetworks
 
 router = APIRouter(tags=["upgrades"])
 

@@ -13,8 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.blobs import BlobStore
-from service.encoder import check_encoder, check_preprocessing, check_transformation_network
 from service.errors import Conflict, NotFound, Unprocessable
+from service.networks.encoders import check_encoder, check_preprocessing, check_transformation_network
 from service.settings import Settings
 from service.tables import Gallery, Generation, ModelVersion, Transformation, Upgrade
 

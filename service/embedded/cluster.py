@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from service.durable import sync_folder
 from service.embedded.processes import Account, run
-from service.folders import sync_folder
 
 POSTGRES_MAJOR = 18
 _LOCALE = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")

@@ -5,7 +5,7 @@
 the caller passes).
 A crash after 1 or 2 leaves a `.part` file; after 3, the whole file, which is not named in any row until its digest is.
 Every build has a name of its own, so a file is never changed once it has its name, and processes that have an older one
-mapped keep it. `service.domain.removal` removes what is left.
+mapped keep it. `service.domain.indexes.removal` removes what is left.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 from service.crash_points import crash_point
-from service.folders import sync_folder
+from service.durable import sync_folder
 from service.index.faiss_index import FaissIndex
 from service.index.kinds import BuiltIndex, IndexKind, empty_index, faiss_metric
 from service.index.protocol import Ids, Metric, Vectors, normalized

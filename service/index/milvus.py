@@ -2,7 +2,8 @@
 
 One index is one collection with the fields `id` and `embedding`; `Collections` makes, opens and drops them. Nothing is
 kept in this process, so all that use one collection see the same rows; who may write to it is for its owner to decide
-(`service.domain.collections`). Reads are strongly consistent: a search sees every write that was acknowledged.
+(`service.domain.indexes.milvus_engine`). Reads are strongly consistent: a search sees every write that was
+acknowledged.
 
 What Milvus does not give: of several rows at the same distance as the k-th, any may be found, not those with the
 smallest ids; and rows that are replaced while a search runs may be found as they were or as they are.

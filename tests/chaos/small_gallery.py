@@ -12,9 +12,9 @@ from sqlalchemy import text
 
 from models.artifacts import load_transformation_network
 from service.db import Database, driver_connection
-from service.domain.generations import StoredGeneration, stored_generations
+from service.domain.gallery.generations import StoredGeneration, stored_generations
+from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import OPEN, State
-from service.domain.upgrades import get_upgrade
 from service.queue import celery_application
 from service.settings import Settings
 from service.vectors.copy import read_rows

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.app import create_app
-from service.domain.cutover import request_cutover
+from service.domain.upgrade.cutover import request_cutover
 from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
-from service.serving import worker_command
+from service.embedded.supervisor import worker_command
 from service.settings import Settings
 from tests.chaos import dying
 from tests.chaos.small_gallery import SmallGallery, SweptWorker

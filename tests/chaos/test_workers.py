@@ -19,10 +19,10 @@ from sqlalchemy import make_url, text
 
 from service.app import create_app
 from service.db import Database, create_database_engine
-from service.domain.upgrades import lock_state
+from service.domain.upgrade.upgrades import lock_state
 from service.embedded.processes import spawn
+from service.embedded.supervisor import worker_command
 from service.queue import ADVANCE_UPGRADE, TaskQueue, celery_application
-from service.serving import worker_command
 from service.settings import Settings
 from tests.conftest import Servers, fresh_database, small_settings
 from tests.fakes import RecordingQueue

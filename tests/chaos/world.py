@@ -23,10 +23,10 @@ from service.api.dependencies import Parts
 from service.app import create_app
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
-from service.domain.generations import StoredGeneration
-from service.encoder import Encoders
+from service.domain.gallery.generations import StoredGeneration
+from service.networks.encoders import Encoders
+from service.networks.transformations import TransformationNetworks
 from service.settings import Settings
-from service.transforming import TransformationNetworks
 from service.vectors.rows import EmbeddingRows
 from tests.chaos.offline import Row, register
 from tests.networks import image_bytes

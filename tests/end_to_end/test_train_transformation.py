@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import main
+from service.cli.commands import main
 from tests.integration.test_training import paired_columns, parquet
 from tests.scenario import register_version
 from tests.served import Served

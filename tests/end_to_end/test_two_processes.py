@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from service.embedded.processes import spawn, stop
-from service.serving import worker_command
+from service.embedded.supervisor import worker_command
 from service.settings import Settings
 from tests.conftest import Servers, fresh_database, small_settings
 from tests.networks import image_bytes

@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.app import create_app
-from service.domain.removal import index_file
+from service.domain.indexes.removal import index_file
+from service.domain.upgrade.upgrades import fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, State
-from service.domain.upgrades import fail_upgrade, get_upgrade
 from service.queue import celery_application
 from service.settings import Settings
 from tests.conftest import Servers, fresh_database, small_settings

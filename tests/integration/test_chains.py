@@ -5,7 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from models.artifacts import load_transformation_network
-from service.domain.generations import StoredGeneration, get_stored_generation
+from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.vectors.rows import EmbeddingRows
 from tests.networks import transformation_bytes
 from tests.rows import rows_of

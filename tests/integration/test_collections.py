@@ -10,9 +10,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.app import create_app
-from service.domain import collections as filling
-from service.domain.collections import CollectionBusy, fill_collection, remove_collections
-from service.domain.cutover import request_cutover
+from service.domain.indexes import milvus_engine as filling
+from service.domain.indexes.milvus_engine import CollectionBusy, fill_collection, remove_collections
+from service.domain.upgrade.cutover import request_cutover
 from service.index.milvus import Collections
 from service.index.protocol import Ids, IndexAway, SearchResult, Vectors
 from service.settings import Settings

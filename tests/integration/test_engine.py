@@ -13,10 +13,10 @@ from torch import nn
 
 from models.artifacts import save_network
 from service.db import Database
-from service.domain import batches, catch_up
-from service.domain.catch_up import verify
-from service.domain.generations import get_stored_generation, missing_items
-from service.domain.upgrades import get_upgrade
+from service.domain.gallery.generations import get_stored_generation, missing_items
+from service.domain.upgrade import batches, catch_up
+from service.domain.upgrade.catch_up import verify
+from service.domain.upgrade.upgrades import get_upgrade
 from service.settings import Settings
 from tests.networks import transformation, transformation_bytes
 from tests.rows import all_rows

@@ -20,9 +20,9 @@ from sqlalchemy import text
 
 from service.api.dependencies import Parts
 from service.app import create_app
-from service.domain.cutover import request_cutover
-from service.domain.following import GenerationRows, read_current_rows, read_next_rows
-from service.domain.generations import get_stored_generation
+from service.domain.gallery.generations import get_stored_generation
+from service.domain.indexes.faiss_engine import GenerationRows, read_current_rows, read_next_rows
+from service.domain.upgrade.cutover import request_cutover
 from service.index.faiss_index import FaissIndex
 from service.index.replica import GenerationGone, NotServed, Replicas
 from service.settings import Settings

@@ -10,9 +10,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.domain import following, index_builds
-from service.domain.following import read_next_rows, sample_rows
-from service.domain.generations import get_stored_generation
+from service.domain.gallery.generations import get_stored_generation
+from service.domain.indexes import builds as index_builds
+from service.domain.indexes import faiss_engine as following
+from service.domain.indexes.faiss_engine import read_next_rows, sample_rows
 from service.domain.jobs import record_progress
 from tests.networks import image_bytes
 from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of

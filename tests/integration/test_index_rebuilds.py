@@ -22,12 +22,13 @@ from sqlalchemy import Connection, event, text
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.db import Database
-from service.domain import following, index_builds
-from service.domain.following import GenerationRows, read_next_rows
+from service.domain.indexes import builds as index_builds
+from service.domain.indexes import faiss_engine as following
+from service.domain.indexes.due import REBUILD_LOCK
+from service.domain.indexes.faiss_engine import GenerationRows, read_next_rows
+from service.domain.indexes.removal import index_file, remove_unneeded_files
 from service.domain.jobs import start_job
-from service.domain.rebuilds import REBUILD_LOCK
-from service.domain.removal import index_file, remove_unneeded_files
-from service.domain.upgrades import upgrade_needs_workers
+from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.index import kinds
 from service.index.faiss_index import FaissIndex
 from service.index.files import save_index

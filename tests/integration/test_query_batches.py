@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from models.artifacts import Encoder
 from service.api.dependencies import Parts
 from service.app import create_app
-from service.encoder import Encoders, Vectors, VersionEncoder
+from service.networks.encoders import Encoders, Vectors, VersionEncoder
 from service.settings import Settings
 from service.tables import ModelVersion
 from tests.networks import image_bytes, solid_image_bytes

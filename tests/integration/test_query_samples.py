@@ -13,11 +13,11 @@ from sqlalchemy import make_url, text
 
 from service.api.dependencies import Parts
 from service.db import Database, create_database_engine
-from service.domain import query_samples
-from service.domain.cutover import request_cutover
-from service.domain.galleries import create_gallery, delete_gallery
-from service.domain.query_samples import QuerySamples, fewest_queries, read_query_sample
+from service.domain.gallery.galleries import create_gallery, delete_gallery
+from service.domain.indexes import query_samples
+from service.domain.indexes.query_samples import QuerySamples, fewest_queries, read_query_sample
 from service.domain.registry import delete_version
+from service.domain.upgrade.cutover import request_cutover
 from service.index.protocol import Vectors
 from service.settings import Settings
 from service.tables import ModelVersion

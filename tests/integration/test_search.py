@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.api.dependencies import Parts
-from service.domain.cutover import request_cutover
+from service.domain.upgrade.cutover import request_cutover
 from tests.networks import image_bytes
 from tests.scenario import (
     create_gallery,

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.db import Database
-from service.domain.training_files import TrainingFiles
+from service.domain.training.files import TrainingFiles
 from service.queue import celery_application
 from service.settings import Settings
 from tests.networks import image_bytes

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from service.api.admission import Admission, TooManyQueries
-from service.micro_batching import QueryMetrics
+from service.networks.micro_batching import QueryMetrics
 
 
 class Clock:

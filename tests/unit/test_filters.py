@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.domain.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, InvalidFilter, compile_filter
+from service.domain.search.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, InvalidFilter, compile_filter
 from service.tables import Gallery, Item
 
 ITEMS: dict[str, tuple[str | None, dict[str, Any]]] = {

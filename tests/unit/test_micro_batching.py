@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.micro_batching import MicroBatcher, QueryMetrics
+from service.networks.micro_batching import MicroBatcher, QueryMetrics
 
 Vectors = NDArray[np.float32]
 FOR_EVER = 3600.0

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.domain.generations import StoredGeneration
-from service.domain.paths import Leg, NoPath, find_legs
+from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import UnknownTransformation
+from service.domain.upgrade.paths import Leg, NoPath, find_legs
 from service.tables import ModelVersion, Transformation
 from service.vectors.rows import VectorFormat
 

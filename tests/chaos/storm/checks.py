@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import Database, create_database_engine, driver_connection
-from service.domain.generations import StoredGeneration, stored_generations
+from service.domain.gallery.generations import StoredGeneration, stored_generations
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, Origin
 from tests.chaos.storm.oracle import Oracle, Violations

@@ -1,4 +1,4 @@
-"""Building indexes of every kind in tests, as `service.domain.index_builds` does: a sample first, then the rows."""
+"""Building indexes of every kind in tests, as `service.domain.indexes.builds` does: a sample first, then the rows."""
 
 from typing import get_args
 

@@ -1,0 +1,1 @@
+"""The command line: `gallery-upgrade`, or `python -m service.cli`."""

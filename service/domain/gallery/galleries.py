@@ -1,0 +1,149 @@
+"""Galleries: creating, finding, deleting, and the row lock that orders every write to one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection, delete, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.domain import registry
+from service.domain.gallery.generations import add_generation
+from service.domain.upgrade_state import OPEN
+from service.errors import Conflict, NotFound
+from service.index.kinds import IndexKind
+from service.index.protocol import Metric
+from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
+
+# What a gallery may ask for: a kind, or one that follows from its number of rows.
+IndexOption = Literal["auto", IndexKind]
+
+_SERVING = text("SELECT id, active_generation_id FROM galleries WHERE name = :name")
+
+
+class UnknownGallery(NotFound):
+    """No gallery has this name."""
+
+
+class GalleryExists(Conflict):
+    """The name is taken."""
+
+
+class GalleryBusy(Conflict):
+    """An open upgrade needs the gallery."""
+
+
+@dataclass(frozen=True)
+class GalleryDetails:
+    """A gallery with what its active generation is made of."""
+
+    gallery: Gallery
+    generation: Generation
+    version: ModelVersion
+
+
+def create_gallery(
+    session: Session,
+    name: str,
+    model_version: str,
+    metric: Metric,
+    dtype: Literal["float16", "float32"],
+    thumbnails: bool,
+    index: IndexOption = "auto",
+) -> Gallery:
+    """Create an empty gallery whose first generation is under `model_version`.
+
+    Raises `UnknownVersion` (404) and `GalleryExists` (409).
+    """
+    version = registry.get_version(session, model_version)
+    gallery = Gallery(name=name, metric=metric, dtype=dtype, thumbnails=thumbnails, index=index, revision=0)
+    session.add(gallery)
+    try:
+        session.flush()  # the unique name decides between two requests at once
+    except IntegrityError as error:
+        raise GalleryExists(f"A gallery named {name!r} exists.") from error
+    generation = add_generation(
+        session,
+        gallery,
+        version,
+        state="complete",
+        has_side_information=version.side_information_dim is not None,
+    )
+    gallery.active_generation_id = generation.id
+    return gallery
+
+
+def get_gallery(session: Session, name: str) -> Gallery:
+    """Return the gallery, or raise `UnknownGallery` (404)."""
+    gallery = session.scalar(select(Gallery).where(Gallery.name == name))
+    if gallery is None:
+        raise UnknownGallery(f"There is no gallery named {name!r}.")
+    return gallery
+
+
+def find_serving(connection: Connection, name: str) -> tuple[int, int]:
+    """Return the ids of the gallery and of its active generation, or raise `UnknownGallery` (404).
+
+    For searches: to load the gallery's row as an object takes twice as long.
+    """
+    row = connection.execute(_SERVING, {"name": name}).one_or_none()
+    if row is None:
+        raise UnknownGallery(f"There is no gallery named {name!r}.")
+    return row.id, row.active_generation_id
+
+
+def list_galleries(session: Session, after_id: int, limit: int) -> list[Gallery]:
+    """Return up to `limit` galleries with ids above `after_id`, by id."""
+    query = select(Gallery).where(Gallery.id > after_id).order_by(Gallery.id).limit(limit)
+    return list(session.scalars(query))
+
+
+def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
+    """Return the gallery's details."""
+    generation = session.get_one(Generation, gallery.active_generation_id)
+    version = session.get_one(ModelVersion, generation.model_version_id)
+    return GalleryDetails(gallery, generation, version)
+
+
+def change_index(session: Session, name: str, index: IndexOption) -> Gallery:
+    """Ask for another kind of index; a worker soon builds one if there is a file of another kind.
+
+    Raises `UnknownGallery` (404).
+    """
+    gallery = lock_gallery(session, get_gallery(session, name).id)
+    gallery.index = index
+    session.flush()
+    return gallery
+
+
+def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery:
+    """Take the gallery's row until the transaction ends and advance its revision by `changes`.
+
+    Every write takes this lock before it touches rows, so revisions become visible in the order they were given.
+    Raises `UnknownGallery` when the gallery was deleted meanwhile.
+    """
+    statement = (
+        update(Gallery)
+        .where(Gallery.id == gallery_id)
+        .values(revision=Gallery.revision + changes)
+        .returning(Gallery)
+        .execution_options(populate_existing=True)
+    )
+    gallery = session.scalar(statement)
+    if gallery is None:
+        raise UnknownGallery("The gallery was deleted meanwhile.")
+    return gallery
+
+
+def delete_gallery(session: Session, name: str) -> int:
+    """Delete a gallery with its items and tables; return its id. 409 while an upgrade of it is open."""
+    gallery = lock_gallery(session, get_gallery(session, name).id)
+    open_upgrade = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
+    if open_upgrade is not None:
+        raise GalleryBusy(f"Upgrade {open_upgrade} of gallery {name!r} is open; cancel it first.")
+    gallery.active_generation_id = None
+    session.flush()  # the generations cannot go while the gallery points at one
+    for generation_id in session.scalars(select(Generation.id).where(Generation.gallery_id == gallery.id)):
+        drop_embeddings_table(session, generation_id)
+    session.execute(delete(Gallery).where(Gallery.id == gallery.id))
+    return gallery.id

@@ -1,0 +1,195 @@
+"""Generations: their tables, their formats, and whether they are complete (promise 2)."""
+
+from dataclasses import dataclass
+
+from psycopg import sql
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
+
+from service.db import driver_connection
+from service.domain.jobs import end_jobs_left_running
+from service.index.replica import GenerationGone
+from service.tables import (
+    Gallery,
+    Generation,
+    ModelVersion,
+    create_embeddings_table,
+    embeddings_table,
+)
+from service.vectors.copy import write_rows
+from service.vectors.rows import EmbeddingRows, StoredDtype, VectorFormat
+
+
+@dataclass(frozen=True)
+class StoredGeneration:
+    """A generation that has a table, its model version, and the byte format of its rows."""
+
+    id: int
+    gallery_id: int
+    version: ModelVersion
+    vector_format: VectorFormat
+    state: str
+
+    @property
+    def table(self) -> str:
+        return embeddings_table(self.id)
+
+
+def add_generation(
+    session: Session,
+    gallery: Gallery,
+    version: ModelVersion,
+    *,
+    state: str,
+    has_side_information: bool,
+    parent_generation_id: int | None = None,
+    transformation_id: int | None = None,
+) -> Generation:
+    """Create a generation and its empty table."""
+    generation = Generation(
+        gallery_id=gallery.id,
+        model_version_id=version.id,
+        parent_generation_id=parent_generation_id,
+        transformation_id=transformation_id,
+        has_side_information=has_side_information,
+        state=state,
+    )
+    session.add(generation)
+    session.flush()  # its id names the table
+    vector_format = format_of(gallery, generation, version)
+    side_dim = vector_format.side_information_dim
+    create_embeddings_table(
+        session,
+        generation.id,
+        vector_format.sql_type(vector_format.embedding_dim),
+        None if side_dim is None else vector_format.sql_type(side_dim),
+    )
+    return generation
+
+
+def drop_generation(session: Session, generation_id: int) -> None:
+    """Give a generation up: nothing writes to it any more. `service.domain.indexes.removal` removes its table and its
+    file, outside of this transaction, because dropping a table waits for who still reads it. Its row stays as history.
+    """
+    session.get_one(Generation, generation_id).state = "dropped"
+    end_jobs_left_running(session, generation_id)
+
+
+def format_of(gallery: Gallery, generation: Generation, version: ModelVersion) -> VectorFormat:
+    """Return the byte format of a generation's rows."""
+    side_dim = version.side_information_dim if generation.has_side_information else None
+    dtype: StoredDtype = "float32" if gallery.dtype == "float32" else "float16"
+    return VectorFormat(version.embedding_dim, side_dim, dtype)
+
+
+def stored_generations(session: Session, gallery_id: int) -> list[StoredGeneration]:
+    """Return the generations that have a table, by id: every one of them takes the gallery's writes."""
+    query = (
+        select(Gallery, Generation, ModelVersion)
+        .join(Generation, Generation.gallery_id == Gallery.id)
+        .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
+        .where(Gallery.id == gallery_id, Generation.state != "dropped")
+        .order_by(Generation.id)
+    )
+    return [
+        StoredGeneration(generation.id, gallery.id, version, format_of(gallery, generation, version), generation.state)
+        for gallery, generation, version in session.execute(query)
+    ]
+
+
+def get_stored_generation(session: Session, gallery_id: int, generation_id: int) -> StoredGeneration:
+    """Return one stored generation, or raise `GenerationGone`."""
+    for generation in stored_generations(session, gallery_id):
+        if generation.id == generation_id:
+            return generation
+    raise GenerationGone(f"Generation {generation_id} was dropped.")
+
+
+def stage_embeddings(session: Session, staging: str, rows: EmbeddingRows, vector_format: VectorFormat) -> None:
+    """COPY rows into a new temporary table named `staging`, gone at the end of the transaction."""
+    side_dim = vector_format.side_information_dim
+    side = "" if side_dim is None else f", side_information {vector_format.sql_type(side_dim)}"
+    session.execute(
+        text(
+            f"CREATE TEMP TABLE {staging} (item_id bigint, revision bigint, origin smallint,"
+            f" embedding {vector_format.sql_type(vector_format.embedding_dim)}{side}) ON COMMIT DROP"
+        )
+    )
+    write_rows(driver_connection(session), staging, rows, vector_format)
+
+
+def columns_of(vector_format: VectorFormat) -> str:
+    """Return the vector columns, as they follow item_id, revision and origin."""
+    return "embedding" if vector_format.side_information_dim is None else "embedding, side_information"
+
+
+def upsert_clause(table: str, vector_format: VectorFormat) -> str:
+    """Return the ON CONFLICT clause under which an older row never replaces a newer or equal one.
+
+    So work that runs twice, or too late, has the effect of having run once (promise 4), and a transformed row never
+    overwrites an encoded row of the same revision.
+    """
+    columns = ["revision", "origin", *columns_of(vector_format).split(", ")]
+    assignments = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    return f"ON CONFLICT (item_id) DO UPDATE SET {assignments} WHERE {table}.revision < excluded.revision"
+
+
+CURRENT = "JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
+
+
+def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.Composed:
+    """Return the query of a generation's current rows, as `service.vectors.copy.read_rows` wants it; `e` and `i` are
+    the embeddings row and its item in `where`."""
+    columns = "e.item_id, e.revision, e.origin, e.embedding"
+    if side_information:
+        columns += ", e.side_information"
+    return sql.SQL("SELECT {columns} FROM {table} e {join} WHERE {where} ORDER BY e.item_id").format(
+        columns=sql.SQL(columns),
+        table=sql.Identifier(generation.table),
+        join=sql.SQL(CURRENT),
+        where=sql.SQL(where),
+    )
+
+
+def count_live(session: Session, gallery_id: int) -> int:
+    """Return how many items of the gallery are not deleted."""
+    query = text("SELECT count(*) FROM items WHERE gallery_id = :gallery_id AND deleted_at IS NULL")
+    return session.scalar(query, {"gallery_id": gallery_id}) or 0
+
+
+_WITHOUT_CURRENT_ROW = """
+FROM items i WHERE i.gallery_id = :gallery_id AND i.revision > :after AND i.deleted_at IS NULL
+AND NOT EXISTS (SELECT FROM {table} e WHERE e.item_id = i.id AND e.revision = i.revision)
+"""
+
+
+def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
+    """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
+    query = text(f"SELECT i.id {_WITHOUT_CURRENT_ROW.format(table=embeddings_table(generation_id))} ORDER BY i.id")
+    return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
+
+
+def missing_between(
+    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+) -> tuple[int, int | None]:
+    """Return how many live items, changed within (after, up to], have no current row in the generation, and the
+    lowest revision among them."""
+    condition = _WITHOUT_CURRENT_ROW.format(table=embeddings_table(generation_id))
+    query = text(f"SELECT count(*), min(i.revision) {condition} AND i.revision <= :up_to")
+    parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
+    count, first = session.execute(query, parameters).one()
+    return count, first
+
+
+def delete_orphans(
+    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+) -> None:
+    """Remove rows of items that were deleted, within (after, up to], while a batch was writing them.
+
+    No batch may be in flight. One that starts later sees the deletions, so it writes no such row again.
+    """
+    query = text(
+        f"DELETE FROM {embeddings_table(generation_id)} e USING items i WHERE e.item_id = i.id"
+        " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
+    )
+    session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})

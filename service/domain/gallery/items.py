@@ -1,0 +1,75 @@
+"""Items: looking at them, one by one or in pages, and deleting them."""
+
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session, defer
+
+from service.db import Database
+from service.domain.gallery.galleries import get_gallery
+from service.domain.gallery.writes import check_external_id, delete_items
+from service.errors import NotFound
+from service.index.replica import Replicas
+from service.tables import Item, embeddings_table
+from service.vectors.rows import Origin
+
+
+class UnknownItem(NotFound):
+    """The gallery has no live item with this id."""
+
+
+class NoThumbnail(NotFound):
+    """The item has no thumbnail: it was imported, or the gallery keeps none."""
+
+
+def get_item(session: Session, gallery_name: str, external_id: str) -> Item:
+    """Return a live item, or raise `UnknownItem` (404)."""
+    check_external_id(external_id)
+    gallery = get_gallery(session, gallery_name)
+    query = (
+        select(Item)
+        .options(defer(Item.thumbnail))
+        .where(Item.gallery_id == gallery.id, Item.external_id == external_id, Item.deleted_at.is_(None))
+    )
+    item = session.scalar(query)
+    if item is None:
+        raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
+    return item
+
+
+def list_items(session: Session, gallery_name: str, after_id: int, limit: int) -> list[Item]:
+    """Return up to `limit` live items with internal ids above `after_id`, by internal id."""
+    gallery = get_gallery(session, gallery_name)
+    query = (
+        select(Item)
+        .options(defer(Item.thumbnail))
+        .where(Item.gallery_id == gallery.id, Item.deleted_at.is_(None), Item.id > after_id)
+        .order_by(Item.id)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def origins_of(session: Session, gallery_name: str, item_ids: list[int]) -> dict[int, str]:
+    """Return each item's origin in the active generation."""
+    gallery = get_gallery(session, gallery_name)
+    table = embeddings_table(gallery.active_generation_id or 0)
+    rows = session.execute(text(f"SELECT item_id, origin FROM {table} WHERE item_id = ANY(:ids)"), {"ids": item_ids})
+    return {item_id: Origin(origin).label for item_id, origin in rows}
+
+
+def get_thumbnail(session: Session, gallery_name: str, external_id: str) -> bytes:
+    """Return the item's thumbnail as JPEG, or raise `NoThumbnail` (404)."""
+    thumbnail = get_item(session, gallery_name, external_id).thumbnail
+    if thumbnail is None:
+        raise NoThumbnail(f"Item {external_id!r} has no thumbnail.")
+    return thumbnail
+
+
+def delete_item(database: Database, replicas: Replicas, gallery_name: str, external_id: str) -> None:
+    """Delete one item everywhere; deleting one that is not there is a 404."""
+    check_external_id(external_id)
+    with database.session_scope() as session:
+        gallery = get_gallery(session, gallery_name)
+        revision, count = delete_items(session, gallery.id, [external_id])
+        if count == 0:
+            raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
+    replicas.sync(gallery.id, revision)

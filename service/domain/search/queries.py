@@ -1,0 +1,307 @@
+"""Answering a query: one serving pair, its encoder, its index, and the items that it found."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, func, literal, select, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.db import Database
+from service.domain.gallery.galleries import find_serving
+from service.domain.gallery.generations import get_stored_generation
+from service.domain.gallery.items import UnknownItem
+from service.domain.gallery.writes import check_external_id
+from service.domain.indexes.faiss_engine import read_current_rows
+from service.domain.indexes.query_samples import QuerySamples
+from service.domain.search.filters import compile_filter
+from service.errors import Conflict, Unavailable, Unprocessable
+from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
+from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
+from service.networks.encoders import Encoders
+from service.tables import Item, embeddings_table
+from service.vectors.rows import Origin
+
+MAX_K = 1000
+_ATTEMPTS = 3
+
+events = logs.Events(__name__)
+
+
+class NoNextGeneration(Conflict):
+    """`generation=next` was asked for and no candidate is loaded."""
+
+
+class WrongSpace(Conflict):
+    """The query was said to be of another model version than the generation that answers."""
+
+
+class NoCurrentEmbedding(Conflict):
+    """A query by an item that the generation which answers has no current embedding of yet."""
+
+
+class InvalidQuery(Unprocessable):
+    """The query vectors do not fit the generation."""
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    id: str
+    distance: float
+    origin: str
+    label: str | None
+    metadata: dict[str, Any]
+    has_thumbnail: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Neighbours per query, nearest first, all of one generation at one revision.
+
+    `is_exact` says that every vector that may be a neighbour was compared with the query, as the index holds it: a
+    graph's are rounded to float16. When False, a graph was walked, and a few of the nearest may be missing.
+    """
+
+    model_version: str
+    generation: int
+    revision: int
+    is_exact: bool
+    neighbors: list[list[Neighbor]]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to search for besides the vectors; `max_distance` is inclusive.
+
+    `exclude_id` is an item that is never a neighbour; one that does not exist is none anyway.
+    """
+
+    k: int
+    condition: dict[str, Any] | None = None
+    generation: Literal["active", "next"] = "active"
+    model_version: str | None = None
+    max_distance: float | None = None
+    exclude_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Query vectors (Q, D) float32, and the items that they are the embeddings of, (Q,) int64, to be left out."""
+
+    vectors: Vectors
+    own_ids: Ids | None = None
+
+
+_Probing = Callable[[ServedGeneration], _Probe]
+
+
+def search_image(
+    database: Database,
+    encoders: Encoders,
+    replicas: Replicas,
+    samples: QuerySamples,
+    gallery: str,
+    data: bytes,
+    query: Query,
+) -> Answer:
+    """Return the nearest items of an image, encoded by the generation's own model version; `samples` may keep it."""
+    image = encoders.decode(data)
+
+    def encoded(served: ServedGeneration) -> _Probe:
+        vectors = encoders.get(served.version).encode_embedding([image])
+        samples.note(served.gallery_id, served.version.id, vectors)
+        return _Probe(vectors)
+
+    return _search(database, replicas, gallery, query, encoded)
+
+
+def search_vectors(
+    database: Database,
+    replicas: Replicas,
+    samples: QuerySamples,
+    gallery: str,
+    vectors: Sequence[Sequence[float]],
+    query: Query,
+) -> Answer:
+    """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer. `samples` may
+    keep them."""
+
+    def checked(served: ServedGeneration) -> _Probe:
+        if query.model_version not in (None, served.version.name):
+            raise WrongSpace(
+                f"Generation {served.generation_id} is under model version {served.version.name!r}, not"
+                f" {query.model_version!r}."
+            )
+        dim = served.version.embedding_dim
+        if any(len(vector) != dim for vector in vectors):
+            raise InvalidQuery(f"Query vectors have {dim} numbers under model version {served.version.name!r}.")
+        with np.errstate(over="ignore"):
+            array = np.asarray(vectors, np.float32)
+        if not np.isfinite(array).all():
+            raise InvalidQuery("Query vectors are finite numbers within float32.")
+        samples.note(served.gallery_id, served.version.id, array)
+        return _Probe(array)
+
+    return _search(database, replicas, gallery, query, checked)
+
+
+def search_items(
+    database: Database,
+    replicas: Replicas,
+    gallery: str,
+    external_ids: Sequence[str],
+    query: Query,
+    *,
+    exclude_self: bool,
+) -> Answer:
+    """Return the nearest items of each item, by its embedding in the generation that answers.
+
+    With `exclude_self`, no item is its own neighbour. Raises `UnknownItem` (404) for an id without a live item, and
+    `NoCurrentEmbedding` (409) for an item that an upgrade has yet to bring to the generation.
+    """
+    for external_id in external_ids:
+        check_external_id(external_id)
+
+    def stored(served: ServedGeneration) -> _Probe:
+        with database.session_scope(snapshot=True) as session:
+            ids = _item_ids(session, gallery, served.gallery_id, external_ids)
+            vectors = _embeddings_of(session, served, dict(zip(ids.tolist(), external_ids, strict=True)))
+        return _Probe(np.stack([vectors[id_] for id_ in ids.tolist()]), ids if exclude_self else None)
+
+    return _search(database, replicas, gallery, query, stored)
+
+
+def _item_ids(session: Session, gallery_name: str, gallery_id: int, external_ids: Sequence[str]) -> Ids:
+    """Return the items' ids in order, or raise `UnknownItem` naming the first that is not live."""
+    query = select(Item.external_id, Item.id).where(
+        Item.gallery_id == gallery_id, Item.external_id.in_(external_ids), Item.deleted_at.is_(None)
+    )
+    ids: dict[str, int] = {external_id: id_ for external_id, id_ in session.execute(query)}
+    for external_id in external_ids:
+        if external_id not in ids:
+            raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
+    return np.array([ids[external_id] for external_id in external_ids], np.int64)
+
+
+def _embeddings_of(session: Session, served: ServedGeneration, items: dict[int, str]) -> dict[int, Vectors]:
+    """Return each item's embedding (D,) float32 in the generation; `items` are external ids by id."""
+    wanted = np.array(list(items), np.int64)
+    generation = get_stored_generation(session, served.gallery_id, served.generation_id)
+    vectors = {
+        id_: vector
+        for rows in read_current_rows(session, generation, len(items), wanted)
+        for id_, vector in zip(rows.item_id.tolist(), rows.embedding.astype(np.float32), strict=True)
+    }
+    missing = difference(wanted, list(vectors))
+    if len(missing):
+        raise NoCurrentEmbedding(
+            f"Item {items[int(missing[0])]!r} has no current embedding in generation {served.generation_id} yet."
+        )
+    return vectors
+
+
+def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, probe_for: _Probing) -> Answer:
+    """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
+    for _ in range(_ATTEMPTS):
+        with database.reading() as connection:
+            gallery_id, active_id = find_serving(connection, gallery_name)
+        try:
+            return _search_once(database, replicas, gallery_id, active_id, query, probe_for)
+        except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
+            events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
+            with suppress(GenerationGone):
+                replicas.refresh(gallery_id)
+    raise Unavailable("The gallery's generations change just now; try again.")
+
+
+def _search_once(
+    database: Database, replicas: Replicas, gallery_id: int, active_id: int, query: Query, probe_for: _Probing
+) -> Answer:
+    served = _pair(replicas, gallery_id, active_id, query)
+    revision = served.revision  # the index may have followed further by the time it is searched, and not less far
+    probe = probe_for(served)
+    with database.reading() as connection:
+        allowed = None
+        if query.condition is not None:
+            allowed = _allowed(connection, gallery_id, query.condition)
+        excluded = probe.own_ids
+        if query.exclude_id is not None:
+            excluded = _excluded(connection, gallery_id, query.exclude_id, len(probe.vectors))
+        found = _nearest(served, probe.vectors, query, allowed, excluded)
+        neighbors = _describe(connection, served.generation_id, found)
+    return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
+
+
+def _nearest(
+    served: ServedGeneration, vectors: Vectors, query: Query, allowed: Ids | None, excluded: Ids | None
+) -> SearchResult:
+    """Return the k nearest within the largest distance, of each query without its `excluded` item (Q,)."""
+    if excluded is None:
+        found = served.index.search(vectors, query.k, allowed)
+    else:
+        found = _without(served.index.search(vectors, query.k + 1, allowed), excluded)
+    if query.max_distance is None:
+        return found
+    # In float64, where a distance of an earlier answer compares as equal to itself.
+    too_far = found.distances.astype(np.float64) > query.max_distance
+    return replace(found, ids=np.where(too_far, NO_ID, found.ids))
+
+
+def _without(found: SearchResult, excluded: Ids) -> SearchResult:
+    """Return one neighbour fewer of each query: not its excluded one, else not its farthest."""
+    first = np.argsort(found.ids == excluded[:, None], axis=1, kind="stable")[:, :-1]
+    return replace(
+        found,
+        ids=np.take_along_axis(found.ids, first, axis=1),
+        distances=np.take_along_axis(found.distances, first, axis=1),
+    )
+
+
+def _pair(replicas: Replicas, gallery_id: int, active_id: int, query: Query) -> ServedGeneration:
+    if query.generation == "next":
+        served = replicas.next(gallery_id)
+        if served is None:
+            raise NoNextGeneration("No open upgrade of this gallery has an index to ask yet.")
+        return served
+    return replicas.active(gallery_id, active_id)
+
+
+def _allowed(connection: Connection, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:
+    """Return the ids of the items that pass, in no order; as one value, since a row each takes longer than a search."""
+    joined = func.string_agg(func.int8send(Item.id), literal(b""))
+    query = select(joined).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))
+    return np.frombuffer(connection.scalar(query) or b"", ">i8").astype(np.int64)
+
+
+def _excluded(connection: Connection, gallery_id: int, external_id: str, queries: int) -> Ids:
+    """Return the item's id for each query, or no id when there is none."""
+    check_external_id(external_id)
+    query = select(Item.id).where(Item.gallery_id == gallery_id, Item.external_id == external_id)
+    return np.full(queries, connection.scalar(query) or NO_ID, np.int64)
+
+
+def _describe(connection: Connection, generation_id: int, found: SearchResult) -> list[list[Neighbor]]:
+    """Return the found items as neighbours; one that was deleted since the index followed is left out."""
+    ids = [int(id_) for id_ in np.unique(found.ids) if id_ >= 0]
+    rows = connection.execute(
+        text(
+            "SELECT i.id, i.external_id, e.origin, i.label, i.metadata, i.thumbnail IS NOT NULL FROM items i"
+            f" JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
+            " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
+        ),
+        {"ids": ids},
+    )
+    items = {row[0]: row for row in rows.all()}
+    return [
+        [
+            Neighbor(items[id_][1], float(distance), Origin(items[id_][2]).label, *items[id_][3:])
+            for id_, distance in zip(row_ids.tolist(), row_distances.tolist(), strict=True)
+            if id_ in items
+        ]
+        for row_ids, row_distances in zip(found.ids, found.distances, strict=True)
+    ]

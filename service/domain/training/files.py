@@ -1,0 +1,181 @@
+"""The files of trainings in the blob store: the rows that are learned from, and checkpoints.
+
+Each name begins with the training's own prefix, drawn at random, and says what it holds, so that a file never changes
+under its name:
+- `rows-<first>-<end>-<count>`: `count` rows of features, of the source's rows or images from position `first` to before
+  `end`; images that cannot be read leave none;
+- `<network>-<epochs done>`: a checkpoint of the training of h or g.
+A file has its name only when it is whole and durable. `remove_unwanted` removes those of trainings that have ended, or
+that never began.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from service.blobs import BlobStore
+from service.durable import sync_folder
+
+FOLDER = "trainings"
+_ROWS = re.compile(r"rows-(\d+)-(\d+)-(\d+)")
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Rows of the same N images under two versions."""
+
+    embedding_from: Vectors  # (N, D_from)
+    side_information_from: Vectors | None  # (N, S_from)
+    embedding_to: Vectors  # (N, D_to)
+    side_information_to: Vectors | None  # (N, S_to)
+    labels: NDArray[np.int64] | None  # (N,) as `label_numbers` gives them
+    source_sha256: NDArray[np.uint8] | None = None  # (M, 32) of all M images that were looked at, readable or not
+
+    def __len__(self) -> int:
+        return len(self.embedding_from)
+
+
+def feature_rows(arrays: Mapping[str, NDArray[Any]]) -> FeatureRows:
+    """Return the rows whose arrays have these names."""
+    return FeatureRows(
+        arrays["embedding_from"],
+        arrays.get("side_information_from"),
+        arrays["embedding_to"],
+        arrays.get("side_information_to"),
+        arrays.get("labels"),
+        arrays.get("source_sha256"),
+    )
+
+
+@dataclass(frozen=True, order=True)
+class RowRange:
+    """One file of rows: `count` of them, from the source's position `first` on, before `end`."""
+
+    first: int
+    end: int
+    count: int
+
+
+class TrainingFiles:
+    """The files of one training."""
+
+    def __init__(self, blobs: BlobStore, prefix: str) -> None:
+        self._blobs = blobs
+        self._prefix = prefix
+
+    def add_rows(self, first: int, end: int, rows: FeatureRows) -> None:
+        """Store rows; the next ones begin at `end`."""
+        arrays = {name: np.ascontiguousarray(values) for name, values in asdict(rows).items() if values is not None}
+        name = f"rows-{first:012}-{end:012}-{len(rows)}"
+        self._publish(name, lambda path: safetensors.numpy.save_file(arrays, path))
+
+    def row_ranges(self) -> list[RowRange]:
+        """Return what is stored, from position 0 on and without a gap."""
+        found = sorted(
+            RowRange(*map(int, match.groups())) for name in self._names() if (match := _ROWS.fullmatch(name))
+        )
+        ranges: list[RowRange] = []
+        for row_range in found:
+            if row_range.first == (ranges[-1].end if ranges else 0):
+                ranges.append(row_range)
+        return ranges
+
+    def read_rows(self, ranges: Sequence[RowRange]) -> Iterator[FeatureRows]:
+        """Give the rows of each range, in order."""
+        for row_range in ranges:
+            name = f"rows-{row_range.first:012}-{row_range.end:012}-{row_range.count}"
+            with self._fetched(name) as path:
+                arrays = safetensors.numpy.load_file(path)
+            yield feature_rows(arrays)
+
+    def newest_checkpoint(self, network: str) -> int:
+        """Return the epochs done at the newest checkpoint of `network` (h or g); 0 when there is none."""
+        pattern = re.compile(rf"{network}-(\d+)")
+        return max((int(match[1]) for name in self._names() if (match := pattern.fullmatch(name))), default=0)
+
+    def store_checkpoint(self, network: str, epochs_done: int, path: Path) -> None:
+        """Store a checkpoint file, and remove the ones before it."""
+        _sync(path)
+        self._publish(f"{network}-{epochs_done:06}", lambda target: _copy(path, target))
+        pattern = re.compile(rf"{network}-(\d+)")
+        for name in self._names():
+            if (match := pattern.fullmatch(name)) and int(match[1]) < epochs_done:
+                self._blobs.delete_file(f"{FOLDER}/{self._prefix}.{name}")
+
+    def fetch_checkpoint(self, network: str, epochs_done: int, target: Path) -> None:
+        """Copy a stored checkpoint to `target`, in one step."""
+        part = target.with_name(f"{target.name}.part")
+        with self._fetched(f"{network}-{epochs_done:06}") as path:
+            _copy(path, part)
+        part.replace(target)
+
+    def remove(self) -> None:
+        """Remove every file of the training."""
+        for name in self._names():
+            self._blobs.delete_file(f"{FOLDER}/{self._prefix}.{name}")
+
+    def _names(self) -> list[str]:
+        start = f"{self._prefix}."
+        return [name.removeprefix(start) for name in self._blobs.list_files(FOLDER) if name.startswith(start)]
+
+    def _publish(self, name: str, write: Callable[[Path], object]) -> None:
+        def write_whole(path: Path) -> None:
+            part = path.with_name(f"{path.name}.part")
+            write(part)
+            _sync(part)
+            part.replace(path)
+            sync_folder(path.parent)
+
+        self._blobs.publish(f"{FOLDER}/{self._prefix}.{name}", write_whole)
+
+    @contextmanager
+    def _fetched(self, name: str) -> Iterator[Path]:
+        """Give a local path of a stored file; a copy, where one is needed, is gone afterwards."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield self._blobs.fetch_file(f"{FOLDER}/{self._prefix}.{name}", Path(folder))
+
+
+def remove_unwanted(blobs: BlobStore, local: Path, read_wanted: Callable[[], set[str] | None]) -> None:
+    """Remove the files of trainings, in the blob store and in the folder `local`, whose prefix is not wanted.
+
+    `read_wanted` is called after the names are read, and may say None: nothing can be told now.
+    """
+    stored, scratch = blobs.list_files(FOLDER), [path.name for path in local.glob("*.*")]
+    wanted = read_wanted() if stored or scratch else None
+    if wanted is None:
+        return
+    for name in stored:
+        if name.partition(".")[0] not in wanted:
+            blobs.delete_file(f"{FOLDER}/{name}")
+    for name in scratch:
+        if name.partition(".")[0] not in wanted:
+            (local / name).unlink(missing_ok=True)
+
+
+def label_numbers(labels: Sequence[str]) -> NDArray[np.int64]:
+    """Return (N,) numbers that are equal where labels are: the same number for a label in every file."""
+    names, positions = np.unique(np.array(labels, dtype=object), return_inverse=True)
+    digests = [hashlib.sha256(str(name).encode()).digest()[:8] for name in names]
+    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)[positions]
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,272 @@
+"""The batches of an upgrade: ranges of item ids, claimed from rows, each one transaction of work.
+
+A batch is first claimed in a short transaction that counts the attempt; then one transaction locks the batch's row,
+reads, transforms, writes and marks it done. The row lock says that the worker lives: it ends with the worker's
+connection. The lease only covers the moment between the two transactions.
+
+A crash after each step (and at the crash point of its name) leaves:
+1. `batch.claimed`: the claim, which the next claimer takes over when its lease has ended;
+2. `batch.transformed`, `batch.staged` (only where rows met others), `batch.written`: the same, the transaction is gone;
+3. `batch.committed`: the rows and the `done` mark together.
+
+A batch that fails is tried again after a pause that doubles with every attempt. A row that cannot be transformed or
+stored (`PoisonedItem`) is not tried again: the upgrade fails at once and names the item.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from psycopg import sql
+from psycopg.errors import UniqueViolation
+from sqlalchemy import ColumnElement, func, select, text, update
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.crash_points import crash_point
+from service.db import Database, driver_connection
+from service.domain.gallery.generations import (
+    StoredGeneration,
+    columns_of,
+    get_stored_generation,
+    stage_embeddings,
+    upsert_clause,
+)
+from service.domain.upgrade.catch_up import insert_batches
+from service.domain.upgrade.upgrades import change_state, lock_state
+from service.domain.upgrade_state import Action, State
+from service.tables import Upgrade, UpgradeBatch
+from service.vectors.copy import read_rows, write_rows
+from service.vectors.rows import EmbeddingRows, Origin
+
+events = logs.Events(__name__)
+
+
+class PoisonedItem(Exception):
+    """A row cannot be transformed into one that can be stored; trying again would not help."""
+
+    def __init__(self, item_id: int, reason: str) -> None:
+        super().__init__(reason)
+        self.item_id = item_id
+        self.reason = reason
+
+
+TRANSFORMABLE = frozenset({State.TRANSFORMING, State.READY})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one batch, until its token is replaced."""
+
+    batch_id: int
+    upgrade_id: int
+    token: uuid.UUID
+    attempts: int
+    last_error: str | None
+
+
+# (rows of the leg's generation, that generation, the one to give rows of, transformation ids) -> rows as stored.
+Transform = Callable[[EmbeddingRows, StoredGeneration, StoredGeneration, tuple[int, ...]], EmbeddingRows]
+
+
+def plan_batches(session: Session, upgrade_id: int, batch_items: int) -> None:
+    """Cut the items of the start revision into batches and start transforming."""
+    upgrade = change_state(session, upgrade_id, Action.START, batches_planned_at=func.now())
+    source = "items WHERE gallery_id = :gallery_id AND deleted_at IS NULL AND revision <= :start_revision"
+    parameters = {"gallery_id": upgrade.gallery_id, "start_revision": upgrade.start_revision}
+    insert_batches(session, upgrade, "transforming", batch_items, source, parameters)
+
+
+def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Claim | None:
+    """Claim a batch that is pending, or whose claimer is gone; None when there is none to take.
+
+    Committed at once, so that an attempt counts even if it kills the worker.
+    """
+    rested = UpgradeBatch.retry_at.is_(None) | (UpgradeBatch.retry_at < func.now())
+    claimable = ((UpgradeBatch.state == "pending") & rested) | (
+        (UpgradeBatch.state == "claimed") & (UpgradeBatch.lease_expires_at < func.now())
+    )
+    token = uuid.uuid4()
+    with database.session_scope() as session:
+        batch_id = session.scalar(
+            select(UpgradeBatch.id)
+            .where(UpgradeBatch.upgrade_id == upgrade_id, claimable)
+            .order_by(UpgradeBatch.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        if batch_id is None:
+            return None
+        claimed = session.execute(
+            update(UpgradeBatch)
+            .where(UpgradeBatch.id == batch_id)
+            .values(
+                state="claimed",
+                claim_token=token,
+                attempts=UpgradeBatch.attempts + 1,
+                lease_expires_at=_seconds_from_now(lease_seconds),
+            )
+            .returning(UpgradeBatch.attempts, UpgradeBatch.error)
+        ).one()
+    crash_point("batch.claimed")
+    return Claim(batch_id, upgrade_id, token, claimed.attempts, claimed.error)
+
+
+def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int | None:
+    """Transform a claimed batch and mark it done, in the session's one transaction; return the rows written.
+
+    None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over.
+    """
+    # A worker that is frozen in the middle loses its connection, and with it the batch, after this time; one that waits
+    # for its turn to compute does not come near it.
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
+    upgrade = lock_state(session, claim.upgrade_id, shared=True)
+    batch = session.scalar(
+        select(UpgradeBatch)
+        .where(UpgradeBatch.id == claim.batch_id, UpgradeBatch.claim_token == claim.token)
+        .where(UpgradeBatch.state == "claimed")
+        .with_for_update()
+    )
+    if batch is None:
+        return None
+    if State(upgrade.state) not in TRANSFORMABLE:
+        # Nothing was tried: the batch waits for a resume as if it had not been claimed.
+        batch.state, batch.attempts = "pending", batch.attempts - 1
+        return None
+    rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform)
+    batch.state, batch.rows, batch.error, batch.done_at = "done", rows, None, func.clock_timestamp()
+    events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
+    return rows
+
+
+def release_batch(session: Session, claim: Claim, sentence: str, retry_base_seconds: float) -> None:
+    """Give a claim back after a failure, with the reason; it can be claimed again after a pause that doubles with every
+    attempt, from `retry_base_seconds` up to a minute."""
+    pause = min(60.0, retry_base_seconds * 2.0 ** (claim.attempts - 1))
+    session.execute(
+        update(UpgradeBatch)
+        .where(
+            UpgradeBatch.id == claim.batch_id,
+            UpgradeBatch.claim_token == claim.token,
+            UpgradeBatch.state == "claimed",
+        )
+        .values(state="pending", error=sentence, retry_at=_seconds_from_now(pause))
+    )
+
+
+def return_batch(session: Session, claim: Claim) -> None:
+    """Give a claim back as if the batch had not been tried."""
+    session.execute(
+        update(UpgradeBatch)
+        .where(
+            UpgradeBatch.id == claim.batch_id,
+            UpgradeBatch.claim_token == claim.token,
+            UpgradeBatch.state == "claimed",
+        )
+        .values(state="pending", attempts=UpgradeBatch.attempts - 1)
+    )
+
+
+def _seconds_from_now(seconds: float) -> ColumnElement[datetime]:
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def transform_items(
+    session: Session,
+    upgrade: Upgrade,
+    first_item_id: int,
+    last_item_id: int,
+    transform: Transform,
+    after_revision: int = 0,
+) -> int:
+    """Give every item of the range that lacks a current row in the next generation one, and return how many.
+
+    Only items that changed after `after_revision` are looked at.
+
+    Rows that are current there (encoded from pixels, or transformed by an earlier run) are not read and never
+    overwritten, so running twice has the effect of running once.
+    """
+    target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
+    written = 0
+    sources = [get_stored_generation(session, upgrade.gallery_id, leg["generation"]) for leg in upgrade.legs]
+    for number, (leg, source) in enumerate(zip(upgrade.legs, sources, strict=True)):
+        path = tuple(leg["transformations"])
+        bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
+        rows = _rows_to_transform(session, sources[: number + 1], target, bounds)
+        if rows is None:
+            continue
+        transformed = transform(rows, source, target, path)
+        crash_point("batch.transformed")
+        transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
+        written += _write(session, target, transformed, f"staging_{target.id}_{first_item_id}_{number}")
+        crash_point("batch.written")
+    return written
+
+
+def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, staging: str) -> int:
+    """Add rows to a generation, and return how many.
+
+    They are copied into its table. Where that meets a row of one of the items (an older one, or one that a writer was
+    faster with), they go through a temporary table, from which only what is current and newer is taken.
+    """
+    try:
+        with session.begin_nested():
+            return write_rows(driver_connection(session), target.table, rows, target.vector_format)
+    except UniqueViolation:
+        events.info("upgrade.rows_met", generation_id=target.id, items=len(rows))
+    stage_embeddings(session, staging, rows, target.vector_format)
+    crash_point("batch.staged")
+    columns = columns_of(target.vector_format)
+    inserted = session.scalar(
+        text(
+            f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, origin, {columns})"
+            f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
+            " JOIN items i ON i.id = s.item_id AND i.revision = s.revision AND i.deleted_at IS NULL"
+            " WHERE i.id BETWEEN :first AND :last"
+            f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)} RETURNING 1)"
+            " SELECT count(*) FROM inserted"
+        ),
+        {"first": int(rows.item_id[0]), "last": int(rows.item_id[-1])},
+    )
+    return inserted or 0
+
+
+_NOT_CURRENT_IN = sql.SQL(" AND NOT EXISTS (SELECT FROM {table} b WHERE b.item_id = i.id AND b.revision = i.revision)")
+
+
+def _rows_to_transform(
+    session: Session,
+    sources: Sequence[StoredGeneration],
+    target: StoredGeneration,
+    bounds: tuple[int, int, int, int],
+) -> EmbeddingRows | None:
+    """Return the rows, if any, that the last of `sources` has and none before it: an item that was written to an
+    earlier leg's generation after that leg had been read is left to the catch-up, so that every item takes the first
+    leg that it can.
+
+    `bounds` are the first and last item id, the gallery's id, and the revision after which items count.
+    """
+    first, last, *parameters = bounds
+    *earlier, source = sources
+    columns = sql.SQL(", ").join(
+        sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
+    )
+    query = sql.SQL(
+        "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e"
+        " JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
+        " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision AND t.item_id BETWEEN {range}"
+        " WHERE e.item_id BETWEEN {range} AND i.id BETWEEN {range}"
+        " AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL{unless}"
+        " ORDER BY e.item_id"
+    ).format(
+        columns=columns,
+        # Said of each table: PostgreSQL does not conclude it, and would walk the others from their beginning.
+        range=sql.SQL("{} AND {}").format(first, last),
+        source=sql.Identifier(source.table),
+        target=sql.Identifier(target.table),
+        unless=sql.Composed([_NOT_CURRENT_IN.format(table=sql.Identifier(before.table)) for before in earlier]),
+    )
+    chunks = list(read_rows(driver_connection(session), query, parameters, source.vector_format))
+    return EmbeddingRows.concatenate(chunks) if chunks else None

@@ -1,0 +1,163 @@
+"""Cutover, rollback and finalize: the moments when a gallery's active generation changes or becomes final.
+
+Cutover and rollback are one function, `_switch`, used both ways. Each is one transaction that holds the upgrade's
+state and the gallery's row (so no write is under way), checks promise 2, and then moves the pointer and the state:
+
+1. take the gallery's row (crash point `switch.locked`);
+2. at a cutover, transform what changed since the verified revision (`cutover.caught_up`): writers wait only for that;
+3. move the pointer (`switch.moved`), and the state with it;
+4. commit (`switch.committed`): replicas flip when they next read the gallery's row.
+Finalize is one transaction too: it takes the gallery's row (`finalize.locked`), gives the previous generation up, moves
+the state, and commits (`switch.committed`, which a cancel also passes); then `service.domain.indexes.removal` begins.
+A crash before the commit leaves everything as it was. The check looks at what changed since the generation was last
+known to be complete, which is when it was verified, or when it stopped being the active one.
+"""
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from service import logs
+from service.crash_points import crash_point
+from service.domain.gallery.galleries import lock_gallery
+from service.domain.gallery.generations import delete_orphans, drop_generation, missing_items
+from service.domain.gallery.writes import delete_items
+from service.domain.upgrade.batches import Transform, transform_items
+from service.domain.upgrade.upgrades import change_state, lock_state
+from service.domain.upgrade_state import OPEN, Action, State, advance
+from service.errors import Conflict
+from service.tables import Gallery, Generation, Item, Upgrade
+
+events = logs.Events(__name__)
+
+
+class TooFarBehind(Conflict):
+    """More was written than a cutover may look at while writers wait: catch up first."""
+
+
+class NotComplete(Conflict):
+    """Live items lack a current row in the generation that should become active."""
+
+
+class RollbackWouldLose(NotComplete):
+    """Items were written since the cutover that the previous generation does not have."""
+
+
+class OtherUpgradeFirst(Conflict):
+    """Another upgrade of the gallery stands on the generation."""
+
+
+def request_cutover(session: Session, upgrade_id: int) -> Upgrade:
+    """Ask the worker to cut over; refuse at once (409) unless the upgrade is ready or live."""
+    upgrade = lock_state(session, upgrade_id)
+    if advance(State(upgrade.state), Action.CUTOVER) != State(upgrade.state):
+        upgrade.cutover_requested_at = func.now()
+    return upgrade
+
+
+def withdraw_cutover(session: Session, upgrade_id: int) -> Upgrade:
+    """Take the request back; what has gone live meanwhile stays live."""
+    upgrade = lock_state(session, upgrade_id)
+    upgrade.cutover_requested_at = None
+    return upgrade
+
+
+def cut_over(session: Session, upgrade_id: int, transform: Transform, max_changes: int) -> Upgrade:
+    """Transform the last remainder and make the next generation active.
+
+    Raises `TooFarBehind` when more than `max_changes` changes came since the verified revision, `NotComplete` when an
+    item cannot be transformed, and `IllegalTransition` unless the upgrade is ready.
+    """
+    upgrade = lock_state(session, upgrade_id)
+    if advance(State(upgrade.state), Action.CUTOVER) == State(upgrade.state):
+        return upgrade
+    gallery = lock_gallery(session, upgrade.gallery_id)
+    crash_point("switch.locked")
+    verified, target = upgrade.verified_revision, upgrade.to_generation_id
+    if gallery.revision - verified > max_changes:
+        raise TooFarBehind(f"More than {max_changes} changes wait for catch-up; the cutover follows it.")
+    missing = missing_items(session, gallery.id, target, verified)
+    if missing:
+        transform_items(session, upgrade, missing[0], missing[-1], transform, verified)
+    delete_orphans(session, gallery.id, target, verified, gallery.revision)
+    crash_point("cutover.caught_up")
+    _switch(session, gallery, target, verified)
+    return change_state(session, upgrade_id, Action.CUTOVER, cutover_requested_at=None, live_revision=gallery.revision)
+
+
+def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -> Upgrade:
+    """Make the previous generation active again and drop the next one.
+
+    Items that the previous generation does not have (vectors imported in the new space since the cutover) refuse the
+    rollback with `RollbackWouldLose`, which names them; with `accept_loss` they are deleted.
+    """
+    upgrade = lock_state(session, upgrade_id)
+    if advance(State(upgrade.state), Action.ROLLBACK) == State(upgrade.state):
+        return upgrade
+    gallery = lock_gallery(session, upgrade.gallery_id)
+    crash_point("switch.locked")
+    following = _open_upgrade(session, gallery.id)
+    if following is not None:
+        raise OtherUpgradeFirst(f"Upgrade {following.id} starts from this one's generation; cancel it first.")
+    if gallery.active_generation_id != upgrade.to_generation_id:
+        raise OtherUpgradeFirst("A later upgrade is live on top of this one; roll that one back first.")
+    since = upgrade.live_revision or 0
+    missing = missing_items(session, gallery.id, upgrade.from_generation_id, since)
+    if missing:
+        names = _names(session, missing)
+        if not accept_loss:
+            raise RollbackWouldLose(
+                f"A rollback would lose {len(names)} item(s) that only the new generation has: {_listed(names)}."
+                " Repeat it with accept_loss=true to delete them."
+            )
+        delete_items(session, gallery.id, names)
+    _switch(session, gallery, upgrade.from_generation_id, since)
+    upgrade = change_state(session, upgrade_id, Action.ROLLBACK)
+    drop_generation(session, upgrade.to_generation_id)
+    return upgrade
+
+
+def finalize(session: Session, upgrade_id: int) -> Upgrade:
+    """Drop the previous generation: from here on there is no way back."""
+    upgrade = lock_state(session, upgrade_id)
+    if advance(State(upgrade.state), Action.FINALIZE) == State(upgrade.state):
+        return upgrade
+    lock_gallery(session, upgrade.gallery_id)
+    crash_point("finalize.locked")
+    earlier = session.scalar(
+        select(Upgrade.id).where(Upgrade.to_generation_id == upgrade.from_generation_id, Upgrade.state == State.LIVE)
+    )
+    if earlier is not None:
+        raise OtherUpgradeFirst(f"Upgrade {earlier} could still be rolled back; finalize it first.")
+    reader = _open_upgrade(session, upgrade.gallery_id)
+    if reader is not None and any(leg["generation"] == upgrade.from_generation_id for leg in reader.legs):
+        raise OtherUpgradeFirst(f"Upgrade {reader.id} reads the generation that this would drop; let it end first.")
+    upgrade = change_state(session, upgrade_id, Action.FINALIZE)
+    drop_generation(session, upgrade.from_generation_id)
+    return upgrade
+
+
+def _switch(session: Session, gallery: Gallery, generation_id: int, complete_at: int) -> None:
+    """Make a generation active if it is complete, as it was at revision `complete_at`; the gallery's row is held."""
+    missing = missing_items(session, gallery.id, generation_id, complete_at)
+    if missing:
+        raise NotComplete(
+            f"{len(missing)} live items have no current row in generation {generation_id} and none can be derived for"
+            f" them: {_listed(_names(session, missing))}."
+        )
+    session.get_one(Generation, generation_id).state = "complete"
+    gallery.active_generation_id = generation_id
+    session.flush()  # the pointer moves before the state says so
+    crash_point("switch.moved")
+    events.info("gallery.switched", gallery_id=gallery.id, generation_id=generation_id)
+
+
+def _open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
+    return session.scalar(select(Upgrade).where(Upgrade.gallery_id == gallery_id, Upgrade.state.in_(OPEN)))
+
+
+def _names(session: Session, item_ids: list[int]) -> list[str]:
+    return list(session.scalars(select(Item.external_id).where(Item.id.in_(item_ids)).order_by(Item.id)))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,0 +1,91 @@
+"""The path of an upgrade: which stored generation it starts from and which transformations it applies in turn."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.domain.gallery.generations import StoredGeneration
+from service.domain.registry import get_transformation
+from service.errors import Conflict
+from service.tables import ModelVersion, Transformation
+
+
+class NoPath(Conflict):
+    """No registered transformations lead from a stored generation to the version asked for."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A generation to read and the transformations to apply to its rows, first to last."""
+
+    generation_id: int
+    transformation_ids: tuple[int, ...]
+    gives_side_information: bool
+
+    def to_json(self) -> dict[str, object]:
+        return {"generation": self.generation_id, "transformations": list(self.transformation_ids)}
+
+
+def find_legs(
+    session: Session,
+    to_version: ModelVersion,
+    active: StoredGeneration,
+    retained: Sequence[StoredGeneration],
+    transformation_id: int | None,
+) -> list[Leg]:
+    """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
+
+    The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
+    registered transformation. Raises `NoPath` (409), or `UnknownTransformation` (404) when `transformation_id` is given
+    and does not exist.
+    """
+    versions = {version.id: version for version in session.scalars(select(ModelVersion))}
+    registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
+    usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
+    legs = [
+        leg
+        for generation in (active, *retained)
+        if (leg := _shortest_leg(generation, to_version, usable, versions)) is not None
+    ]
+    if not legs:
+        raise NoPath(
+            f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
+            " (a path through another version needs a g on the way)."
+        )
+    legs.sort(key=lambda leg: (len(leg.transformation_ids), leg.generation_id != active.id))
+    chosen_legs = [legs[0]]
+    if legs[0].generation_id != active.id:
+        rest = _shortest_leg(active, to_version, registered, versions)
+        chosen_legs += [] if rest is None else [rest]
+    if any(leg.gives_side_information != chosen_legs[0].gives_side_information for leg in chosen_legs):
+        # A generation's rows all carry side-information or none does: keep to one leg, the one that was asked for, or
+        # the active generation's, which every item can take.
+        chosen_legs = [leg for leg in chosen_legs if (leg.generation_id == active.id) == (transformation_id is None)]
+    return chosen_legs
+
+
+def _shortest_leg(
+    source: StoredGeneration,
+    to_version: ModelVersion,
+    transformations: Sequence[Transformation],
+    versions: dict[int, ModelVersion],
+) -> Leg | None:
+    """Breadth-first over (version, whether ψ is at hand); a version that has ψ cannot be left without it."""
+    start = (source.version.id, source.vector_format.side_information_dim is not None)
+    queue: deque[tuple[tuple[int, bool], tuple[int, ...]]] = deque([(start, ())])
+    seen = {start}
+    while queue:
+        (version_id, has_side_information), path = queue.popleft()
+        if path and version_id == to_version.id:
+            return Leg(source.id, path, has_side_information)
+        if versions[version_id].side_information_dim is not None and not has_side_information:
+            continue
+        for transformation in transformations:
+            reached = (transformation.to_version_id, transformation.g_digest is not None)
+            if transformation.from_version_id == version_id and reached not in seen:
+                seen.add(reached)
+                queue.append((reached, (*path, transformation.id)))
+    return None

@@ -1,0 +1,127 @@
+"""The h and g of each transformation, loaded once per process, and their application to stored rows."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from models.artifacts import load_transformation_network
+from models.normalize import l2_normalize
+from models.precision import fastest_precision
+from service.blobs import BlobStore
+from service.db import Database
+from service.domain.gallery.generations import StoredGeneration
+from service.domain.upgrade.batches import PoisonedItem
+from service.settings import Settings
+from service.tables import ModelVersion, Transformation
+from service.vectors.rows import EmbeddingRows, NotStorable, VectorFormat, to_storage
+
+Vectors = NDArray[Any]  # float16 as stored, or float32
+Network = Callable[[Vectors, Vectors | None], Vectors]
+
+
+class Hop:
+    """One transformation, ready to run: `(φ (B, D_from), ψ (B, S) | None) -> (h (B, D_to), g (B, S_to) | None)`."""
+
+    def __init__(self, h: Network, g: Network | None, normalize: bool) -> None:
+        self._h = h
+        self._g = g
+        self._normalize = normalize
+
+    def __call__(self, embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
+        transformed = self._h(embedding, side_information)
+        if self._normalize:  # the target's embeddings have unit norm, so what stands in for them has too
+            transformed = l2_normalize(transformed)
+        return transformed, self._g(embedding, side_information) if self._g else None
+
+
+def computing_at_once(settings: Settings) -> int:
+    """Return how many batches of one worker may be in h and g at a time: half of those under way, or one on a GPU.
+
+    Threads that each have some of the cores and a batch of their own lose less to PostgreSQL's processes beside them
+    than one computation that is spread over all cores, which waits for its slowest part at every layer.
+    """
+    return max(1, settings.batches_at_once // 2) if settings.device == "cpu" else 1
+
+
+class TransformationNetworks:
+    """Applies paths of transformations; a network is read from the blob store (and its digest checked) once.
+
+    Of the threads that share it, `computing_at_once` compute at a time; the others read and write rows meanwhile.
+    """
+
+    def __init__(self, database: Database, blobs: BlobStore, settings: Settings) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._settings = settings
+        self._hops: dict[int, Hop] = {}
+        self._loading = threading.Lock()
+        self._computing = threading.Semaphore(computing_at_once(settings))
+
+    def transform(
+        self, rows: EmbeddingRows, source: StoredGeneration, target: StoredGeneration, path: tuple[int, ...]
+    ) -> EmbeddingRows:
+        """Return rows of `target`'s format, same ids and revisions; `service.domain.upgrade.batches.Transform`.
+
+        Raises `PoisonedItem` when a value of a row comes out not finite, or too large for the stored dtype.
+        """
+        hops = [self._hop(transformation_id) for transformation_id in path]
+        wanted = target.vector_format
+        chunk = self._settings.rows_per_chunk
+        with self._computing:
+            return EmbeddingRows.concatenate(
+                [
+                    _transform_chunk(rows.part(slice(start, start + chunk)), hops, wanted)
+                    for start in range(0, len(rows), chunk)
+                ]
+            )
+
+    def load(self, transformation_ids: Iterable[int]) -> None:
+        """Have the networks ready, so that nothing that holds a lock waits for them."""
+        for transformation_id in transformation_ids:
+            self._hop(transformation_id)
+
+    def _hop(self, transformation_id: int) -> Hop:
+        with self._loading:
+            if transformation_id not in self._hops:
+                self._hops[transformation_id] = self._load(transformation_id)
+            return self._hops[transformation_id]
+
+    def _load(self, transformation_id: int) -> Hop:
+        with self._database.session_scope() as session:
+            transformation = session.get_one(Transformation, transformation_id)
+            before = session.get_one(ModelVersion, transformation.from_version_id)
+            after = session.get_one(ModelVersion, transformation.to_version_id)
+        h = self._network(transformation.h_digest, before, after.embedding_dim)
+        g = None
+        if transformation.g_digest is not None and after.side_information_dim is not None:
+            g = self._network(transformation.g_digest, before, after.side_information_dim)
+        return Hop(h, g, after.normalize)
+
+    def _network(self, digest: str, before: ModelVersion, to_dim: int) -> Network:
+        return load_transformation_network(
+            self._blobs.get(digest),
+            from_dim=before.embedding_dim,
+            side_information_dim=before.side_information_dim,
+            to_dim=to_dim,
+            device=self._settings.device,
+            trust_torchscript=self._settings.trust_torchscript,
+            precision=self._settings.precision or fastest_precision(self._settings.device),
+        )
+
+
+def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFormat) -> EmbeddingRows:
+    embedding, side_information = rows.embedding, rows.side_information
+    for hop in hops:
+        embedding, side_information = hop(embedding, side_information)
+    stored_side = None
+    try:
+        stored_embedding = to_storage(embedding, wanted.dtype)
+        if wanted.side_information_dim is not None:
+            assert side_information is not None
+            stored_side = to_storage(side_information, wanted.dtype)
+    except NotStorable as error:
+        raise PoisonedItem(int(rows.item_id[error.row]), error.reason) from error
+    return replace(rows, embedding=stored_embedding, side_information=stored_side)
