@@ -15,7 +15,8 @@ from rich.table import Table
 
 from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, vacuum, worker_with_servers
 from service.domain.upgrade.cutover import cut_over
-from service.domain.upgrade.upgrades import get_upgrade, plan_upgrade
+from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
+from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import State
 from workers.app import WorkerParts
 
@@ -55,7 +56,7 @@ def run(
 def _make_ready(parts: WorkerParts, gallery_name: str) -> int:
     """Run an upgrade up to its index, which a cutover does not look at."""
     with parts.database.session_scope() as session:
-        upgrade_id = plan_upgrade(session, gallery_name, "v2", "manual").id
+        upgrade_id = plan_upgrade(session, parts.settings, WantedUpgrade(gallery_name, "v2")).id
     run_batches(parts, upgrade_id)
     with parts.database.session_scope() as session:
         get_upgrade(session, upgrade_id).state = State.READY

@@ -24,13 +24,13 @@ from pgvector.psycopg import register_vector
 
 from benchmarks.processes import api_process
 from benchmarks.setting import Vectors
-from service.domain.gallery.generations import StoredGeneration
+from service.domain.gallery.generations import GenerationKey, StoredGeneration
 from service.domain.indexes.builds import build_generation_index
 from service.domain.indexes.query_samples import QuerySamples
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
-from service.index.kinds import BuiltIndex, IndexKind, training_rows
-from service.index.protocol import Ids
+from service.index.kinds import BuiltIndex, training_rows
+from service.index.protocol import Ids, IndexKind
 from service.index.recall import Sample, choose_width
 from service.tables import Generation
 from workers.app import WorkerParts
@@ -188,7 +188,7 @@ def service_engine(setting: Setting) -> Iterator[list[Engine]]:
     for _, queries in _parts(setting.sample_queries, 10):  # of more in one request, not all are kept
         samples.note(stored.gallery_id, stored.version.id, queries)
         samples.write()
-    built = build_generation_index(parts.database, parts.blobs, parts.settings, stored.gallery_id, stored.id, None)
+    built = build_generation_index(parts.database, parts.engine, GenerationKey(stored.gallery_id, stored.id))
     faiss.omp_set_num_threads(1)
     with parts.database.session_scope() as session:
         name = session.get_one(Generation, stored.id).index_name

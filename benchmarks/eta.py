@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, worker_with_servers
+from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
 from service.domain.upgrade.progress import progress_of
-from service.domain.upgrade.upgrades import get_upgrade, plan_upgrade
+from service.domain.upgrade.upgrades import get_upgrade
 from workers.app import WorkerParts
 
 _DIM = 128
@@ -75,7 +76,7 @@ def run(
 def _run(parts: WorkerParts, gallery_name: str, speed: float) -> tuple[list[_Reading], float, float]:
     """Return the readings of the bulk pass, and when it began and ended."""
     with parts.database.session_scope() as session:
-        upgrade_id = plan_upgrade(session, gallery_name, "v2", "manual", speed=speed).id
+        upgrade_id = plan_upgrade(session, parts.settings, WantedUpgrade(gallery_name, "v2", speed=speed)).id
     readings: list[_Reading] = []
     finished = threading.Event()
     reader = threading.Thread(target=_read, args=(parts, upgrade_id, readings, finished))

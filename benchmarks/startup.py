@@ -20,7 +20,9 @@ from sqlalchemy import text
 from benchmarks.processes import api_process
 from benchmarks.setting import fill_gallery, machine, register_versions, worker_with_servers
 from service.domain.gallery.galleries import get_gallery
+from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.builds import build_generation_index
+from service.index.protocol import IndexOption
 from workers.app import WorkerParts
 
 _PORT = 18_523
@@ -68,15 +70,14 @@ def run(
     console.print(f"{machine()}; {repeats} repeats, medians")
 
 
-def _build(parts: WorkerParts, kind: str) -> str:
+def _build(parts: WorkerParts, kind: IndexOption) -> str:
     """Build the active generation's file; return what it is."""
     with parts.database.session_scope() as session:
         gallery = get_gallery(session, _GALLERY)
         gallery.index = kind
     assert gallery.active_generation_id is not None
-    built = build_generation_index(
-        parts.database, parts.blobs, parts.settings, gallery.id, gallery.active_generation_id, upgrade_id=None
-    )
+    generation = GenerationKey(gallery.id, gallery.active_generation_id)
+    built = build_generation_index(parts.database, parts.engine, generation)
     return f"{built['kind']} (built in {built['seconds']:.0f} s)"
 
 

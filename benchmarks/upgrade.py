@@ -37,9 +37,11 @@ from benchmarks.setting import (
 from models.backbones import ResNet
 from models.precision import fastest_precision
 from service.db import driver_connection
-from service.domain.gallery.generations import StoredGeneration, current_rows_query, get_stored_generation
+from service.domain.gallery.current_rows import current_rows_query
+from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.domain.indexes.removal import remove_dropped
-from service.domain.upgrade.upgrades import cancel_upgrade, plan_upgrade
+from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
+from service.domain.upgrade.upgrades import cancel_upgrade
 from service.networks.transformations import computing_at_once
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows
@@ -116,7 +118,7 @@ def _in_memory(parts: WorkerParts) -> float:
 
         def transform(times: int) -> None:
             for _ in range(times):
-                parts.networks.transform(rows, source, target, path)
+                parts.networks.transform(rows, target.vector_format, path)
 
         list(pool.map(transform, [1] * threads))
         began = time.perf_counter()
@@ -127,7 +129,7 @@ def _in_memory(parts: WorkerParts) -> float:
 def _plan(parts: WorkerParts) -> tuple[StoredGeneration, StoredGeneration, tuple[int, ...]]:
     """Return the generations and the path of an upgrade, which is cancelled again."""
     with parts.database.session_scope() as session:
-        upgrade = plan_upgrade(session, "gallery", "v2", "manual")
+        upgrade = plan_upgrade(session, parts.settings, WantedUpgrade("gallery", "v2"))
         source, target = (
             get_stored_generation(session, upgrade.gallery_id, id_)
             for id_ in (upgrade.from_generation_id, upgrade.to_generation_id)
@@ -140,11 +142,11 @@ def _plan(parts: WorkerParts) -> tuple[StoredGeneration, StoredGeneration, tuple
 def _upgrade(parts: WorkerParts) -> float:
     """Return the seconds from the first batch to the last, and remove what was written."""
     with parts.database.session_scope() as session:
-        upgrade_id = plan_upgrade(session, "gallery", "v2", "manual").id
+        upgrade_id = plan_upgrade(session, parts.settings, WantedUpgrade("gallery", "v2")).id
     began, ended = run_batches(parts, upgrade_id)
     with parts.database.session_scope() as session:
         cancel_upgrade(session, upgrade_id)
-    remove_dropped(parts.database, parts.blobs, wait_seconds=60)
+    remove_dropped(parts.database, parts.engine, wait_seconds=60)
     return ended - began
 
 

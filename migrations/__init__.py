@@ -6,8 +6,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, text
 
-# One arbitrary number: two processes that start at once migrate one after the other.
-_ADVISORY_LOCK = 7_240_611
+from service.advisory_locks import AdvisoryLock, key_of
 
 
 def upgrade_database(engine: Engine) -> None:
@@ -15,7 +14,7 @@ def upgrade_database(engine: Engine) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+        connection.execute(text("SELECT pg_advisory_lock(:lock, :id)"), key_of(AdvisoryLock.MIGRATION))
         connection.commit()
         try:
             config.attributes["connection"] = connection
@@ -23,5 +22,5 @@ def upgrade_database(engine: Engine) -> None:
             connection.commit()
         finally:
             connection.execute(text("RESET lock_timeout"))  # set by env.py; the connection goes back to its pool
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.execute(text("SELECT pg_advisory_unlock(:lock, :id)"), key_of(AdvisoryLock.MIGRATION))
             connection.commit()

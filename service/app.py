@@ -26,9 +26,9 @@ from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
 from service.api.problems import install_problem_handlers
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
-from service.domain.indexes.faiss_engine import GenerationRows
-from service.domain.indexes.milvus_engine import CollectionRows, connect_collections
+from service.domain.indexes.choice import choose_engine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
 from service.networks.micro_batching import QueryMetrics
@@ -49,15 +49,11 @@ def make_parts(settings: Settings) -> Parts:
     query_metrics = QueryMetrics()
     encoders = Encoders(blobs, settings, query_metrics)
     image_queries = Admission(settings.queries_at_once, settings.queries_waiting, query_metrics)
-    collections = connect_collections(settings)
-    source = (
-        GenerationRows(database, blobs, encoders, settings)
-        if collections is None
-        else CollectionRows(database, blobs, encoders, settings, collections)
-    )
-    replicas = Replicas(source, settings.follow_every_seconds)
+    engine = choose_engine(database, blobs, settings)
+    replicas = Replicas(engine.follow(encoders), settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
-    return Parts(settings, database, blobs, encoders, replicas, samples, query_metrics, image_queries, collections)
+    actions = UpgradeActions(database, engine, replicas, settings)
+    return Parts(settings, database, blobs, encoders, engine, replicas, samples, query_metrics, image_queries, actions)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -71,8 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await run_in_threadpool(parts.replicas.stop)
         await run_in_threadpool(parts.query_samples.stop)
-        if parts.collections is not None:
-            parts.collections.close()
+        parts.engine.close()
         parts.database.engine.dispose()
 
     app = FastAPI(title="gallery-upgrade", version="1", description=DESCRIPTION, lifespan=lifespan)

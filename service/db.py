@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from service.advisory_locks import AdvisoryLock, key_of
 from service.queue import Sender
 
 _LOCK_POLL_SECONDS = 0.02
@@ -77,12 +78,12 @@ class Database:
             yield connection
 
     @contextmanager
-    def advisory_lock(self, space: int, id_: int, wait_seconds: float = 0.0) -> Iterator[bool]:
+    def advisory_lock(self, lock: AdvisoryLock, id_: int = 0, wait_seconds: float = 0.0) -> Iterator[bool]:
         """Hold a lock of the whole database, if it is free or gets free in time, on a connection of its own.
 
         A crash frees it.
         """
-        key = {"space": space, "id": id_ % 2**31}
+        key = key_of(lock, id_)
         with self._autocommit.connect() as connection:
             ends = time.monotonic() + wait_seconds
             while not (held := _try_lock(connection, key)) and time.monotonic() < ends:
@@ -91,11 +92,16 @@ class Database:
                 yield held
             finally:
                 if held:
-                    connection.execute(text("SELECT pg_advisory_unlock(:space, :id)"), key)
+                    connection.execute(text("SELECT pg_advisory_unlock(:lock, :id)"), key)
 
 
 def _try_lock(connection: Connection, key: dict[str, int]) -> bool:
-    return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:space, :id)"), key))
+    return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:lock, :id)"), key))
+
+
+def ping(session: Session) -> None:
+    """Have the database answer; raises what its outage raises."""
+    session.execute(text("SELECT 1"))
 
 
 def is_outage(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Every table (DESIGN section 5). In this project *model* is a network; `ModelVersion` is a row about one.
+"""Every table (docs/architecture.md, "Rows"). In this project *model* is a network; `ModelVersion` is a row about one.
 
 `embeddings_<generation id>` is not mapped here: one such table per generation is created with it, by
 `create_embeddings_table`, because the column types fix its dimensions and dropping a generation is dropping a table.
@@ -6,12 +6,14 @@
 
 import uuid
 from datetime import datetime
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
+    Dialect,
     Double,
     ForeignKey,
     Identity,
@@ -19,6 +21,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     func,
     text,
@@ -26,7 +29,35 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from service.domain.batch_state import BatchState
+from service.domain.job_state import JobState
+from service.domain.upgrade_state import State
+from service.index.protocol import IndexOption, Metric
+from service.vectors.rows import StoredDtype
+
 Json = dict[str, Any]
+NetworkKind = Literal["onnx", "safetensors", "torchscript"]
+GenerationStage = Literal["building", "complete", "dropped"]
+CutoverOption = Literal["auto", "manual"]
+BatchPhase = Literal["transforming", "catching_up"]
+JobKind = Literal["index_build", "transformation_training"]
+
+
+class _EnumeratedText(TypeDecorator[StrEnum]):
+    """Text in the database, a member of an enumeration here."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, enumeration: type[StrEnum]) -> None:
+        super().__init__()
+        self.enumeration = enumeration
+
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
+        return None if value is None else self.enumeration(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        return None if value is None else self.enumeration(value)
 
 
 class Base(DeclarativeBase):
@@ -46,6 +77,17 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         Json: JSONB,
         list[Any]: JSONB,
+        State: _EnumeratedText(State),
+        JobState: _EnumeratedText(JobState),
+        BatchState: _EnumeratedText(BatchState),
+        Metric: Text,
+        StoredDtype: Text,
+        IndexOption: Text,
+        NetworkKind: Text,
+        GenerationStage: Text,
+        CutoverOption: Text,
+        BatchPhase: Text,
+        JobKind: Text,
     }
 
 
@@ -61,9 +103,9 @@ class ModelVersion(Base):
     normalize: Mapped[bool]
     preprocessing: Mapped[Json]
     embedding_model_digest: Mapped[str]
-    embedding_model_kind: Mapped[str]
+    embedding_model_kind: Mapped[NetworkKind]
     side_information_model_digest: Mapped[str | None]
-    side_information_model_kind: Mapped[str | None]
+    side_information_model_kind: Mapped[NetworkKind | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -76,9 +118,9 @@ class Transformation(Base):
     from_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
     to_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
     h_digest: Mapped[str]
-    h_kind: Mapped[str]
+    h_kind: Mapped[NetworkKind]
     g_digest: Mapped[str | None]
-    g_kind: Mapped[str | None]
+    g_kind: Mapped[NetworkKind | None]
     architecture: Mapped[Json] = mapped_column(server_default=text("'{}'"))
     training: Mapped[Json | None]
     metrics: Mapped[Json | None]
@@ -95,10 +137,10 @@ class Gallery(Base):
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
-    metric: Mapped[str]
-    dtype: Mapped[str]
+    metric: Mapped[Metric]
+    dtype: Mapped[StoredDtype]
     thumbnails: Mapped[bool]
-    index: Mapped[str] = mapped_column(server_default=text("'auto'"))
+    index: Mapped[IndexOption] = mapped_column(server_default=text("'auto'"))
     active_generation_id: Mapped[int | None] = mapped_column(
         ForeignKey("generations.id", use_alter=True, name="fk_galleries_active_generation_id")
     )
@@ -129,7 +171,7 @@ class Generation(Base):
     parent_generation_id: Mapped[int | None] = mapped_column(ForeignKey("generations.id", ondelete="CASCADE"))
     transformation_id: Mapped[int | None] = mapped_column(ForeignKey(Transformation.id))
     has_side_information: Mapped[bool]
-    state: Mapped[str]
+    state: Mapped[GenerationStage]
     index_name: Mapped[str | None]
     index_sha256: Mapped[str | None]
     index_revision: Mapped[int | None]
@@ -178,10 +220,10 @@ class Upgrade(Base):
     from_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     to_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     legs: Mapped[list[Any]]
-    cutover: Mapped[str]
+    cutover: Mapped[CutoverOption]
     speed: Mapped[float] = mapped_column(server_default=text("1"))
-    state: Mapped[str]
-    resume_state: Mapped[str | None]
+    state: Mapped[State]
+    resume_state: Mapped[State | None]
     start_revision: Mapped[int]
     verified_revision: Mapped[int] = mapped_column(server_default=text("0"))
     live_revision: Mapped[int | None]
@@ -211,18 +253,19 @@ class Upgrade(Base):
 class UpgradeBatch(Base):
     """A range of item ids, both ends included, that held `items` items to transform when it was planned.
 
-    `state`: `pending`, `claimed` or `done`. `rows` is how many rows it wrote; after a failure it waits for `retry_at`.
+    Its states are in `service.domain.batch_state`. `rows` is how many rows it wrote; after a failure it waits for
+    `retry_at`.
     """
 
     __tablename__ = "upgrade_batches"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     upgrade_id: Mapped[int] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))
-    phase: Mapped[str]
+    phase: Mapped[BatchPhase]
     first_item_id: Mapped[int]
     last_item_id: Mapped[int]
     items: Mapped[int]
-    state: Mapped[str] = mapped_column(server_default="pending")
+    state: Mapped[BatchState] = mapped_column(server_default=text("'pending'"))
     claim_token: Mapped[uuid.UUID | None]
     lease_expires_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
@@ -245,7 +288,7 @@ class UpgradeEvent(Base):
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
     upgrade_id: Mapped[int] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))
-    state: Mapped[str]
+    state: Mapped[State]
     error: Mapped[str | None]
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -253,9 +296,9 @@ class UpgradeEvent(Base):
 
 
 class Job(Base):
-    """Long work that is not an upgrade, or a part of one: `kind` is `index_build` or `transformation_training`.
+    """Long work that is not an upgrade, or a part of one; its states are in `service.domain.job_state`.
 
-    `state`: `queued`, `running`, `succeeded`, `failed`, `cancelled`. Of a training, `request` is what was asked for,
+    Of a training, `request` is what was asked for,
     `file_prefix` begins the names of its files in the blob store, and `attempts` counts the time slices that were begun
     since one was brought to its end.
     """
@@ -263,8 +306,8 @@ class Job(Base):
     __tablename__ = "jobs"
 
     id: Mapped[int] = mapped_column(Identity(), primary_key=True)
-    kind: Mapped[str]
-    state: Mapped[str]
+    kind: Mapped[JobKind]
+    state: Mapped[JobState]
     gallery_id: Mapped[int | None] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
     generation_id: Mapped[int | None] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     upgrade_id: Mapped[int | None] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"))

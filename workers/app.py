@@ -6,7 +6,6 @@ One process per device, `--pool solo`: networks are loaded in the process that r
 import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from celery import Celery
@@ -14,17 +13,14 @@ from celery import Celery
 from service import crash_points
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
-from service.domain.indexes.due import Rebuilds
-from service.domain.indexes.milvus_engine import connect_collections
+from service.domain.indexes.choice import choose_engine
+from service.domain.indexes.engine import IndexEngine
 from service.logs import configure_logging
 from service.networks.transformations import TransformationNetworks, computing_at_once
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 from workers.throttle import Throttle
 from workers.training_memory import TrainingMemory
-
-if TYPE_CHECKING:
-    from service.index.milvus import Collections
 
 
 @dataclass(frozen=True)
@@ -35,10 +31,9 @@ class WorkerParts:
     database: Database
     blobs: BlobStore
     networks: TransformationNetworks
-    collections: "Collections | None" = None
+    engine: IndexEngine
     throttle: Throttle = field(default_factory=Throttle)
     training: TrainingMemory = field(default_factory=TrainingMemory)
-    rebuilds: Rebuilds = field(default_factory=Rebuilds)
     # Set while this process works on a task: it asks for its next slice itself, and its sweep is silent.
     working: threading.Event = field(default_factory=threading.Event)
 
@@ -50,7 +45,7 @@ def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
     database = Database(create_database_engine(settings.database_url, pool_size=4), TaskQueue(application))
     blobs = BlobStore(settings.blob_location)
     networks = TransformationNetworks(database, blobs, settings)
-    return WorkerParts(settings, database, blobs, networks, connect_collections(settings))
+    return WorkerParts(settings, database, blobs, networks, choose_engine(database, blobs, settings))
 
 
 @lru_cache(maxsize=1)

@@ -4,8 +4,9 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy.exc import ProgrammingError
 
 from service import logs
+from service.advisory_locks import AdvisoryLock
 from service.domain.indexes.builds import GaveWay, build_generation_index
-from service.domain.indexes.due import REBUILD_LOCK, Rebuilds
+from service.domain.upgrade.upgrades import find_due_build, upgrade_needs_workers
 from service.index.replica import GenerationGone
 from workers.app import WorkerParts
 
@@ -15,21 +16,19 @@ events = logs.Events(__name__)
 def rebuild_index(parts: WorkerParts, generation_id: int) -> bool:
     """Build the file if it is still due and no other worker builds one. Returns False: the sweep finds what is due
     next."""
-    with parts.database.advisory_lock(REBUILD_LOCK, 0) as mine:
+    with parts.database.advisory_lock(AdvisoryLock.REBUILD) as mine:
         if not mine:
             return False
         with parts.database.session_scope() as session:
-            due = Rebuilds().find_due(session, parts.settings, generation_id)
+            due = find_due_build(session, parts.engine, generation_id)
         if due is None:
             return False
         try:
             build_generation_index(
                 parts.database,
-                parts.blobs,
-                parts.settings,
-                due.gallery_id,
-                due.generation_id,
-                upgrade_id=None,
+                parts.engine,
+                due.generation,
+                gives_way=upgrade_needs_workers,
                 only_width=due.only_width,
             )
         except GaveWay as error:

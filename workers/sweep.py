@@ -7,10 +7,9 @@ import threading
 from celery.signals import worker_ready, worker_shutting_down
 
 from service import logs
-from service.domain.indexes.milvus_engine import remove_collections
 from service.domain.indexes.removal import remove_dropped
 from service.domain.training.trainings import remove_files_of_ended, unfinished_trainings
-from service.domain.upgrade.upgrades import unfinished_upgrades
+from service.domain.upgrade.upgrades import find_due_build, unfinished_upgrades
 from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
 from workers.app import WorkerParts, worker_parts
 from workers.training import scratch_folder
@@ -32,18 +31,17 @@ def sweep(parts: WorkerParts) -> None:
     with parts.database.session_scope() as session:
         upgrade_ids = unfinished_upgrades(session)
         job_ids = unfinished_trainings(session, parts.settings)
-        due = parts.rebuilds.find_due(session, parts.settings) if parts.collections is None else None
+        due = find_due_build(session, parts.engine)
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     for job_id in job_ids:
         parts.database.queue.send(ADVANCE_TRAINING, job_id)
     if due is not None:
-        parts.database.queue.send(BUILD_INDEX, due.generation_id)
+        parts.database.queue.send(BUILD_INDEX, due.generation.generation_id)
     if not job_ids:
         parts.training.forget()  # another worker may have ended what this one once worked on
     remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))
-    remove_dropped(parts.database, parts.blobs, wait_seconds=1.0)
-    remove_collections(parts.database, parts.collections, wait_seconds=1.0)
+    remove_dropped(parts.database, parts.engine, wait_seconds=1.0)
 
 
 def _sweep_until_stopped() -> None:

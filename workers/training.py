@@ -26,12 +26,12 @@ from models.training.state import epochs_in_checkpoint
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 from service import logs
+from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
 from service.domain.training.datasets import ImageSet, LabelledImage, PairFiles, find_dataset
 from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
 from service.domain.training.trainings import (
     LEAST_ROWS,
-    TRAINING_LOCK,
     TrainedTransformation,
     TrainingEnded,
     TrainingRefused,
@@ -110,7 +110,7 @@ def scratch_folder(settings: Settings) -> Path:
 
 def advance_training(parts: WorkerParts, job_id: int) -> bool:
     """Work on a training for one time slice; return whether there is more that this worker could do now."""
-    with parts.database.advisory_lock(TRAINING_LOCK, job_id) as mine:
+    with parts.database.advisory_lock(AdvisoryLock.TRAINING, job_id) as mine:
         if not mine:
             return False
         with parts.database.session_scope() as session:

@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
 
 from psycopg.errors import UndefinedTable
-from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from models.metrics import cmc
 from service import logs
+from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
 from service.db import is_outage
+from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.builds import build_generation_index
 from service.domain.upgrade.batches import (
     Claim,
-    PoisonedItem,
     claim_batch,
     plan_batches,
     release_batch,
@@ -30,10 +31,11 @@ from service.domain.upgrade.batches import (
 from service.domain.upgrade.catch_up import Behind, plan_catch_up, unfinished_batches, verify
 from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over
 from service.domain.upgrade.evaluation import labelled_sample, record_evaluation
-from service.domain.upgrade.upgrades import PHASE_LOCK, UnknownUpgrade, change_state, fail_upgrade, get_upgrade
+from service.domain.upgrade.upgrades import UnknownUpgrade, change_state, fail_for_item, fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, IllegalTransition, State
 from service.index.replica import GenerationGone
-from service.tables import Item, Upgrade
+from service.networks.transformations import PoisonedItem
+from service.tables import Upgrade
 from workers.app import WorkerParts
 
 events = logs.Events(__name__)
@@ -51,7 +53,7 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
                 upgrade = get_upgrade(session, upgrade_id)
         except UnknownUpgrade:
             return False  # its gallery was deleted
-        step = _STEPS.get(State(upgrade.state))
+        step = _STEPS.get(upgrade.state)
         if step is None:
             return False
         if upgrade.cutover_requested_at is None:  # somebody waits for a cutover: it is not throttled
@@ -68,14 +70,16 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
             if isinstance(error, ProgrammingError) and not isinstance(error.orig, UndefinedTable):
                 raise
             # A user's cancel came in between; with a table missing otherwise, this is worth a look.
-            events.warning("upgrade.generation_gone", upgrade_id=upgrade_id, state=upgrade.state, reason=str(error))
+            events.warning(
+                "upgrade.generation_gone", upgrade_id=upgrade_id, state=str(upgrade.state), reason=str(error)
+            )
             return False
     return True
 
 
 def _phase(parts: WorkerParts, upgrade_id: int) -> AbstractContextManager[bool]:
     """Hold the upgrade's phase lock, if it is free: one worker plans, builds or evaluates."""
-    return parts.database.advisory_lock(PHASE_LOCK, upgrade_id)
+    return parts.database.advisory_lock(AdvisoryLock.UPGRADE_PHASE, upgrade_id)
 
 
 def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
@@ -86,7 +90,7 @@ def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
             time.sleep(_REST_SLICE_SECONDS)
             return True
         with parts.database.session_scope() as session:
-            if State(get_upgrade(session, upgrade.id).state) is not State.PLANNED:
+            if get_upgrade(session, upgrade.id).state is not State.PLANNED:
                 return True
         with suppress(Exception):  # the batch that needs a network reports that it is missing or damaged
             _load_networks(parts, upgrade)  # so that the first batches do not wait for them
@@ -135,12 +139,9 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
         try:
             build_generation_index(
                 parts.database,
-                parts.blobs,
-                parts.settings,
-                upgrade.gallery_id,
-                upgrade.to_generation_id,
-                upgrade.id,
-                parts.collections,
+                parts.engine,
+                GenerationKey(upgrade.gallery_id, upgrade.to_generation_id),
+                upgrade_id=upgrade.id,
             )
         except (OSError, RuntimeError, MemoryError) as error:
             # FAISS, Milvus or the blob store. A lost database raises none of these: the sweep tries again.
@@ -230,8 +231,8 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
         return found
 
     count = parts.settings.batches_at_once
-    with ThreadPoolExecutor(count) as threads:
-        running = [threads.submit(run_one_after_another) for _ in range(count)]
+    with ThreadPoolExecutor(count) as threads:  # each thread logs under the request id of this one
+        running = [threads.submit(copy_context().run, run_one_after_another) for _ in range(count)]
     parts.throttle.worked(upgrade.id, time.monotonic() - began)
     return any([future.result() for future in running])
 
@@ -298,10 +299,4 @@ def _fail(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:
 
 def _fail_for_item(parts: WorkerParts, upgrade_id: int, error: PoisonedItem) -> None:
     with parts.database.session_scope() as session:
-        name = session.scalar(select(Item.external_id).where(Item.id == error.item_id))
-    _fail(
-        parts,
-        upgrade_id,
-        f"Item {name!r} cannot be upgraded: a value of its transformed vectors {error.reason}. Replace or delete the"
-        " item and retry, or cancel.",
-    )
+        fail_for_item(session, upgrade_id, error.item_id, error.reason)

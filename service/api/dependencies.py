@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
@@ -11,14 +11,13 @@ from sqlalchemy.orm import Session
 from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
 from service.networks.micro_batching import QueryMetrics
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.index.milvus import Collections
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -34,11 +33,12 @@ class Parts:
     database: Database
     blobs: BlobStore
     encoders: Encoders
+    engine: IndexEngine
     replicas: Replicas
     query_samples: QuerySamples
     query_metrics: QueryMetrics
     image_queries: Admission
-    collections: "Collections | None"
+    upgrade_actions: UpgradeActions
 
 
 async def parts_of(request: Request) -> Parts:

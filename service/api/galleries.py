@@ -1,7 +1,6 @@
 """`/v1/galleries`."""
 
 from datetime import datetime
-from typing import Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.domain.gallery import galleries
+from service.index.protocol import IndexOption, Metric
+from service.vectors.rows import StoredDtype
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 
@@ -21,16 +22,16 @@ class NewGallery(BaseModel):
 
     name: Name
     model_version: Name
-    metric: Literal["l2", "cosine", "ip"] = "l2"
-    dtype: Literal["float16", "float32"] = "float16"
+    metric: Metric = "l2"
+    dtype: StoredDtype = "float16"
     thumbnails: bool = True
-    index: galleries.IndexOption = "auto"
+    index: IndexOption = "auto"
 
 
 class GalleryChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    index: galleries.IndexOption
+    index: IndexOption
 
 
 class GalleryView(BaseModel):

@@ -3,9 +3,11 @@
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from pydantic import BaseModel
-from sqlalchemy import text
 
 from service.api.dependencies import PartsDependency, SessionDependency
+from service.db import ping
+from service.domain.gallery.galleries import gallery_names
+from service.domain.upgrade.upgrades import count_batches, count_upgrades
 from service.errors import Unavailable
 
 router = APIRouter(tags=["health"])
@@ -24,7 +26,7 @@ async def livez() -> Health:
 @router.get("/readyz")
 def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
     """Answer once the replicas are loaded and the database answers; 503 otherwise."""
-    session.execute(text("SELECT 1"))
+    ping(session)
     if not parts.replicas.is_loaded:
         raise Unavailable("The galleries are still being loaded.")
     return Health(status="ok")
@@ -35,15 +37,15 @@ def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
     """Return metrics in the Prometheus text format: of rows and replicas, and of this process's image queries."""
     registry = CollectorRegistry()
     upgrades = Gauge("gallery_upgrades", "Upgrades by state", ["state"], registry=registry)
-    for state, count in session.execute(text("SELECT state, count(*) FROM upgrades GROUP BY state")):
+    for state, count in count_upgrades(session).items():
         upgrades.labels(state).set(count)
     batches = Gauge("gallery_upgrade_batches", "Batches of unfinished upgrades by state", ["state"], registry=registry)
-    for state, count in session.execute(text("SELECT state, count(*) FROM upgrade_batches GROUP BY state")):
+    for state, count in count_batches(session).items():
         batches.labels(state).set(count)
     vectors = Gauge(
         "gallery_index_vectors", "Vectors in the active index of this process", ["gallery"], registry=registry
     )
-    names = {row[0]: row[1] for row in session.execute(text("SELECT id, name FROM galleries"))}
+    names = gallery_names(session)
     for gallery_id, size in parts.replicas.sizes().items():
         vectors.labels(names.get(gallery_id, str(gallery_id))).set(size)
     content = generate_latest(registry) + generate_latest(parts.query_metrics.registry)

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.advisory_locks import idempotency_lock
 from service.api.problems import AWAY, database_away, problem
 from service.db import Database
 from service.tables import IdempotencyKey
@@ -147,7 +148,7 @@ def _begin(database: Database, key: str, path: str, digest: str) -> "_Running | 
     running = _Running(connection, key, path)
     keep = False
     try:
-        if not connection.scalar(select(func.pg_try_advisory_lock(_lock_number(key, path)))):
+        if not connection.scalar(select(func.pg_try_advisory_lock(idempotency_lock(key, path)))):
             detail = "A request with this Idempotency-Key is still running."
             return problem(409, detail, headers={"Retry-After": "1"})
         connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - _KEPT_INTERVAL))
@@ -190,10 +191,6 @@ def _finish(running: _Running, answer: _Answer) -> None:
 
 def _release(running: _Running) -> None:
     try:
-        running.connection.execute(select(func.pg_advisory_unlock(_lock_number(running.key, running.path))))
+        running.connection.execute(select(func.pg_advisory_unlock(idempotency_lock(running.key, running.path))))
     finally:
         running.connection.close()
-
-
-def _lock_number(key: str, path: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{path}\0{key}".encode()).digest()[:8], "big", signed=True)

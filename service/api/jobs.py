@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api.dependencies import IdPath, Parts, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.domain import jobs
+from service.domain.job_state import UNFINISHED
 from service.tables import Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -82,7 +83,7 @@ async def stream_events(
         if job.state != state:
             state = job.state
             yield ServerSentEvent(event="state", data=job_view(job).model_dump(mode="json", exclude={"progress"}))
-        if state not in jobs.UNFINISHED:
+        if state not in UNFINISHED:
             return
         await asyncio.sleep(parts.settings.follow_every_seconds)
 

@@ -1,9 +1,9 @@
 """`/v1/galleries/{g}/upgrades` and `/v1/upgrades/{id}`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -13,17 +13,13 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.crash_points import crash_point
-from service.domain.indexes.milvus_engine import remove_collections
-from service.domain.indexes.removal import remove_dropped
-from service.domain.upgrade import cutover, upgrades
-from service.domain.upgrade.cutover_requests import cut_over_and_wait
-from service.domain.upgrade.disk import check_room
-from service.domain.upgrade.dry_run import dry_run, outline_upgrade
+from service.domain.upgrade import planning, upgrades
+from service.domain.upgrade.dry_run import DryRun, dry_run
+from service.domain.upgrade.planning import WantedUpgrade
 from service.domain.upgrade.progress import progress_of
 from service.domain.upgrade_state import OPEN, State
 from service.networks.transformations import TransformationNetworks
-from service.tables import Gallery, Generation, ModelVersion, Upgrade, UpgradeEvent
+from service.tables import CutoverOption, Gallery, Generation, ModelVersion, Upgrade, UpgradeEvent
 
 router = APIRouter(tags=["upgrades"])
 
@@ -38,7 +34,7 @@ class NewUpgrade(BaseModel):
 
     to_version: Name
     transformation: int | None = None
-    cutover: Literal["auto", "manual"] = "manual"
+    cutover: CutoverOption = "manual"
     speed: Speed = 1.0
     dry_run: bool = False
 
@@ -127,22 +123,18 @@ def plan_upgrade(
     name: NamePath, new: NewUpgrade, parts: PartsDependency, response: Response
 ) -> UpgradeView | DryRunView:
     """Start an upgrade: the worker derives the next generation while the active one goes on answering."""
+    wanted = WantedUpgrade(name, new.to_version, new.transformation, new.cutover, new.speed)
     if new.dry_run:
         response.status_code = 200
-        return _dry_run(parts, name, new)
+        networks = TransformationNetworks(parts.database, parts.blobs, parts.settings)
+        return _dry_run_view(dry_run(parts.database, networks, wanted))
     with parts.database.session_scope() as session:
-        outline = outline_upgrade(session, name, new.to_version, new.transformation)
-        check_room(parts.settings, outline.bytes)
-        upgrade = upgrades.plan_upgrade(session, name, new.to_version, new.cutover, new.transformation, new.speed)
-        session.refresh(upgrade)
-        view = _view(session, upgrade)
-    response.headers["Location"] = f"/v1/upgrades/{upgrade.id}"
+        view = _view(session, planning.plan_upgrade(session, parts.settings, wanted))
+    response.headers["Location"] = f"/v1/upgrades/{view.id}"
     return view
 
 
-def _dry_run(parts: Parts, name: str, new: NewUpgrade) -> DryRunView:
-    networks = TransformationNetworks(parts.database, parts.blobs, parts.settings)
-    found = dry_run(parts.database, networks, name, new.to_version, new.transformation)
+def _dry_run_view(found: DryRun) -> DryRunView:
     return DryRunView(
         path=[LegView(**leg.to_json()) for leg in found.legs],
         items=found.items,
@@ -195,7 +187,7 @@ def _look(parts: Parts, upgrade_id: int, after: int) -> tuple[list[UpgradeEvent]
     """Return the changes of state after an event, the progress, and whether there is nothing more to come."""
     with parts.database.session_scope(snapshot=True) as session:
         upgrade = upgrades.get_upgrade(session, upgrade_id)
-        ended = State(upgrade.state) not in OPEN | {State.LIVE}
+        ended = upgrade.state not in OPEN | {State.LIVE}
         return upgrades.events_after(session, upgrade_id, after), progress_of(session, upgrade), ended
 
 
@@ -226,42 +218,32 @@ def retry_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView
 @router.post("/upgrades/{upgrade_id}/cancel")
 def cancel_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Give up an upgrade that is not live; its generation is dropped."""
-    return _end(parts, upgrade_id, upgrades.cancel_upgrade)
+    parts.upgrade_actions.cancel(upgrade_id)
+    return _current_view(parts, upgrade_id)
 
 
 @router.post("/upgrades/{upgrade_id}/cutover")
 def cut_over(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Make a ready upgrade live; answered when queries here are answered by the new model version."""
-    cut_over_and_wait(parts.database, upgrade_id, parts.settings.cutover_wait_seconds)
-    return _act(parts, upgrade_id, upgrades.get_upgrade)
+    parts.upgrade_actions.cut_over(upgrade_id)
+    return _current_view(parts, upgrade_id)
 
 
 @router.post("/upgrades/{upgrade_id}/rollback")
 def roll_back(upgrade_id: IdPath, parts: PartsDependency, accept_loss: bool = False) -> UpgradeView:
     """Make the previous generation active again. 409 names the items that only the new generation has; they are
     deleted with `accept_loss=true`."""
-    return _end(parts, upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss))
+    parts.upgrade_actions.roll_back(upgrade_id, accept_loss=accept_loss)
+    return _current_view(parts, upgrade_id)
 
 
 @router.post("/upgrades/{upgrade_id}/finalize")
 def finalize(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Drop the previous generation of a live upgrade; from then on there is no rollback."""
-    return _end(parts, upgrade_id, cutover.finalize)
+    parts.upgrade_actions.finalize(upgrade_id)
+    return _current_view(parts, upgrade_id)
 
 
-def _end(parts: Parts, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> UpgradeView:
-    """Act; answer when the generation that this gives up is gone, rows and index."""
-    view = _act(parts, upgrade_id, action)
-    remove_dropped(parts.database, parts.blobs, parts.settings.removal_wait_seconds)
-    remove_collections(parts.database, parts.collections, parts.settings.removal_wait_seconds)
-    return view
-
-
-def _act(parts: Parts, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> UpgradeView:
-    """Commit the action, then bring this process's replica along before answering."""
-    with parts.database.session_scope() as session:
-        upgrade = action(session, upgrade_id)
-    crash_point("switch.committed")
-    parts.replicas.refresh(upgrade.gallery_id)
+def _current_view(parts: Parts, upgrade_id: int) -> UpgradeView:
     with parts.database.session_scope() as session:
         return _view(session, upgrades.get_upgrade(session, upgrade_id))

@@ -12,15 +12,12 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.advisory_locks import AdvisoryLock, hold
 from service.blobs import BlobStore
 from service.errors import Conflict, NotFound, Unprocessable
 from service.networks.encoders import check_encoder, check_preprocessing, check_transformation_network
 from service.settings import Settings
 from service.tables import Gallery, Generation, ModelVersion, Transformation, Upgrade
-
-# One arbitrary number. A registration holds this advisory lock shared from before it stores blobs until its row has
-# committed; removing blobs holds it alone, so it never misses a row that is about to name one.
-_BLOBS_LOCK = 7_240_612
 
 
 class UnknownVersion(NotFound):
@@ -79,7 +76,7 @@ def register_model_version(
     side_kind = None
     if side_information_model is not None and spec.side_information_dim is not None:
         side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, settings)
-    session.execute(select(func.pg_advisory_xact_lock_shared(_BLOBS_LOCK)))
+    hold(session, AdvisoryLock.BLOBS, shared=True)
     version = ModelVersion(
         name=name,
         embedding_dim=spec.embedding_dim,
@@ -164,7 +161,7 @@ def register_transformation(
     architecture: dict[str, object] = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
     if g is not None and after.side_information_dim is not None:
         architecture["g"] = check_transformation_network(g, before, after.side_information_dim, settings)
-    session.execute(select(func.pg_advisory_xact_lock_shared(_BLOBS_LOCK)))
+    hold(session, AdvisoryLock.BLOBS, shared=True)
     transformation = Transformation(
         from_version_id=before.id,
         to_version_id=after.id,
@@ -215,7 +212,7 @@ def delete_transformation(session: Session, transformation_id: int) -> list[str]
 def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: list[str]) -> None:
     """Remove blobs that no row refers to. Call it after the deletion has committed: a crash before leaves a blob that
     nothing names, never a row without its blob."""
-    session.execute(select(func.pg_advisory_xact_lock(_BLOBS_LOCK)))
+    hold(session, AdvisoryLock.BLOBS)
     for digest in digests:
         references = session.scalar(
             select(func.count())

@@ -20,8 +20,8 @@ import numpy as np
 from service.crash_points import crash_point
 from service.durable import sync_folder
 from service.index.faiss_index import FaissIndex
-from service.index.kinds import BuiltIndex, IndexKind, empty_index, faiss_metric
-from service.index.protocol import Ids, Metric, Vectors, normalized
+from service.index.kinds import BuiltIndex, empty_index, faiss_metric
+from service.index.protocol import Ids, IndexKind, Metric, Vectors, normalized
 
 _DIGEST_BLOCK_BYTES = 2**22
 

@@ -15,15 +15,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from service.index.protocol import Ids, Metric, Vectors
+from service.index.protocol import Ids, IndexKind, Metric, Vectors
 
-IndexKind = Literal["flat", "hnsw", "ivf", "ivf_sq8"]
 Scored = tuple[Vectors, NDArray[np.int64]]  # FAISS's own (Q, k) scores, and positions, padded with -1
 
 _LINKS = 32

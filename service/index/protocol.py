@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Metric = Literal["l2", "cosine", "ip"]
+IndexKind = Literal["flat", "hnsw", "ivf", "ivf_sq8"]  # `service.index.kinds`
+IndexOption = Literal["auto", IndexKind]  # what a gallery asks for; auto follows from its number of rows
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 

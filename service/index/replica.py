@@ -42,17 +42,6 @@ class GalleryState:
     generations: tuple[GenerationState, ...]
 
 
-@dataclass(frozen=True)
-class Changes:
-    """How to bring an index from one revision to another: `added` replace what is there, other `touched` ids go;
-    `pending` are live items without a current row, to look for again."""
-
-    touched: Ids
-    added: Ids
-    vectors: NDArray[np.float32]
-    pending: Ids
-
-
 class NotServed(LookupError):
     """No generation of the gallery is loaded here: the gallery has gone, or its generations just changed."""
 
@@ -64,13 +53,18 @@ class GenerationGone(LookupError):
 class GenerationSource(Protocol):
     """Where replicas read rows; every call sees one snapshot, and may raise `GenerationGone`."""
 
-    def galleries(self, only: int | None = None) -> list[GalleryState]: ...
+    def galleries(self, only: int | None = None) -> list[GalleryState]:
+        """Return the state of every gallery, or of one."""
 
-    def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration": ...
+    def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration":
+        """Return a generation with its index, as far as that is."""
 
-    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None": ...
+    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None":
+        """Return a generation with the index of its file, or None where it has no file to be loaded."""
 
-    def changes(self, served: "ServedGeneration", to_revision: int) -> Changes: ...
+    def follow(self, served: "ServedGeneration") -> Ids:
+        """Bring a served index to what is committed by now, its pending rows included; return the live items that have
+        no current row yet."""
 
 
 @dataclass
@@ -343,14 +337,17 @@ def follow(source: GenerationSource, served: ServedGeneration, to_revision: int,
     """Apply to one index what changed since its revision, and pending rows that are current by now."""
     if served.revision >= to_revision and not (look_for_pending and len(served.pending)):
         return
-    changes = source.changes(served, to_revision)
-    gone = difference(changes.touched, changes.added)
-    if len(gone):
-        served.index.remove(gone)
-    if len(changes.added):  # replaces, so that an item is never missing from one search in between
-        served.index.add(changes.added, changes.vectors)
-    served.pending = changes.pending
+    served.pending = source.follow(served)
     served.revision = max(served.revision, to_revision)
+
+
+def apply_changes(index: VectorIndex, touched: Ids, added: Ids, vectors: NDArray[np.float32]) -> None:
+    """Let `added` ids (N,) with their vectors (N, D) replace what is there, and the other `touched` ids go."""
+    gone = difference(touched, added)
+    if len(gone):
+        index.remove(gone)
+    if len(added):  # replaces, so that an item is never missing from one search in between
+        index.add(added, vectors)
 
 
 def difference(ids: Sequence[int] | Ids, other: Sequence[int] | Ids) -> Ids:

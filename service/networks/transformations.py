@@ -12,14 +12,21 @@ from models.normalize import l2_normalize
 from models.precision import fastest_precision
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain.gallery.generations import StoredGeneration
-from service.domain.upgrade.batches import PoisonedItem
 from service.settings import Settings
 from service.tables import ModelVersion, Transformation
 from service.vectors.rows import EmbeddingRows, NotStorable, VectorFormat, to_storage
 
 Vectors = NDArray[Any]  # float16 as stored, or float32
 Network = Callable[[Vectors, Vectors | None], Vectors]
+
+
+class PoisonedItem(Exception):
+    """A row cannot be transformed into one that can be stored; trying again would not help."""
+
+    def __init__(self, item_id: int, reason: str) -> None:
+        super().__init__(reason)
+        self.item_id = item_id
+        self.reason = reason
 
 
 class Hop:
@@ -60,15 +67,12 @@ class TransformationNetworks:
         self._loading = threading.Lock()
         self._computing = threading.Semaphore(computing_at_once(settings))
 
-    def transform(
-        self, rows: EmbeddingRows, source: StoredGeneration, target: StoredGeneration, path: tuple[int, ...]
-    ) -> EmbeddingRows:
-        """Return rows of `target`'s format, same ids and revisions; `service.domain.upgrade.batches.Transform`.
+    def transform(self, rows: EmbeddingRows, wanted: VectorFormat, path: tuple[int, ...]) -> EmbeddingRows:
+        """Return rows of the wanted format, same ids and revisions, by the transformations of a path, in their order.
 
         Raises `PoisonedItem` when a value of a row comes out not finite, or too large for the stored dtype.
         """
         hops = [self._hop(transformation_id) for transformation_id in path]
-        wanted = target.vector_format
         chunk = self._settings.rows_per_chunk
         with self._computing:
             return EmbeddingRows.concatenate(

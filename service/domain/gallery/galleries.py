@@ -1,7 +1,6 @@
 """Galleries: creating, finding, deleting, and the row lock that orders every write to one."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
@@ -11,12 +10,9 @@ from service.domain import registry
 from service.domain.gallery.generations import add_generation
 from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
-from service.index.kinds import IndexKind
-from service.index.protocol import Metric
+from service.index.protocol import IndexOption, Metric
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
-
-# What a gallery may ask for: a kind, or one that follows from its number of rows.
-IndexOption = Literal["auto", IndexKind]
+from service.vectors.rows import StoredDtype
 
 _SERVING = text("SELECT id, active_generation_id FROM galleries WHERE name = :name")
 
@@ -47,7 +43,7 @@ def create_gallery(
     name: str,
     model_version: str,
     metric: Metric,
-    dtype: Literal["float16", "float32"],
+    dtype: StoredDtype,
     thumbnails: bool,
     index: IndexOption = "auto",
 ) -> Gallery:
@@ -147,3 +143,8 @@ def delete_gallery(session: Session, name: str) -> int:
         drop_embeddings_table(session, generation_id)
     session.execute(delete(Gallery).where(Gallery.id == gallery.id))
     return gallery.id
+
+
+def gallery_names(session: Session) -> dict[int, str]:
+    """Return every gallery's name by its id."""
+    return {id_: name for id_, name in session.execute(select(Gallery.id, Gallery.name))}

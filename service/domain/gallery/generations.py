@@ -1,23 +1,32 @@
-"""Generations: their tables, their formats, and whether they are complete (promise 2)."""
+"""Generations: their tables and their formats. `service.domain.gallery.current_rows` says which rows are current."""
 
 from dataclasses import dataclass
 
-from psycopg import sql
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
 from service.domain.jobs import end_jobs_left_running
+from service.index.protocol import Metric
 from service.index.replica import GenerationGone
 from service.tables import (
     Gallery,
     Generation,
+    GenerationStage,
     ModelVersion,
     create_embeddings_table,
     embeddings_table,
 )
 from service.vectors.copy import write_rows
-from service.vectors.rows import EmbeddingRows, StoredDtype, VectorFormat
+from service.vectors.rows import EmbeddingRows, VectorFormat
+
+
+@dataclass(frozen=True)
+class GenerationKey:
+    """Which generation, of which gallery."""
+
+    gallery_id: int
+    generation_id: int
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,10 @@ class StoredGeneration:
 
     id: int
     gallery_id: int
+    metric: Metric
     version: ModelVersion
     vector_format: VectorFormat
-    state: str
+    state: GenerationStage
 
     @property
     def table(self) -> str:
@@ -40,7 +50,7 @@ def add_generation(
     gallery: Gallery,
     version: ModelVersion,
     *,
-    state: str,
+    state: GenerationStage,
     has_side_information: bool,
     parent_generation_id: int | None = None,
     transformation_id: int | None = None,
@@ -78,8 +88,7 @@ def drop_generation(session: Session, generation_id: int) -> None:
 def format_of(gallery: Gallery, generation: Generation, version: ModelVersion) -> VectorFormat:
     """Return the byte format of a generation's rows."""
     side_dim = version.side_information_dim if generation.has_side_information else None
-    dtype: StoredDtype = "float32" if gallery.dtype == "float32" else "float16"
-    return VectorFormat(version.embedding_dim, side_dim, dtype)
+    return VectorFormat(version.embedding_dim, side_dim, gallery.dtype)
 
 
 def stored_generations(session: Session, gallery_id: int) -> list[StoredGeneration]:
@@ -92,7 +101,14 @@ def stored_generations(session: Session, gallery_id: int) -> list[StoredGenerati
         .order_by(Generation.id)
     )
     return [
-        StoredGeneration(generation.id, gallery.id, version, format_of(gallery, generation, version), generation.state)
+        StoredGeneration(
+            generation.id,
+            gallery.id,
+            gallery.metric,
+            version,
+            format_of(gallery, generation, version),
+            generation.state,
+        )
         for gallery, generation, version in session.execute(query)
     ]
 
@@ -134,62 +150,12 @@ def upsert_clause(table: str, vector_format: VectorFormat) -> str:
     return f"ON CONFLICT (item_id) DO UPDATE SET {assignments} WHERE {table}.revision < excluded.revision"
 
 
-CURRENT = "JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
-
-
-def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.Composed:
-    """Return the query of a generation's current rows, as `service.vectors.copy.read_rows` wants it; `e` and `i` are
-    the embeddings row and its item in `where`."""
-    columns = "e.item_id, e.revision, e.origin, e.embedding"
-    if side_information:
-        columns += ", e.side_information"
-    return sql.SQL("SELECT {columns} FROM {table} e {join} WHERE {where} ORDER BY e.item_id").format(
-        columns=sql.SQL(columns),
-        table=sql.Identifier(generation.table),
-        join=sql.SQL(CURRENT),
-        where=sql.SQL(where),
-    )
+def count_rows(session: Session, stored: StoredGeneration) -> int:
+    """Return how many rows the generation's table has, current or not."""
+    return session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
 
 
 def count_live(session: Session, gallery_id: int) -> int:
     """Return how many items of the gallery are not deleted."""
     query = text("SELECT count(*) FROM items WHERE gallery_id = :gallery_id AND deleted_at IS NULL")
     return session.scalar(query, {"gallery_id": gallery_id}) or 0
-
-
-_WITHOUT_CURRENT_ROW = """
-FROM items i WHERE i.gallery_id = :gallery_id AND i.revision > :after AND i.deleted_at IS NULL
-AND NOT EXISTS (SELECT FROM {table} e WHERE e.item_id = i.id AND e.revision = i.revision)
-"""
-
-
-def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
-    """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
-    query = text(f"SELECT i.id {_WITHOUT_CURRENT_ROW.format(table=embeddings_table(generation_id))} ORDER BY i.id")
-    return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
-
-
-def missing_between(
-    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
-) -> tuple[int, int | None]:
-    """Return how many live items, changed within (after, up to], have no current row in the generation, and the
-    lowest revision among them."""
-    condition = _WITHOUT_CURRENT_ROW.format(table=embeddings_table(generation_id))
-    query = text(f"SELECT count(*), min(i.revision) {condition} AND i.revision <= :up_to")
-    parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
-    count, first = session.execute(query, parameters).one()
-    return count, first
-
-
-def delete_orphans(
-    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
-) -> None:
-    """Remove rows of items that were deleted, within (after, up to], while a batch was writing them.
-
-    No batch may be in flight. One that starts later sees the deletions, so it writes no such row again.
-    """
-    query = text(
-        f"DELETE FROM {embeddings_table(generation_id)} e USING items i WHERE e.item_id = i.id"
-        " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
-    )
-    session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})

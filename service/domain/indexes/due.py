@@ -11,7 +11,7 @@ their items; a count ends at the number that makes a file due, and is not repeat
 was missing.
 
 Builds do not follow one another without end: after one, its generation rests for as long as it took, and after one that
-failed or whose worker died, for `rebuild_pause_seconds` at least. None is due while an upgrade needs workers.
+failed or whose worker died, for `rebuild_pause_seconds` at least.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +19,9 @@ from dataclasses import dataclass, field
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.query_samples import fewest_queries, full_sample
-from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.settings import Settings
-
-# Advisory lock (this, 0): one worker rebuilds at a time, so that the others are free.
-REBUILD_LOCK = 724_064
 
 # A job that seems to run and is not renewed is one whose worker died: it counts as failed.
 _CANDIDATES = """
@@ -70,8 +67,7 @@ SELECT count(*) FROM (
 class DueRebuild:
     """`only_width` when the rows of the file that is there may stay."""
 
-    gallery_id: int
-    generation_id: int
+    generation: GenerationKey
     only_width: bool
 
 
@@ -84,8 +80,6 @@ class Rebuilds:
 
     def find_due(self, session: Session, settings: Settings, generation_id: int | None = None) -> DueRebuild | None:
         """Return a generation whose file is due, or that one if its file is; active generations come first."""
-        if upgrade_needs_workers(session):
-            return None
         parameters = {
             "from_rows": settings.index_file_from_rows,
             "after_changes": settings.rebuild_after_changes,
@@ -103,6 +97,6 @@ class Rebuilds:
             since = {"gallery_id": gallery_id, "after": built_at, "has_file": has_file, "most": due_changes}
             changed = session.scalars(text(_CHANGED), since).one()
             if changed >= due_changes:
-                return DueRebuild(gallery_id, id_, only_width)
+                return DueRebuild(GenerationKey(gallery_id, id_), only_width)
             self.not_before[id_] = revision + due_changes - changed
         return None

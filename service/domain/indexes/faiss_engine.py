@@ -1,74 +1,223 @@
-"""What replicas and index builds read: a gallery's generations, and their rows from one revision to another."""
+"""Indexes as FAISS files: a worker builds and publishes one, each API process loads it and follows the rows.
 
+The steps of a build:
+1. read the gallery's revision R, and the rows that lists are learnt from; then stream the rows that are current and no
+   newer than R into the index, in many short transactions: whoever loads the file applies all changes since R (crash
+   point `index.streamed`);
+2. choose how wide it is searched by its recall against exact search, on a sample of the queries that the gallery is
+   asked under the generation's model version, or of its rows where few were asked (`index.built`);
+3. publish the file under a name of its own, with the generation's and the job's id: temporary name, fsync, rename,
+   fsync of the folder (the steps of `service.index.files`, then `index.published`);
+4. name it, its SHA-256 and R in the generation's row, and end the job (`index.named`);
+5. remove the file that it replaces.
+Until 4 the generation keeps the file that it had. A crash after 1 or 2 leaves nothing but a temporary file; after 3, a
+file that no row names; after 4, the one that was replaced. `service.domain.indexes.index_files` removes each of them,
+once the next build of the generation has ended the job that seems to run.
+
+Where only the width is to be chosen anew, the file that is there is opened instead of 1, and named again without 3 when
+the width stays.
+"""
+
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
-from psycopg.errors import UndefinedTable
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.blobs import BlobStore
-from service.db import Database, driver_connection
-from service.domain.gallery.generations import StoredGeneration, current_rows_query, get_stored_generation
-from service.errors import GalleryError
+from service.crash_points import crash_point
+from service.db import Database
+from service.domain.gallery.current_rows import live_ids, read_current_rows, stream_rows
+from service.domain.gallery.generations import count_rows, get_stored_generation
+from service.domain.indexes.builds import name_index
+from service.domain.indexes.due import DueRebuild, Rebuilds
+from service.domain.indexes.engine import Build, BuildProgress
+from service.domain.indexes.index_files import index_file, remove_unneeded_files
+from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
+from service.domain.indexes.row_reader import RowReader
+from service.domain.jobs import succeed_job
 from service.index.faiss_index import FaissIndex
-from service.index.files import IndexFileError, build_index, load_index
-from service.index.protocol import Metric
-from service.index.recall import Sample
-from service.index.replica import (
-    Changes,
-    GalleryState,
-    GenerationGone,
-    GenerationState,
-    Ids,
-    ServedGeneration,
-    difference,
-)
+from service.index.files import IndexFileError, build_index, load_index, read_index, save_index
+from service.index.kinds import BuiltIndex, training_rows
+from service.index.protocol import Ids, IndexKind, IndexOption
+from service.index.recall import choose_width
+from service.index.replica import GalleryState, GenerationGone, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
-from service.tables import Gallery, Generation, ModelVersion
-from service.vectors.copy import read_rows
-from service.vectors.rows import EmbeddingRows, VectorFormat
+from service.tables import Gallery, Generation
 
 events = logs.Events(__name__)
 
 _LONGEST_COPYING_SECONDS = 24 * 3600.0
+_Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
 
-_STATES = """
-SELECT g.id, g.revision, g.active_generation_id, n.id, v.name, n.state, n.index_sha256
-FROM galleries g JOIN generations n ON n.gallery_id = g.id JOIN model_versions v ON v.id = n.model_version_id
-WHERE n.state <> 'dropped' AND (n.state = 'complete' OR n.index_name IS NOT NULL)
-  AND (CAST(:only AS bigint) IS NULL OR g.id = :only)
-ORDER BY g.id, n.id
-"""
+_FILE = "SELECT index_name, index_sha256, index_revision, index_parameters FROM generations WHERE id = :generation_id"
 
 
-class GenerationRows:
-    """The rows, as `service.index.replica.GenerationSource`."""
+class FaissEngine:
+    """A `service.domain.indexes.engine.IndexEngine` of FAISS files in the blob store."""
+
+    def __init__(self, database: Database, blobs: BlobStore, settings: Settings) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._settings = settings
+        self._rebuilds = Rebuilds()
+
+    def follow(self, encoders: Encoders) -> "FaissSource":
+        return FaissSource(self._database, self._blobs, encoders, self._settings)
+
+    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
+        rebuilds = self._rebuilds if generation_id is None else Rebuilds()  # one that is asked for is looked at anew
+        return rebuilds.find_due(session, self._settings, generation_id)
+
+    def remove_unneeded(self, wait_seconds: float) -> None:
+        remove_unneeded_files(self._database, self._blobs)
+
+    def close(self) -> None:
+        """Files need no closing."""
+
+    def build(self, build: Build) -> dict[str, Any]:
+        built = self._with_other_width(build) if build.only_width else None
+        if built is None:
+            built = self._from_rows(build)
+        crash_point("index.built")
+        parameters = self._publish(build, built)
+
+        # 5.
+        remove_unneeded_files(self._database, self._blobs)
+        events.info("index.published", generation_id=build.generation.generation_id, **parameters)
+        return parameters
+
+    def _from_rows(self, build: Build) -> "_Built":
+        """Do steps 1 and 2."""
+        # 1.
+        with self._database.session_scope() as session:
+            gallery = session.get_one(Gallery, build.generation.gallery_id)
+            stored = get_stored_generation(session, gallery.id, build.generation.generation_id)
+            count = count_rows(session, stored)
+            sample = draw_recall_sample(session, stored, self._settings)
+        dim = stored.vector_format.embedding_dim
+        kind = _kind(gallery.index, count, self._settings)
+        with self._database.session_scope() as session:
+            wanted = training_rows(kind, dim, count)
+            training = sample_rows(session, stored, wanted, self._settings.batch_items).vectors
+
+        def rows() -> Iterator[_Chunk]:
+            return stream_rows(self._database, stored, gallery.revision, self._settings.batch_items)
+
+        built = build_index(stored.metric, dim, _counted(rows(), count, build.progress), kind, training)
+        crash_point("index.streamed")
+
+        # 2.
+        recall = choose_width(built, stored.metric, sample, _watched(rows(), count, build.progress))
+        return _Built(built, gallery.revision, built.index.ntotal, sample.describe(recall))
+
+    def _with_other_width(self, build: Build) -> "_Built | None":
+        """Return the index of the generation's file with its width chosen anew, or None if the file cannot be read.
+
+        Rows that changed since are compared as the file has them.
+        """
+        generation_id = build.generation.generation_id
+        with self._database.session_scope() as session:
+            stored = get_stored_generation(session, build.generation.gallery_id, generation_id)
+            name, sha256, revision, parameters = session.execute(text(_FILE), {"generation_id": generation_id}).one()
+            sample = draw_recall_sample(session, stored, self._settings)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = self._blobs.fetch_file(name, Path(folder))
+                built = read_index(path, stored.metric, stored.vector_format.embedding_dim, sha256)
+            except (IndexFileError, FileNotFoundError) as error:
+                events.warning("index.unusable", generation_id=generation_id, error=str(error))
+                return None
+
+        before = built.rows.parameters
+        size = self._settings.batch_items
+        rows = built.all_rows(stream_rows(self._database, stored, revision, size), size)
+        recall = choose_width(built, stored.metric, sample, _watched(rows, built.index.ntotal, build.progress))
+        built = replace(built, seconds=parameters["seconds"])
+        published = (name, sha256) if built.rows.parameters == before else None
+        return _Built(built, revision, built.index.ntotal, sample.describe(recall), published)
+
+    def _publish(self, build: Build, built: "_Built") -> dict[str, Any]:
+        """Do steps 3 and 4; return what was recorded."""
+        generation_id = build.generation.generation_id
+        # 3.
+        if built.published is None:
+            name = index_file(generation_id, build.job_id)
+            digests: list[str] = []
+            self._blobs.publish(name, lambda path: digests.append(save_index(built.index, path)))
+            sha256 = digests[0]
+        else:
+            name, sha256 = built.published
+        crash_point("index.published")
+
+        # 4.
+        parameters = {
+            "kind": built.index.rows.kind,
+            **built.index.rows.parameters,
+            "rows": built.rows,
+            "seconds": round(built.index.seconds, 3),
+            **built.recall,
+        }
+        with self._database.session_scope() as session:
+            if not succeed_job(session, build.job_id, parameters):
+                raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
+            name_index(session, generation_id, name, sha256, built.revision, parameters)
+        crash_point("index.named")
+        return parameters
+
+
+@dataclass(frozen=True)
+class _Built:
+    index: BuiltIndex
+    revision: int
+    rows: int
+    recall: dict[str, Any]
+    published: tuple[str, str] | None = None  # the name and the digest of a file that is the same
+
+
+def _kind(option: IndexOption, rows: int, settings: Settings) -> IndexKind:
+    """Return the kind that a gallery's `index` option asks for."""
+    if option == "auto":
+        return "flat" if rows < settings.flat_below_rows else "hnsw"
+    return option
+
+
+def _counted(rows: Iterable[_Chunk], total: int, progress: BuildProgress) -> Iterator[_Chunk]:
+    done = 0
+    for ids, vectors in rows:
+        yield ids, vectors
+        done += len(ids)
+        progress(done, total)
+
+
+def _watched(rows: Iterable[_Chunk], total: int, progress: BuildProgress) -> Iterator[_Chunk]:
+    """Read the rows again when all are in the index, and stop when the build is not wanted any more."""
+    for chunk in rows:
+        yield chunk
+        progress(total, total)
+
+
+class FaissSource:
+    """A `service.index.replica.GenerationSource` that loads index files, and rows where there is none."""
 
     def __init__(self, database: Database, blobs: BlobStore, encoders: Encoders, settings: Settings) -> None:
         self._database = database
         self._blobs = blobs
-        self._encoders = encoders
+        self._reader = RowReader(database, encoders, settings.rows_per_chunk)
         self._settings = settings
         self._cache = settings.data / "index_cache"
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's."""
-        with self._database.session_scope() as session:
-            rows = session.execute(text(_STATES), {"only": only}).all()
-        found: dict[int, GalleryState] = {}
-        for gallery_id, revision, active_id, generation_id, version_name, state, sha256 in rows:
-            generation = GenerationState(generation_id, version_name, state == "building", sha256)
-            before = found[gallery_id].generations if gallery_id in found else ()
-            found[gallery_id] = GalleryState(gallery_id, revision, active_id, (*before, generation))
-        return list(found.values())
+        return self._reader.galleries(only)
 
     def open(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         """Load a generation: its index file if it has one that is whole, else its rows."""
@@ -83,23 +232,24 @@ class GenerationRows:
         tried: str | None = None
         while True:
             with self._database.session_scope() as session:
-                metric: Metric = session.get_one(Gallery, gallery_id).metric  # type: ignore[assignment]  # checked
                 generation = session.get_one(Generation, generation_id)
                 stored = get_stored_generation(session, gallery_id, generation_id)
             name, sha256, revision = generation.index_name, generation.index_sha256, generation.index_revision
             if name is None or sha256 is None or revision is None or sha256 == tried:
                 return None
+
             path = None
             try:
                 path = self._blobs.fetch_file(name, self._cache)
                 dim = stored.vector_format.embedding_dim
-                index = load_index(path, metric, dim, sha256, self._settings.device)
+                index = load_index(path, stored.metric, dim, sha256, self._settings.device)
             except (IndexFileError, FileNotFoundError) as error:
                 events.warning("replica.index_file_unusable", generation_id=generation_id, error=str(error))
                 if path is not None and path.is_relative_to(self._cache):
                     path.unlink(missing_ok=True)  # a damaged copy, perhaps, of a whole file
                 tried = sha256
                 continue
+
             self._remove_copies()
             return self._settled(ServedGeneration(gallery_id, generation_id, stored.version, index, revision, sha256))
 
@@ -116,15 +266,15 @@ class GenerationRows:
     def _open_rows(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         with self._database.session_scope(snapshot=True) as session:
             gallery = session.get_one(Gallery, gallery_id)
-            metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
             generation = session.get_one(Generation, generation_id)
             stored = get_stored_generation(session, gallery_id, generation_id)
+            dim = stored.vector_format.embedding_dim
             vectors = (
                 (rows.item_id, rows.embedding.astype(np.float32))
                 for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
             )
-            built = build_index(metric, stored.vector_format.embedding_dim, vectors, "flat")
-        index = FaissIndex(metric, stored.vector_format.embedding_dim, built, self._settings.device)
+            built = build_index(stored.metric, dim, vectors, "flat")
+        index = FaissIndex(stored.metric, dim, built, self._settings.device)
         served = ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision)
         served.index_sha256 = generation.index_sha256
         return self._settled(served)
@@ -136,10 +286,10 @@ class GenerationRows:
         no current row yet.
         """
         with self._database.session_scope() as session:
-            live = _live_ids(session, served.gallery_id)
+            live = live_ids(session, served.gallery_id)
         served.pending = difference(live, served.index.ids())
         served.index.remove(difference(served.index.ids(), live))
-        self._warm(served.version)
+        self._reader.warm(served.version)
         events.info(
             "replica.opened",
             gallery_id=served.gallery_id,
@@ -148,8 +298,8 @@ class GenerationRows:
         )
         return served
 
-    def changes(self, served: ServedGeneration, to_revision: int) -> Changes:
-        """Return what changed in (served.revision, to_revision], and the pending rows that are current by now."""
+    def follow(self, served: ServedGeneration) -> Ids:
+        """Apply what changed since the served revision, and pending rows that are current by now."""
         with self._database.session_scope(snapshot=True) as session:
             stored = get_stored_generation(session, served.gallery_id, served.generation_id)
             after = {"gallery_id": served.gallery_id, "after": served.revision}
@@ -158,53 +308,11 @@ class GenerationRows:
                 after,
             ).all()
             touched_ids = np.array([id_ for id_, _ in touched], np.int64)
-            live_ids = np.array([id_ for id_, live in touched if live], np.int64)
-            wanted = np.sort(np.concatenate([live_ids, difference(served.pending, touched_ids)]))
-            added, vectors = self._vectors(session, stored, wanted)
-            return Changes(touched_ids, added, vectors, pending=difference(wanted, added))
-
-    def _vectors(self, session: Session, stored: StoredGeneration, wanted: Ids) -> tuple[Ids, NDArray[np.float32]]:
-        if not len(wanted):
-            return wanted, np.empty((0, stored.vector_format.embedding_dim), np.float32)
-        chunks = list(read_current_rows(session, stored, self._settings.rows_per_chunk, wanted))
-        if not chunks:
-            return np.empty(0, np.int64), np.empty((0, stored.vector_format.embedding_dim), np.float32)
-        ids = np.concatenate([rows.item_id for rows in chunks])
-        return ids, np.concatenate([rows.embedding for rows in chunks]).astype(np.float32)
-
-    def _warm(self, version: ModelVersion) -> None:
-        """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
-        try:
-            self._encoders.get(version)
-        except GalleryError as error:
-            events.warning("replica.encoder_unusable", model_version=version.name, error=error.message)
-
-
-def read_current_rows(
-    session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids | None = None
-) -> Iterator[EmbeddingRows]:
-    """Stream a generation's current rows (embeddings only), all of them or those among `ids`, by item id.
-
-    Raises `GenerationGone`.
-    """
-    where = "true" if ids is None else "i.id = ANY(%s)"
-    query = current_rows_query(stored, side_information=False, where=where)
-    parameters = () if ids is None else (ids.tolist(),)
-    with _gone_if_dropped(stored):
-        yield from read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
-
-
-def read_next_rows(
-    session: Session, stored: StoredGeneration, after_item_id: int, up_to_revision: int, count: int
-) -> EmbeddingRows | None:
-    """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
-    when there are no more. Raises `GenerationGone`."""
-    where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
-    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
-    parameters = (after_item_id, after_item_id, up_to_revision)
-    with _gone_if_dropped(stored):
-        chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
-    return EmbeddingRows.concatenate(chunks) if chunks else None
+            live = np.array([id_ for id_, is_live in touched if is_live], np.int64)
+            wanted = np.sort(np.concatenate([live, difference(served.pending, touched_ids)]))
+            added, vectors = self._reader.vectors(session, stored, wanted)
+        apply_changes(served.index, touched_ids, added, vectors)
+        return difference(wanted, added)
 
 
 def _is_old(path: Path) -> bool:
@@ -212,60 +320,3 @@ def _is_old(path: Path) -> bool:
         return time.time() - path.stat().st_mtime > _LONGEST_COPYING_SECONDS
     except FileNotFoundError:  # another process has just given it its name
         return False
-
-
-@contextmanager
-def _gone_if_dropped(stored: StoredGeneration) -> Iterator[None]:
-    """Say of a table that was dropped since its generation was looked up what it means."""
-    try:
-        yield
-    except UndefinedTable as error:
-        raise GenerationGone(f"Generation {stored.id} was dropped.") from error
-
-
-def _embeddings_only(stored: StoredGeneration) -> VectorFormat:
-    return VectorFormat(stored.vector_format.embedding_dim, None, stored.vector_format.dtype)
-
-
-def stream_rows(
-    database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
-) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-    """Give current rows of the revision or before, by item id: (n,) ids and (n, D) embeddings at a time, each from a
-    short transaction of its own."""
-    last = 0
-    while True:
-        with database.session_scope() as session:
-            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once)
-        if rows is None:
-            return
-        yield rows.item_id, rows.embedding.astype(np.float32)
-        last = int(rows.item_id[-1])
-
-
-def sample_rows(session: Session, stored: StoredGeneration, count: int, rows_at_once: int) -> Sample:
-    """Return up to `count` of the generation's own rows, drawn at random from all: ids come in the order of arrival,
-    and the first ones may be of one kind."""
-    drawn = session.scalars(
-        text(f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"), {"count": count}
-    ).all()
-    wanted = np.sort(np.array(drawn, np.int64))
-    ids = np.empty(len(wanted), np.int64)
-    vectors = np.empty((len(wanted), stored.vector_format.embedding_dim), np.float32)
-    filled = 0
-    for start in range(0, len(wanted), rows_at_once):
-        part = wanted[start : start + rows_at_once]
-        for rows in read_current_rows(session, stored, rows_at_once, part):
-            end = filled + len(rows.item_id)
-            ids[filled:end], vectors[filled:end] = rows.item_id, rows.embedding
-            filled = end
-    return Sample(ids[:filled], vectors[:filled])
-
-
-def _live_ids(session: Session, gallery_id: int) -> Ids:
-    """Return every live item's id, by COPY: there may be many millions."""
-    query = sql.SQL("COPY (SELECT id FROM items WHERE gallery_id = {} AND deleted_at IS NULL) TO STDOUT").format(
-        sql.Literal(gallery_id)
-    )
-    with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
-        data = b"".join(bytes(block) for block in copy)
-    return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)

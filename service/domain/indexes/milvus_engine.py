@@ -1,4 +1,4 @@
-"""Generations as collections in a Milvus server: for galleries past one machine's memory.
+"""Indexes as collections in a Milvus server: for galleries past one machine's memory. Imports pymilvus.
 
 A generation is the collection `gallery_<id>_generation_<id>`, which all processes share, so its index is not loaded by
 each of them: it is filled once, and brought along by whoever comes first.
@@ -21,124 +21,196 @@ row. A Milvus database belongs to one deployment: collections that bear such a n
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import text, update
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.advisory_locks import AdvisoryLock
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.gallery.generations import get_stored_generation, missing_between
-from service.domain.indexes.faiss_engine import GenerationRows, stream_rows
+from service.domain.gallery.current_rows import missing_between, stream_rows
+from service.domain.gallery.generations import GenerationKey, count_rows, get_stored_generation
+from service.domain.indexes.builds import name_index
+from service.domain.indexes.due import DueRebuild
+from service.domain.indexes.engine import Build, BuildProgress
+from service.domain.indexes.index_files import remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample
+from service.domain.indexes.row_reader import RowReader
+from service.domain.jobs import succeed_job
 from service.errors import Unavailable
-from service.index.protocol import IndexAway, Metric
+from service.index.milvus import Collections, Kind, MilvusIndex
+from service.index.protocol import Ids, IndexAway
 from service.index.recall import find_others, measure_recall
-from service.index.replica import Changes, GalleryState, Ids, ServedGeneration, difference
+from service.index.replica import GalleryState, GenerationGone, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
 from service.tables import Gallery, Generation
 
-if TYPE_CHECKING:  # it imports pymilvus, which is only there where Milvus is used
-    from service.index.milvus import Collections, MilvusIndex
-
 events = logs.Events(__name__)
 
-_COLLECTION_LOCK = 724_065  # the space of advisory locks; the id is the generation's
-_ALIAS_LOCK = 724_066  # the id is the gallery's
 _LOCK_WAIT_SECONDS = 30.0
 _FOLLOWING_AT_ONCE = 8  # each takes two of the process's connections
 _COLLECTION = re.compile(r"gallery_\d+_generation_(\d+)")
-_Progress = Callable[[int, int], None]
 
 
 class CollectionBusy(Unavailable):
     """Another process fills the collection, or follows it for very long."""
 
 
-def connect_collections(settings: Settings) -> "Collections | None":
-    """Return the Milvus server that `index_url` names; None where indexes are FAISS files."""
-    if settings.index_url is None:
-        return None
-    try:
-        from service.index.milvus import Collections
-    except ImportError as error:
-        raise RuntimeError("GALLERY_INDEX_URL needs pymilvus: pip install 'gallery-upgrade[milvus]'") from error
-    return Collections(settings.index_url)
+def connect_milvus(database: Database, blobs: BlobStore, settings: Settings, url: str) -> "MilvusEngine":
+    """Return the engine of the Milvus server at `url`. Raises `IndexAway` when it does not answer."""
+    return MilvusEngine(database, blobs, settings, Collections(url))
 
 
-def collection_name(gallery_id: int, generation_id: int) -> str:
-    return f"gallery_{gallery_id}_generation_{generation_id}"
+def collection_name(generation: GenerationKey) -> str:
+    return f"gallery_{generation.gallery_id}_generation_{generation.generation_id}"
 
 
 def alias_name(gallery_id: int) -> str:
     return f"gallery_{gallery_id}"
 
 
-def fill_collection(
-    database: Database,
-    collections: "Collections",
-    settings: Settings,
-    gallery_id: int,
-    generation_id: int,
-    progress: _Progress = lambda done, total: None,
-) -> dict[str, Any]:
-    """Fill the generation's collection from its rows; return what was recorded about it.
+class MilvusEngine:
+    """A `service.domain.indexes.engine.IndexEngine` of collections in a Milvus server."""
 
-    One that is named and there is left as it is. Raises `CollectionBusy`, and `GenerationGone`.
-    """
-    with _locked(database, _COLLECTION_LOCK, generation_id):
-        recorded = _recorded(database, collections, gallery_id, generation_id)
-        if recorded is not None:
-            return recorded
-        return _fill(database, collections, settings, gallery_id, generation_id, progress)
+    def __init__(self, database: Database, blobs: BlobStore, settings: Settings, collections: Collections) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._settings = settings
+        self._collections = collections
+
+    def follow(self, encoders: Encoders) -> "MilvusSource":
+        return MilvusSource(self._database, encoders, self._settings, self._collections, self)
+
+    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
+        """Return None: collections take changes as they are."""
+        return None
+
+    def remove_unneeded(self, wait_seconds: float) -> None:
+        """Drop the collections of generations that are gone, and index files from before the galleries moved here.
+
+        Raises `CollectionBusy` (503) when one is still being filled after `wait_seconds`; the next call tries again.
+        """
+        remove_unneeded_files(self._database, self._blobs)
+        found = {name: int(match[1]) for name in self._collections.names() if (match := _COLLECTION.fullmatch(name))}
+        if not found:
+            return
+        with self._database.session_scope() as session:
+            stored = set(session.scalars(text("SELECT id FROM generations WHERE state <> 'dropped'")))
+        for name, generation_id in found.items():
+            if generation_id not in stored:
+                with _locked(self._database, AdvisoryLock.COLLECTION, generation_id, wait_seconds):
+                    self._collections.drop(name)
+                events.info("index.collection_removed", name=name)
+
+    def close(self) -> None:
+        self._collections.close()
+
+    def build(self, build: Build) -> dict[str, Any]:
+        parameters = self.fill(build.generation, build.progress)
+        with self._database.session_scope() as session:
+            if not succeed_job(session, build.job_id, parameters):
+                generation_id = build.generation.generation_id
+                raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
+        return parameters
+
+    def fill(self, generation: GenerationKey, progress: BuildProgress = lambda done, total: None) -> dict[str, Any]:
+        """Fill the generation's collection from its rows; return what was recorded about it.
+
+        One that is named and there is left as it is. Raises `CollectionBusy`, and `GenerationGone`.
+        """
+        with _locked(self._database, AdvisoryLock.COLLECTION, generation.generation_id):
+            recorded = self._recorded(generation)
+            return self.refill(generation, progress) if recorded is None else recorded
+
+    def _recorded(self, generation: GenerationKey) -> dict[str, Any] | None:
+        """Return what the generation's row says about its collection, if that is there."""
+        with self._database.session_scope() as session:
+            get_stored_generation(session, generation.gallery_id, generation.generation_id)
+            row = session.get_one(Generation, generation.generation_id)
+        name = collection_name(generation)
+        if row.index_name != name or not self._collections.has(name):
+            return None
+        return row.index_parameters or {}
+
+    def refill(self, generation: GenerationKey, progress: BuildProgress = lambda done, total: None) -> dict[str, Any]:
+        """Fill the collection anew, whatever is there; the generation's lock is held."""
+        # 1.
+        started = time.monotonic()
+        with self._database.session_scope() as session:
+            reached = _reached(session, generation)
+            stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)
+            gallery = session.get_one(Gallery, generation.gallery_id)
+            total = count_rows(session, stored)
+            first_missing = missing_between(session, gallery.id, stored.id, 0, reached.gallery_revision)[1]
+            sample = draw_recall_sample(session, stored, self._settings)
+
+        # 2. Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
+        kind: Kind = "flat" if gallery.index == "flat" else "hnsw"
+        name = collection_name(generation)
+        self._collections.drop(name)
+        index = self._collections.create(name, stored.metric, stored.vector_format.embedding_dim, kind)
+
+        # 3.
+        def rows() -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+            return stream_rows(self._database, stored, reached.gallery_revision, self._settings.batch_items)
+
+        count = _add_all(index, rows(), total, progress)
+        if count:
+            self._collections.flush(name)
+        crash_point("index.streamed")
+
+        # 4.
+        recall = measure_recall(stored.metric, sample, [find_others(index, sample)], rows())[0]
+        crash_point("index.built")
+
+        # 5.
+        followed = reached.gallery_revision
+        if not reached.is_complete and first_missing is not None:
+            followed = min(followed, first_missing - 1)
+        parameters = {
+            "kind": kind,
+            "engine": "milvus",
+            "rows": count,
+            "seconds": round(time.monotonic() - started, 3),
+            **sample.describe(recall),
+        }
+        with self._database.session_scope() as session:
+            name_index(session, stored.id, name, None, followed, parameters)
+        crash_point("index.named")
+        return parameters
 
 
-def remove_collections(database: Database, collections: "Collections | None", wait_seconds: float) -> None:
-    """Drop the collections of generations that are gone; without Milvus, do nothing.
-
-    Raises `CollectionBusy` (503) when one is still being filled after `wait_seconds`; the next call tries again.
-    """
-    if collections is None:
-        return
-    found = {name: int(match[1]) for name in collections.names() if (match := _COLLECTION.fullmatch(name))}
-    if not found:
-        return
-    with database.session_scope() as session:
-        stored = set(session.scalars(text("SELECT id FROM generations WHERE state <> 'dropped'")))
-    for name, generation_id in found.items():
-        if generation_id not in stored:
-            with _locked(database, _COLLECTION_LOCK, generation_id, wait_seconds):
-                collections.drop(name)
-            events.info("index.collection_removed", name=name)
-
-
-class CollectionRows(GenerationRows):
-    """A `service.index.replica.GenerationSource` whose indexes are collections."""
+class MilvusSource:
+    """A `service.index.replica.GenerationSource` whose indexes are collections, which are filled where they lack."""
 
     def __init__(
         self,
         database: Database,
-        blobs: BlobStore,
         encoders: Encoders,
         settings: Settings,
-        collections: "Collections",
+        collections: Collections,
+        engine: MilvusEngine,
     ) -> None:
-        super().__init__(database, blobs, encoders, settings)
+        self._database = database
+        self._reader = RowReader(database, encoders, settings.rows_per_chunk)
+        self._chunk_items = settings.batch_items
         self._collections = collections
+        self._engine = engine
         self._following = threading.BoundedSemaphore(_FOLLOWING_AT_ONCE)
         self._aliased: dict[int, int] = {}
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's, and see to their aliases."""
-        states = super().galleries(only)
+        states = self._reader.galleries(only)
         for state in states:
             if self._aliased.get(state.id) != state.active_generation_id:
                 self._point_alias(state.id)
@@ -146,55 +218,52 @@ class CollectionRows(GenerationRows):
 
     def open(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         """Open a generation's collection; one that is not there is filled first."""
-        fill_collection(self._database, self._collections, self._settings, gallery_id, generation_id)
+        key = GenerationKey(gallery_id, generation_id)
+        self._engine.fill(key)
         with self._database.session_scope() as session:
             stored = get_stored_generation(session, gallery_id, generation_id)
-            metric: Metric = session.get_one(Gallery, gallery_id).metric  # type: ignore[assignment]  # checked
             generation = session.get_one(Generation, generation_id)
         kind = (generation.index_parameters or {}).get("kind", "hnsw")
-        name = collection_name(gallery_id, generation_id)
-        index = self._collections.open(name, metric, stored.vector_format.embedding_dim, kind)
+        index = self._collections.open(collection_name(key), stored.metric, stored.vector_format.embedding_dim, kind)
         self._point_alias(gallery_id)
-        self._warm(stored.version)
+        self._reader.warm(stored.version)
         events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, collection=True)
         return ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
 
     def open_file(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:
-        """A file that was built before the galleries moved to Milvus is not served."""
+        """Return None: a file that was built before the galleries moved to Milvus is not served."""
         return None
 
-    def changes(self, served: ServedGeneration, to_revision: int) -> Changes:
-        """Bring the collection to the gallery's revision, unless another process has: nothing is left to apply here.
+    def follow(self, served: ServedGeneration) -> Ids:
+        """Bring the collection to the gallery's revision, unless another process has.
 
-        Returns the items without a current row as `pending`, while there may come one.
+        Returns the items without a current row, while there may come one.
         """
-        with self._following, _locked(self._database, _COLLECTION_LOCK, served.generation_id):
-            if not self._collections.has(collection_name(served.gallery_id, served.generation_id)):  # Milvus lost it
-                _fill(self._database, self._collections, self._settings, served.gallery_id, served.generation_id)
+        key = GenerationKey(served.gallery_id, served.generation_id)
+        with self._following, _locked(self._database, AdvisoryLock.COLLECTION, served.generation_id):
+            if not self._collections.has(collection_name(key)):  # Milvus lost it
+                self._engine.refill(key)
             with self._database.session_scope() as session:
-                reached = _reached(session, served.gallery_id, served.generation_id)
+                reached = _reached(session, key)
             missing = _Missing()
             for chunk in self._chunks(served, reached):
-                _apply(served, chunk)
+                apply_changes(served.index, np.array(list(chunk.items), np.int64), chunk.added, chunk.vectors)
                 missing.add(chunk)
+
             followed = reached.gallery_revision
             if not reached.is_complete and missing.first_revision is not None:
                 followed = min(followed, missing.first_revision - 1)
             if followed > reached.index_revision:
                 with self._database.session_scope() as session:
-                    session.execute(
-                        update(Generation).where(Generation.id == served.generation_id).values(index_revision=followed)
-                    )
-        dim = served.version.embedding_dim
-        pending = np.empty(0, np.int64) if reached.is_complete else np.array(missing.ids, np.int64)
-        return Changes(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32), pending)
+                    session.get_one(Generation, served.generation_id).index_revision = followed
+        return np.array([] if reached.is_complete else missing.ids, np.int64)
 
     def _chunks(self, served: ServedGeneration, reached: "_Reached") -> Iterator["_Chunk"]:
         """Read what the collection may lack: this process's pending items, then changes by revision.
 
         What this process has applied itself is not read again where an item without a row holds the followed revision.
         """
-        size = self._settings.batch_items
+        size = self._chunk_items
         for start in range(0, len(served.pending), size):
             with self._database.session_scope() as session:
                 wanted = served.pending[start : start + size].tolist()
@@ -216,7 +285,7 @@ class CollectionRows(GenerationRows):
         query = f"SELECT id, revision, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND {where}"
         rows = session.execute(text(query), {"gallery_id": served.gallery_id, **values}).all()
         live = np.array([id_ for id_, _, is_live in rows if is_live], np.int64)
-        added, vectors = self._vectors(session, stored, live)
+        added, vectors = self._reader.vectors(session, stored, live)
         return _Chunk({id_: revision for id_, revision, _ in rows}, live, added, vectors)
 
     def _point_alias(self, gallery_id: int) -> None:
@@ -226,7 +295,7 @@ class CollectionRows(GenerationRows):
         tried again at the next poll: nothing in this service reads the alias.
         """
         try:
-            with _locked(self._database, _ALIAS_LOCK, gallery_id):
+            with _locked(self._database, AdvisoryLock.ALIAS, gallery_id):
                 with self._database.session_scope() as session:
                     generation_id, index_name = session.execute(
                         text(
@@ -235,7 +304,7 @@ class CollectionRows(GenerationRows):
                         ),
                         {"id": gallery_id},
                     ).one_or_none() or (None, None)
-                if generation_id is None or index_name != collection_name(gallery_id, generation_id):
+                if generation_id is None or index_name != collection_name(GenerationKey(gallery_id, generation_id)):
                     return
                 self._collections.point(alias_name(gallery_id), index_name)
         except (IndexAway, LookupError, CollectionBusy) as error:
@@ -279,16 +348,8 @@ class _Missing:
         self.first_revision = min(revisions + known, default=None)
 
 
-def _apply(served: ServedGeneration, chunk: _Chunk) -> None:
-    gone = difference(list(chunk.items), chunk.added)
-    if len(gone):
-        served.index.remove(gone)
-    if len(chunk.added):
-        served.index.add(chunk.added, chunk.vectors)
-
-
-def _reached(session: Session, gallery_id: int, generation_id: int) -> _Reached:
-    stored = get_stored_generation(session, gallery_id, generation_id)  # raises when it was dropped
+def _reached(session: Session, generation: GenerationKey) -> _Reached:
+    stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)  # raises if dropped
     query = (
         "SELECT g.revision, n.index_revision, n.state = 'complete' FROM generations n"
         " JOIN galleries g ON g.id = n.gallery_id WHERE n.id = :id"
@@ -297,73 +358,8 @@ def _reached(session: Session, gallery_id: int, generation_id: int) -> _Reached:
     return _Reached(revision, index_revision or 0, is_complete)
 
 
-def _recorded(
-    database: Database, collections: "Collections", gallery_id: int, generation_id: int
-) -> dict[str, Any] | None:
-    """Return what the generation's row says about its collection, if that is there."""
-    with database.session_scope() as session:
-        get_stored_generation(session, gallery_id, generation_id)
-        generation = session.get_one(Generation, generation_id)
-    name = collection_name(gallery_id, generation_id)
-    if generation.index_name != name or not collections.has(name):
-        return None
-    return generation.index_parameters or {}
-
-
-def _fill(
-    database: Database,
-    collections: "Collections",
-    settings: Settings,
-    gallery_id: int,
-    generation_id: int,
-    progress: _Progress = lambda done, total: None,
-) -> dict[str, Any]:
-    started = time.monotonic()
-    with database.session_scope() as session:
-        reached = _reached(session, gallery_id, generation_id)
-        stored = get_stored_generation(session, gallery_id, generation_id)
-        gallery = session.get_one(Gallery, gallery_id)
-        metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
-        total = session.scalar(text(f"SELECT count(*) FROM {stored.table}")) or 0
-        first_missing = missing_between(session, gallery_id, generation_id, 0, reached.gallery_revision)[1]
-        sample = draw_recall_sample(session, stored, settings)
-    # Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
-    kind: Literal["flat", "hnsw"] = "flat" if gallery.index == "flat" else "hnsw"
-    name = collection_name(gallery_id, generation_id)
-    collections.drop(name)
-    index = collections.create(name, metric, stored.vector_format.embedding_dim, kind)
-
-    def rows() -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-        return stream_rows(database, stored, reached.gallery_revision, settings.batch_items)
-
-    count = _add_all(index, rows(), total, progress)
-    if count:
-        collections.flush(name)
-    crash_point("index.streamed")
-    recall = measure_recall(metric, sample, [find_others(index, sample)], rows())[0]
-    crash_point("index.built")
-    followed = reached.gallery_revision
-    if not reached.is_complete and first_missing is not None:
-        followed = min(followed, first_missing - 1)
-    parameters = {
-        "kind": kind,
-        "engine": "milvus",
-        "rows": count,
-        "seconds": round(time.monotonic() - started, 3),
-        **sample.describe(recall),
-    }
-    with database.session_scope() as session:
-        session.execute(
-            update(Generation)
-            .where(Generation.id == generation_id, Generation.state != "dropped")
-            .values(index_name=name, index_sha256=None, index_revision=followed, index_parameters=parameters)
-        )
-    crash_point("index.named")
-    return parameters
-
-
 def _add_all(
-    index: "MilvusIndex", rows: Iterable[tuple[Ids, NDArray[np.float32]]], total: int, progress: _Progress
+    index: MilvusIndex, rows: Iterable[tuple[Ids, NDArray[np.float32]]], total: int, progress: BuildProgress
 ) -> int:
     count = 0
     for ids, vectors in rows:
@@ -374,8 +370,11 @@ def _add_all(
 
 
 @contextmanager
-def _locked(database: Database, space: int, id_: int, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
-    with database.advisory_lock(space, id_, wait_seconds) as held:
+def _locked(
+    database: Database, lock: AdvisoryLock, id_: int, wait_seconds: float = _LOCK_WAIT_SECONDS
+) -> Iterator[None]:
+    """Hold a lock, or raise `CollectionBusy` when it is not free in time."""
+    with database.advisory_lock(lock, id_, wait_seconds) as held:
         if not held:
             raise CollectionBusy("Another process is at work on the index; try again shortly.")
         yield

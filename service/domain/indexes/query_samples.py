@@ -20,8 +20,8 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
+from service.domain.gallery.current_rows import read_current_rows
 from service.domain.gallery.generations import StoredGeneration
-from service.domain.indexes.faiss_engine import sample_rows
 from service.index.protocol import Vectors
 from service.index.recall import Sample
 from service.settings import Settings
@@ -171,3 +171,22 @@ def draw_recall_sample(session: Session, stored: StoredGeneration, settings: Set
     if len(queries) >= fewest_queries(settings):
         return Sample.of_queries(queries)
     return sample_rows(session, stored, count, settings.batch_items)
+
+
+def sample_rows(session: Session, stored: StoredGeneration, count: int, rows_at_once: int) -> Sample:
+    """Return up to `count` of the generation's own rows, drawn at random from all: ids come in the order of arrival,
+    and the first ones may be of one kind."""
+    drawn = session.scalars(
+        text(f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"), {"count": count}
+    ).all()
+    wanted = np.sort(np.array(drawn, np.int64))
+    ids = np.empty(len(wanted), np.int64)
+    vectors = np.empty((len(wanted), stored.vector_format.embedding_dim), np.float32)
+    filled = 0
+    for start in range(0, len(wanted), rows_at_once):
+        part = wanted[start : start + rows_at_once]
+        for rows in read_current_rows(session, stored, rows_at_once, part):
+            end = filled + len(rows.item_id)
+            ids[filled:end], vectors[filled:end] = rows.item_id, rows.embedding
+            filled = end
+    return Sample(ids[:filled], vectors[:filled])

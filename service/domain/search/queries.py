@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
+from service.domain.gallery.current_rows import read_current_rows
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.writes import check_external_id
-from service.domain.indexes.faiss_engine import read_current_rows
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.search.filters import compile_filter
 from service.errors import Conflict, Unavailable, Unprocessable

@@ -1,9 +1,9 @@
 """Trainings of h and g: what may be asked for, and the rows of their jobs.
 
-A training is a job that goes `queued -> running -> succeeded | failed | cancelled`. A worker works on it for one time
-slice at a time, alone (it holds `TRAINING_LOCK`), and every change of the job's row asks whether it is still wanted, so
-that a cancelled one leaves no transformation. A slice that is begun counts as an attempt until one is brought to its
-end: a training that kills its worker again and again fails, after pauses that double.
+A training is a job (its states are in `service.domain.job_state`). A worker works on it for one time slice at a time,
+alone (it holds the training's lock), and every change of the job's row asks whether it is still wanted, so that a
+cancelled one leaves no transformation. A slice that is begun counts as an attempt until one is brought to its end: a
+training that kills its worker again and again fails, after pauses that double.
 """
 
 import uuid
@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.advisory_locks import AdvisoryLock, hold, hold_if_free
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain import registry
@@ -30,11 +31,6 @@ from service.settings import Settings
 from service.tables import Job, ModelVersion, Transformation
 
 events = logs.Events(__name__)
-
-# Advisory lock (this, job id): one worker works on a training at a time.
-TRAINING_LOCK = 724_063
-# Held shared from before a request stores rows until its job has committed; whoever removes files holds it alone.
-_FILES_LOCK = 7_240_613
 
 LEAST_ROWS = 100
 
@@ -83,7 +79,7 @@ def plan_training(
         raise TrainingRefused(f"Model version {after.name!r} has no side-information, so there is no g to it.")
     if (wanted.dataset is None) == (pairs is None):
         raise TrainingRefused("A training learns from a dataset or from uploaded pairs: give one of them.")
-    session.execute(select(func.pg_advisory_xact_lock_shared(_FILES_LOCK)))
+    hold(session, AdvisoryLock.TRAINING_FILES, shared=True)
     prefix = uuid.uuid4().hex
     source = PairFiles([]) if wanted.dataset is None else find_dataset(settings.datasets, wanted.dataset)
     limits = PairLimits(before, after, LEAST_ROWS, settings.max_training_bytes)
@@ -242,7 +238,7 @@ def remove_files_of_ended(database: Database, blobs: BlobStore, local: Path) -> 
 
     def read_wanted() -> set[str] | None:
         with database.session_scope() as session:
-            if not session.scalar(select(func.pg_try_advisory_xact_lock(_FILES_LOCK))):
+            if not hold_if_free(session, AdvisoryLock.TRAINING_FILES):
                 return None
             return set(session.scalars(select(Job.file_prefix).where(Job.state.in_(UNFINISHED), Job.kind == TRAINING)))
 

@@ -10,7 +10,8 @@ A crash after each step (and at the crash point of its name) leaves:
 3. `batch.committed`: the rows and the `done` mark together.
 
 A batch that fails is tried again after a pause that doubles with every attempt. A row that cannot be transformed or
-stored (`PoisonedItem`) is not tried again: the upgrade fails at once and names the item.
+stored (`service.networks.transformations.PoisonedItem`) is not tried again: the upgrade fails at once and names the
+item.
 """
 
 import uuid
@@ -21,12 +22,14 @@ from datetime import datetime
 import numpy as np
 from psycopg import sql
 from psycopg.errors import UniqueViolation
-from sqlalchemy import ColumnElement, func, select, text, update
+from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.crash_points import crash_point
 from service.db import Database, driver_connection
+from service.domain.batch_state import BatchAction, BatchState
+from service.domain.gallery.current_rows import is_current, lacks_current
 from service.domain.gallery.generations import (
     StoredGeneration,
     columns_of,
@@ -35,22 +38,13 @@ from service.domain.gallery.generations import (
     upsert_clause,
 )
 from service.domain.upgrade.catch_up import insert_batches
-from service.domain.upgrade.upgrades import change_state, lock_state
+from service.domain.upgrade.upgrades import change_batches, change_state, lock_state
 from service.domain.upgrade_state import Action, State
 from service.tables import Upgrade, UpgradeBatch
 from service.vectors.copy import read_rows, write_rows
-from service.vectors.rows import EmbeddingRows, Origin
+from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
 
 events = logs.Events(__name__)
-
-
-class PoisonedItem(Exception):
-    """A row cannot be transformed into one that can be stored; trying again would not help."""
-
-    def __init__(self, item_id: int, reason: str) -> None:
-        super().__init__(reason)
-        self.item_id = item_id
-        self.reason = reason
 
 
 TRANSFORMABLE = frozenset({State.TRANSFORMING, State.READY})
@@ -67,8 +61,8 @@ class Claim:
     last_error: str | None
 
 
-# (rows of the leg's generation, that generation, the one to give rows of, transformation ids) -> rows as stored.
-Transform = Callable[[EmbeddingRows, StoredGeneration, StoredGeneration, tuple[int, ...]], EmbeddingRows]
+# (rows of the leg's generation, the format of the rows to give, transformation ids) -> those rows.
+Transform = Callable[[EmbeddingRows, VectorFormat, tuple[int, ...]], EmbeddingRows]
 
 
 def plan_batches(session: Session, upgrade_id: int, batch_items: int) -> None:
@@ -85,8 +79,9 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
     Committed at once, so that an attempt counts even if it kills the worker.
     """
     rested = UpgradeBatch.retry_at.is_(None) | (UpgradeBatch.retry_at < func.now())
-    claimable = ((UpgradeBatch.state == "pending") & rested) | (
-        (UpgradeBatch.state == "claimed") & (UpgradeBatch.lease_expires_at < func.now())
+    lease_ended = UpgradeBatch.lease_expires_at < func.now()
+    claimable = ((UpgradeBatch.state == BatchState.PENDING) & rested) | (
+        (UpgradeBatch.state == BatchState.CLAIMED) & lease_ended
     )
     token = uuid.uuid4()
     with database.session_scope() as session:
@@ -99,17 +94,14 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
         )
         if batch_id is None:
             return None
-        claimed = session.execute(
-            update(UpgradeBatch)
-            .where(UpgradeBatch.id == batch_id)
-            .values(
-                state="claimed",
-                claim_token=token,
-                attempts=UpgradeBatch.attempts + 1,
-                lease_expires_at=_seconds_from_now(lease_seconds),
-            )
-            .returning(UpgradeBatch.attempts, UpgradeBatch.error)
-        ).one()
+        (claimed,) = change_batches(
+            session,
+            UpgradeBatch.id == batch_id,
+            BatchAction.CLAIM,
+            claim_token=token,
+            attempts=UpgradeBatch.attempts + 1,
+            lease_expires_at=_seconds_from_now(lease_seconds),
+        )
     crash_point("batch.claimed")
     return Claim(batch_id, upgrade_id, token, claimed.attempts, claimed.error)
 
@@ -124,19 +116,20 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
     upgrade = lock_state(session, claim.upgrade_id, shared=True)
     batch = session.scalar(
-        select(UpgradeBatch)
-        .where(UpgradeBatch.id == claim.batch_id, UpgradeBatch.claim_token == claim.token)
-        .where(UpgradeBatch.state == "claimed")
-        .with_for_update()
+        select(UpgradeBatch).where(_is_of(claim), UpgradeBatch.state == BatchState.CLAIMED).with_for_update()
     )
     if batch is None:
         return None
-    if State(upgrade.state) not in TRANSFORMABLE:
-        # Nothing was tried: the batch waits for a resume as if it had not been claimed.
-        batch.state, batch.attempts = "pending", batch.attempts - 1
+    if upgrade.state not in TRANSFORMABLE:
+        return_batch(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
+
+    # 2.
     rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform)
-    batch.state, batch.rows, batch.error, batch.done_at = "done", rows, None, func.clock_timestamp()
+
+    # 3.
+    done_at = func.clock_timestamp()
+    change_batches(session, _is_of(claim), BatchAction.FINISH, rows=rows, error=None, done_at=done_at)
     events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
     return rows
 
@@ -145,28 +138,18 @@ def release_batch(session: Session, claim: Claim, sentence: str, retry_base_seco
     """Give a claim back after a failure, with the reason; it can be claimed again after a pause that doubles with every
     attempt, from `retry_base_seconds` up to a minute."""
     pause = min(60.0, retry_base_seconds * 2.0 ** (claim.attempts - 1))
-    session.execute(
-        update(UpgradeBatch)
-        .where(
-            UpgradeBatch.id == claim.batch_id,
-            UpgradeBatch.claim_token == claim.token,
-            UpgradeBatch.state == "claimed",
-        )
-        .values(state="pending", error=sentence, retry_at=_seconds_from_now(pause))
-    )
+    retry_at = _seconds_from_now(pause)
+    change_batches(session, _is_of(claim), BatchAction.RELEASE, error=sentence, retry_at=retry_at)
 
 
 def return_batch(session: Session, claim: Claim) -> None:
     """Give a claim back as if the batch had not been tried."""
-    session.execute(
-        update(UpgradeBatch)
-        .where(
-            UpgradeBatch.id == claim.batch_id,
-            UpgradeBatch.claim_token == claim.token,
-            UpgradeBatch.state == "claimed",
-        )
-        .values(state="pending", attempts=UpgradeBatch.attempts - 1)
-    )
+    change_batches(session, _is_of(claim), BatchAction.RELEASE, attempts=UpgradeBatch.attempts - 1)
+
+
+def _is_of(claim: Claim) -> ColumnElement[bool]:
+    """Return the condition that a batch is the claimed one, and that nobody has taken it over."""
+    return (UpgradeBatch.id == claim.batch_id) & (UpgradeBatch.claim_token == claim.token)
 
 
 def _seconds_from_now(seconds: float) -> ColumnElement[datetime]:
@@ -191,13 +174,13 @@ def transform_items(
     target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
     written = 0
     sources = [get_stored_generation(session, upgrade.gallery_id, leg["generation"]) for leg in upgrade.legs]
-    for number, (leg, source) in enumerate(zip(upgrade.legs, sources, strict=True)):
+    for number, leg in enumerate(upgrade.legs):
         path = tuple(leg["transformations"])
         bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
         rows = _rows_to_transform(session, sources[: number + 1], target, bounds)
         if rows is None:
             continue
-        transformed = transform(rows, source, target, path)
+        transformed = transform(rows, target.vector_format, path)
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
         written += _write(session, target, transformed, f"staging_{target.id}_{first_item_id}_{number}")
@@ -223,7 +206,7 @@ def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, stag
         text(
             f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, origin, {columns})"
             f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
-            " JOIN items i ON i.id = s.item_id AND i.revision = s.revision AND i.deleted_at IS NULL"
+            f" JOIN items i ON {is_current('s')}"
             " WHERE i.id BETWEEN :first AND :last"
             f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)} RETURNING 1)"
             " SELECT count(*) FROM inserted"
@@ -231,9 +214,6 @@ def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, stag
         {"first": int(rows.item_id[0]), "last": int(rows.item_id[-1])},
     )
     return inserted or 0
-
-
-_NOT_CURRENT_IN = sql.SQL(" AND NOT EXISTS (SELECT FROM {table} b WHERE b.item_id = i.id AND b.revision = i.revision)")
 
 
 def _rows_to_transform(
@@ -253,20 +233,19 @@ def _rows_to_transform(
     columns = sql.SQL(", ").join(
         sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
     )
+    # Said of each table: PostgreSQL does not conclude it, and would walk the others from their beginning.
+    within = f"BETWEEN {int(first)} AND {int(last)}"
+    lacking = [lacks_current(stored.table, within=f"c.item_id {within}") for stored in (target, *earlier)]
     query = sql.SQL(
-        "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e"
-        " JOIN items i ON i.id = e.item_id AND i.revision = e.revision AND i.deleted_at IS NULL"
-        " LEFT JOIN {target} t ON t.item_id = e.item_id AND t.revision = e.revision AND t.item_id BETWEEN {range}"
-        " WHERE e.item_id BETWEEN {range} AND i.id BETWEEN {range}"
-        " AND i.gallery_id = %s AND i.revision > %s AND t.item_id IS NULL{unless}"
+        "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e JOIN items i ON {current}"
+        " WHERE e.item_id {within} AND i.id {within} AND i.gallery_id = %s AND i.revision > %s AND {lacking}"
         " ORDER BY e.item_id"
     ).format(
         columns=columns,
-        # Said of each table: PostgreSQL does not conclude it, and would walk the others from their beginning.
-        range=sql.SQL("{} AND {}").format(first, last),
         source=sql.Identifier(source.table),
-        target=sql.Identifier(target.table),
-        unless=sql.Composed([_NOT_CURRENT_IN.format(table=sql.Identifier(before.table)) for before in earlier]),
+        current=sql.SQL(is_current("e")),
+        within=sql.SQL(within),
+        lacking=sql.SQL(" AND ".join(lacking)),
     )
     chunks = list(read_rows(driver_connection(session), query, parameters, source.vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None

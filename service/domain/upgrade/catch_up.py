@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from service.domain.gallery.generations import delete_orphans, get_stored_generation, missing_between
+from service.domain.batch_state import BatchState
+from service.domain.gallery.current_rows import delete_orphans, lacks_current, missing_between
+from service.domain.gallery.generations import get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
-from service.tables import Gallery, Upgrade, UpgradeBatch, embeddings_table
+from service.tables import BatchPhase, Gallery, Upgrade, UpgradeBatch, embeddings_table
 
 _BATCH_BYTES = 12 * 2**20
 
@@ -28,7 +30,7 @@ class Behind:
 
 def unfinished_batches(session: Session, upgrade_id: int) -> int:
     """Return how many batches are not done, in anybody's hands."""
-    query = select(func.count()).where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != "done")
+    query = select(func.count()).where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != BatchState.DONE)
     return session.scalar(query) or 0
 
 
@@ -52,14 +54,14 @@ def plan_catch_up(session: Session, upgrade_id: int, batch_items: int) -> int:
     table = embeddings_table(upgrade.to_generation_id)
     source = (
         "items i WHERE gallery_id = :gallery_id AND revision > :after AND deleted_at IS NULL"
-        f" AND NOT EXISTS (SELECT FROM {table} e WHERE e.item_id = i.id AND e.revision = i.revision)"
+        f" AND {lacks_current(table)}"
     )
     parameters = {"gallery_id": upgrade.gallery_id, "after": upgrade.verified_revision}
     return insert_batches(session, upgrade, "catching_up", batch_items, source, parameters)
 
 
 def insert_batches(
-    session: Session, upgrade: Upgrade, phase: str, batch_items: int, source: str, parameters: dict[str, int]
+    session: Session, upgrade: Upgrade, phase: BatchPhase, batch_items: int, source: str, parameters: dict[str, int]
 ) -> int:
     """Cut the items of `source` (SQL that follows FROM and has a column `id`) into batches; return how many items.
 

@@ -18,8 +18,9 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.crash_points import crash_point
+from service.domain.gallery.current_rows import delete_orphans, missing_items
 from service.domain.gallery.galleries import lock_gallery
-from service.domain.gallery.generations import delete_orphans, drop_generation, missing_items
+from service.domain.gallery.generations import drop_generation
 from service.domain.gallery.writes import delete_items
 from service.domain.upgrade.batches import Transform, transform_items
 from service.domain.upgrade.upgrades import change_state, lock_state
@@ -49,7 +50,7 @@ class OtherUpgradeFirst(Conflict):
 def request_cutover(session: Session, upgrade_id: int) -> Upgrade:
     """Ask the worker to cut over; refuse at once (409) unless the upgrade is ready or live."""
     upgrade = lock_state(session, upgrade_id)
-    if advance(State(upgrade.state), Action.CUTOVER) != State(upgrade.state):
+    if advance(upgrade.state, Action.CUTOVER) != upgrade.state:
         upgrade.cutover_requested_at = func.now()
     return upgrade
 
@@ -68,7 +69,7 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
     item cannot be transformed, and `IllegalTransition` unless the upgrade is ready.
     """
     upgrade = lock_state(session, upgrade_id)
-    if advance(State(upgrade.state), Action.CUTOVER) == State(upgrade.state):
+    if advance(upgrade.state, Action.CUTOVER) == upgrade.state:
         return upgrade
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
@@ -91,7 +92,7 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
     rollback with `RollbackWouldLose`, which names them; with `accept_loss` they are deleted.
     """
     upgrade = lock_state(session, upgrade_id)
-    if advance(State(upgrade.state), Action.ROLLBACK) == State(upgrade.state):
+    if advance(upgrade.state, Action.ROLLBACK) == upgrade.state:
         return upgrade
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
@@ -119,7 +120,7 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
 def finalize(session: Session, upgrade_id: int) -> Upgrade:
     """Drop the previous generation: from here on there is no way back."""
     upgrade = lock_state(session, upgrade_id)
-    if advance(State(upgrade.state), Action.FINALIZE) == State(upgrade.state):
+    if advance(upgrade.state, Action.FINALIZE) == upgrade.state:
         return upgrade
     lock_gallery(session, upgrade.gallery_id)
     crash_point("finalize.locked")

@@ -7,12 +7,11 @@ from numpy.typing import NDArray
 from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
-from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation, missing_items
-from service.domain.indexes.faiss_engine import read_current_rows
+from service.domain.gallery.current_rows import is_current, missing_items, read_current_vectors
+from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.index.protocol import Metric
-from service.tables import Gallery, Generation, Upgrade
-from service.vectors.rows import EmbeddingRows
+from service.tables import Generation, Upgrade
 
 
 @dataclass(frozen=True)
@@ -29,26 +28,24 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     """Return up to `items` random labelled items that are current in both generations; None when no two of them have
     the same label, so that there is nothing to retrieve."""
     upgrade = get_upgrade(session, upgrade_id)
-    gallery = session.get_one(Gallery, upgrade.gallery_id)
     before = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
     after = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
     drawn = session.execute(
         text(
-            f"SELECT i.id, i.label FROM items i JOIN {before.table} b ON b.item_id = i.id AND b.revision = i.revision"
-            f" JOIN {after.table} a ON a.item_id = i.id AND a.revision = i.revision"
-            " WHERE i.gallery_id = :gallery_id AND i.deleted_at IS NULL AND i.label IS NOT NULL"
+            f"SELECT i.id, i.label FROM items i JOIN {before.table} b ON {is_current('b')}"
+            f" JOIN {after.table} a ON {is_current('a')}"
+            " WHERE i.gallery_id = :gallery_id AND i.label IS NOT NULL"
             " ORDER BY random() LIMIT :items"
         ),
-        {"gallery_id": gallery.id, "items": items},
+        {"gallery_id": upgrade.gallery_id, "items": items},
     ).all()
     if len({label for _, label in drawn}) == len(drawn):
         return None
     ids = np.array(sorted(id_ for id_, _ in drawn), np.int64)
     label_of = {id_: label for id_, label in drawn}
     _, classes = np.unique([label_of[id_] for id_ in ids.tolist()], return_inverse=True)
-    metric: Metric = gallery.metric  # type: ignore[assignment]  # the table's check allows only these
     return LabelledSample(
-        metric,
+        before.metric,
         _embeddings(session, before, ids),
         _embeddings(session, after, ids),
         classes.astype(np.int64),
@@ -56,8 +53,7 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
 
 
 def _embeddings(session: Session, stored: StoredGeneration, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    rows = EmbeddingRows.concatenate(list(read_current_rows(session, stored, 4096, ids)))
-    return rows.embedding.astype(np.float32)
+    return read_current_vectors(session, stored, 4096, ids)[1]
 
 
 def record_evaluation(

@@ -20,9 +20,9 @@ def progress_of(session: Session, upgrade: Upgrade) -> dict[str, dict[str, Any]]
     """Return {phase: {done, total, unit, rate, eta_seconds}}; the rate is in units per second, and null where too
     little happened to tell. Nothing that rests (paused, failed, speed 0) has an estimate."""
     now = session.scalars(select(func.now())).one()
-    state = State(upgrade.state)
+    state = upgrade.state
     moving = state in WORKING and upgrade.speed > 0
-    reached = State(upgrade.resume_state) if state in (State.PAUSED, State.FAILED) and upgrade.resume_state else state
+    reached = upgrade.resume_state if state in (State.PAUSED, State.FAILED) and upgrade.resume_state else state
     return {
         "transforming": _batches(session, upgrade, "transforming", now, moving),
         "catching_up": _batches(session, upgrade, "catching_up", now, moving),

@@ -1,108 +1,32 @@
-"""Upgrades: planning one, looking at one, and the one function that changes an upgrade's state."""
+"""Upgrades: looking at one, and the functions that change the states of upgrades and of their batches."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import and_, case, func, or_, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service import logs
-from service.domain import registry
+from service.advisory_locks import AdvisoryLock, hold
+from service.domain.batch_state import TRANSITIONS, BatchAction
 from service.domain.gallery.galleries import get_gallery, lock_gallery
-from service.domain.gallery.generations import StoredGeneration, add_generation, drop_generation, stored_generations
-from service.domain.upgrade.paths import Leg, find_legs
+from service.domain.gallery.generations import drop_generation
+from service.domain.indexes.due import DueRebuild
+from service.domain.indexes.engine import IndexEngine
 from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_UPGRADE, send_after_commit
-from service.tables import Gallery, ModelVersion, Upgrade, UpgradeBatch, UpgradeEvent
+from service.tables import Item, Upgrade, UpgradeBatch, UpgradeEvent
 
 events = logs.Events(__name__)
-
-# Advisory locks: (one of these, upgrade id). Batches in flight share STATE_LOCK; a change of state has it alone, so it
-# waits for them and they see it. PHASE_LOCK lets one worker plan, build or evaluate at a time.
-STATE_LOCK = 724_061
-PHASE_LOCK = 724_062
 
 
 class UnknownUpgrade(NotFound):
     """No upgrade has this id."""
 
 
-class UpgradeOpen(Conflict):
-    """The gallery has an open upgrade already."""
-
-
 class UpgradeEnded(Conflict):
     """The upgrade is not open any more."""
-
-
-class AlreadyThere(Conflict):
-    """The gallery's active generation is under the version asked for."""
-
-
-def plan_upgrade(
-    session: Session,
-    gallery_name: str,
-    to_version: str,
-    cutover: Literal["auto", "manual"],
-    transformation_id: int | None = None,
-    speed: float = 1.0,
-) -> Upgrade:
-    """Create the next generation with its empty table, and the upgrade that will fill it.
-
-    From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`
-    and `NoPath` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404).
-    """
-    version = registry.get_version(session, to_version)
-    gallery = lock_gallery(session, get_gallery(session, gallery_name).id)
-    active, legs = choose_path(session, gallery, version, transformation_id)
-    generation = add_generation(
-        session,
-        gallery,
-        version,
-        state="building",
-        has_side_information=legs[0].gives_side_information,
-        parent_generation_id=legs[0].generation_id,
-        transformation_id=legs[0].transformation_ids[-1],
-    )
-    upgrade = Upgrade(
-        gallery_id=gallery.id,
-        from_generation_id=active.id,
-        to_generation_id=generation.id,
-        legs=[leg.to_json() for leg in legs],
-        cutover=cutover,
-        speed=speed,
-        state=State.PLANNED,
-        start_revision=gallery.revision,
-    )
-    session.add(upgrade)
-    try:
-        session.flush()  # the unique index on open upgrades has the last word
-    except IntegrityError as error:
-        raise UpgradeOpen(f"Gallery {gallery_name!r} has an open upgrade.") from error
-    session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
-    send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
-    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=upgrade.legs)
-    return upgrade
-
-
-def choose_path(
-    session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None
-) -> tuple[StoredGeneration, list[Leg]]:
-    """Return the gallery's active generation and the path from a stored one to `version`.
-
-    Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
-    """
-    open_id = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
-    if open_id is not None:
-        raise UpgradeOpen(f"Upgrade {open_id} of gallery {gallery.name!r} is open; finish or cancel it first.")
-    stored = stored_generations(session, gallery.id)
-    active = next(g for g in stored if g.id == gallery.active_generation_id)
-    if active.version.id == version.id:
-        raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
-    retained = [generation for generation in stored if generation is not active]
-    return active, find_legs(session, version, active, retained, transformation_id)
 
 
 def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
@@ -138,8 +62,7 @@ def list_upgrades(session: Session, gallery_name: str, after_id: int, limit: int
 
 def lock_state(session: Session, upgrade_id: int, *, shared: bool = False) -> Upgrade:
     """Hold the upgrade's state until the transaction ends: shared by batches, alone for a change of state."""
-    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
-    session.execute(text(f"SELECT {function}(:space, :id)"), {"space": STATE_LOCK, "id": upgrade_id % 2**31})
+    hold(session, AdvisoryLock.UPGRADE_STATE, upgrade_id, shared=shared)
     return get_upgrade(session, upgrade_id)
 
 
@@ -149,8 +72,8 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     `values` are columns set with the state. Raises `IllegalTransition` (409) and `UnknownUpgrade` (404).
     """
     upgrade = lock_state(session, upgrade_id)
-    state = State(upgrade.state)
-    target = advance(state, action, State(upgrade.resume_state) if upgrade.resume_state else None)
+    state = upgrade.state
+    target = advance(state, action, upgrade.resume_state if upgrade.resume_state else None)
     if target == state:
         return upgrade
     left: dict[str, Any] = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
@@ -173,6 +96,19 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     return get_upgrade(session, upgrade_id)
 
 
+def change_batches(
+    session: Session, which: ColumnElement[bool], action: BatchAction, **values: Any
+) -> Sequence[UpgradeBatch]:
+    """Move the rows of those batches that the action may move, and return them: the only function that does.
+
+    `values` are columns set with the state.
+    """
+    sources, target = TRANSITIONS[action]
+    statement = update(UpgradeBatch).where(which, UpgradeBatch.state.in_(sources)).values(state=target, **values)
+    options = {"synchronize_session": False, "populate_existing": True}
+    return session.scalars(statement.returning(UpgradeBatch), execution_options=options).all()
+
+
 def pause_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Stop before the next batch; returns when no batch is in flight."""
     return change_state(session, upgrade_id, Action.PAUSE)
@@ -186,11 +122,9 @@ def resume_upgrade(session: Session, upgrade_id: int) -> Upgrade:
 def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Go on after a failure, with a fresh count of attempts for what is not done; done batches are kept."""
     upgrade = lock_state(session, upgrade_id)
-    if State(upgrade.state) is State.FAILED:
-        session.execute(
-            update(UpgradeBatch)
-            .where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != "done")
-            .values(state="pending", attempts=0, retry_at=None, error=None)
+    if upgrade.state is State.FAILED:
+        change_batches(
+            session, UpgradeBatch.upgrade_id == upgrade_id, BatchAction.RESET, attempts=0, retry_at=None, error=None
         )
     return change_state(session, upgrade_id, Action.RETRY, error=None)
 
@@ -219,7 +153,7 @@ def set_speed(session: Session, upgrade_id: int, speed: float) -> Upgrade:
 def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Give the upgrade up and drop the next generation; the active one was never touched."""
     before = lock_state(session, upgrade_id)
-    if State(before.state) is State.CANCELLED:
+    if before.state is State.CANCELLED:
         return before
     lock_gallery(session, before.gallery_id)
     upgrade = change_state(session, upgrade_id, Action.CANCEL, cutover_requested_at=None)
@@ -230,7 +164,7 @@ def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:
 def fail_upgrade(session: Session, upgrade_id: int, sentence: str) -> None:
     """Stop the upgrade with a sentence that says what happened and what to do; nothing if it is not open any more."""
     upgrade = lock_state(session, upgrade_id)
-    if State(upgrade.state) in WORKING | {State.READY}:
+    if upgrade.state in WORKING | {State.READY}:
         change_state(session, upgrade_id, Action.FAIL, error=sentence, cutover_requested_at=None)
         events.warning("upgrade.failed", upgrade_id=upgrade_id, error=sentence)
 
@@ -248,3 +182,32 @@ def unfinished_upgrades(session: Session) -> Sequence[int]:
     return session.scalars(
         select(Upgrade.id).where(Upgrade.state.in_([*WORKING, State.READY])).order_by(Upgrade.id)
     ).all()
+
+
+def fail_for_item(session: Session, upgrade_id: int, item_id: int, reason: str) -> None:
+    """Stop the upgrade because of a row that cannot be transformed; `reason` says what is wrong with its values."""
+    name = session.scalar(select(Item.external_id).where(Item.id == item_id))
+    fail_upgrade(
+        session,
+        upgrade_id,
+        f"Item {name!r} cannot be upgraded: a value of its transformed vectors {reason}. Replace or delete the item and"
+        " retry, or cancel.",
+    )
+
+
+def find_due_build(session: Session, engine: IndexEngine, generation_id: int | None = None) -> DueRebuild | None:
+    """Return a generation whose index is to be built anew, or that one if its is; none while an upgrade needs
+    workers."""
+    return None if upgrade_needs_workers(session) else engine.find_due(session, generation_id)
+
+
+def count_upgrades(session: Session) -> dict[str, int]:
+    """Return how many upgrades are in each state that one is in."""
+    rows = session.execute(select(Upgrade.state, func.count()).group_by(Upgrade.state))
+    return {state.value: count for state, count in rows}
+
+
+def count_batches(session: Session) -> dict[str, int]:
+    """Return how many batches are in each state that one is in."""
+    rows = session.execute(select(UpgradeBatch.state, func.count()).group_by(UpgradeBatch.state))
+    return {state.value: count for state, count in rows}

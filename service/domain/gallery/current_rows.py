@@ -1,0 +1,165 @@
+"""Which rows are current, and reading them. The condition that promise 2 rests on is spelled here alone.
+
+A generation's row is *current* if it has its item's revision and the item is live.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.errors import UndefinedTable
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service.db import Database, driver_connection
+from service.domain.gallery.generations import StoredGeneration
+from service.index.protocol import Ids
+from service.index.replica import GenerationGone
+from service.tables import embeddings_table
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows, VectorFormat
+
+
+def _has_revision(row: str, item: str) -> str:
+    return f"{row}.item_id = {item}.id AND {row}.revision = {item}.revision"
+
+
+def is_current(row: str, item: str = "i") -> str:
+    """Return the SQL condition that a generation's row is the current one of an item; both are aliases of tables."""
+    return f"{_has_revision(row, item)} AND {item}.deleted_at IS NULL"
+
+
+def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
+    """Return the SQL condition that a live item has no current row in a generation's table; `within` is said of the
+    rows of the table, as `c`, to be looked at."""
+    return f"NOT EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)} AND {within})"
+
+
+def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.Composed:
+    """Return the query of a generation's current rows, as `service.vectors.copy.read_rows` wants it; `e` and `i` are
+    the embeddings row and its item in `where`."""
+    columns = "e.item_id, e.revision, e.origin, e.embedding"
+    if side_information:
+        columns += ", e.side_information"
+    return sql.SQL("SELECT {columns} FROM {table} e JOIN items i ON {current} WHERE {where} ORDER BY e.item_id").format(
+        columns=sql.SQL(columns),
+        table=sql.Identifier(generation.table),
+        current=sql.SQL(is_current("e")),
+        where=sql.SQL(where),
+    )
+
+
+def read_current_rows(
+    session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids | None = None
+) -> Iterator[EmbeddingRows]:
+    """Stream a generation's current rows (embeddings only), all of them or those among `ids`, by item id.
+
+    Raises `GenerationGone`.
+    """
+    where = "true" if ids is None else "i.id = ANY(%s)"
+    query = current_rows_query(stored, side_information=False, where=where)
+    parameters = () if ids is None else (ids.tolist(),)
+    with _gone_if_dropped(stored):
+        yield from read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
+
+
+def read_next_rows(
+    session: Session, stored: StoredGeneration, after_item_id: int, up_to_revision: int, count: int
+) -> EmbeddingRows | None:
+    """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
+    when there are no more. Raises `GenerationGone`."""
+    where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
+    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
+    parameters = (after_item_id, after_item_id, up_to_revision)
+    with _gone_if_dropped(stored):
+        chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
+    return EmbeddingRows.concatenate(chunks) if chunks else None
+
+
+def stream_rows(
+    database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
+) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+    """Give current rows of the revision or before, by item id: (n,) ids and (n, D) embeddings at a time, each from a
+    short transaction of its own."""
+    last = 0
+    while True:
+        with database.session_scope() as session:
+            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once)
+        if rows is None:
+            return
+        yield rows.item_id, rows.embedding.astype(np.float32)
+        last = int(rows.item_id[-1])
+
+
+def read_current_vectors(
+    session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids
+) -> tuple[Ids, NDArray[np.float32]]:
+    """Return those of the ids that have a current row, ascending (N,), and their embeddings (N, D) float32."""
+    found, vectors = [np.empty(0, np.int64)], [np.empty((0, stored.vector_format.embedding_dim), np.float32)]
+    for rows in read_current_rows(session, stored, rows_per_chunk, ids) if len(ids) else ():
+        found.append(rows.item_id)
+        vectors.append(rows.embedding.astype(np.float32))
+    return np.concatenate(found), np.concatenate(vectors)
+
+
+def live_ids(session: Session, gallery_id: int) -> Ids:
+    """Return every live item's id, by COPY: there may be many millions."""
+    query = sql.SQL("COPY (SELECT id FROM items WHERE gallery_id = {} AND deleted_at IS NULL) TO STDOUT").format(
+        sql.Literal(gallery_id)
+    )
+    with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
+        data = b"".join(bytes(block) for block in copy)
+    return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)
+
+
+_WITHOUT_CURRENT_ROW = """
+FROM items i WHERE i.gallery_id = :gallery_id AND i.revision > :after AND i.deleted_at IS NULL AND {lacks_current}
+"""
+
+
+def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
+    """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
+    condition = _WITHOUT_CURRENT_ROW.format(lacks_current=lacks_current(embeddings_table(generation_id)))
+    query = text(f"SELECT i.id {condition} ORDER BY i.id")
+    return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
+
+
+def missing_between(
+    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+) -> tuple[int, int | None]:
+    """Return how many live items, changed within (after, up to], have no current row in the generation, and the
+    lowest revision among them."""
+    condition = _WITHOUT_CURRENT_ROW.format(lacks_current=lacks_current(embeddings_table(generation_id)))
+    query = text(f"SELECT count(*), min(i.revision) {condition} AND i.revision <= :up_to")
+    parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
+    count, first = session.execute(query, parameters).one()
+    return count, first
+
+
+def delete_orphans(
+    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+) -> None:
+    """Remove rows of items that were deleted, within (after, up to], while a batch was writing them.
+
+    No batch may be in flight. One that starts later sees the deletions, so it writes no such row again.
+    """
+    query = text(
+        f"DELETE FROM {embeddings_table(generation_id)} e USING items i WHERE e.item_id = i.id"
+        " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
+    )
+    session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})
+
+
+@contextmanager
+def _gone_if_dropped(stored: StoredGeneration) -> Iterator[None]:
+    """Say of a table that was dropped since its generation was looked up what it means."""
+    try:
+        yield
+    except UndefinedTable as error:
+        raise GenerationGone(f"Generation {stored.id} was dropped.") from error
+
+
+def _embeddings_only(stored: StoredGeneration) -> VectorFormat:
+    return VectorFormat(stored.vector_format.embedding_dim, None, stored.vector_format.dtype)

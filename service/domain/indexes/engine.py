@@ -1,0 +1,52 @@
+"""What an engine is: it holds the indexes of generations, as FAISS files that each API process loads (`faiss_engine`),
+or as collections in a Milvus server that all processes share (`milvus_engine`). `choice` decides once which one it is;
+whoever has an engine knows no other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy.orm import Session
+
+from service.domain.gallery.generations import GenerationKey
+from service.domain.indexes.due import DueRebuild
+from service.index.replica import GenerationSource
+from service.networks.encoders import Encoders
+
+BuildProgress = Callable[[int, int], None]  # (rows in the index, rows in all)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build that is to be done: for which generation, as which job, and whom to tell how far it is.
+
+    With `only_width`, the rows of the index that is there may stay. `progress` raises when nobody wants it any more.
+    """
+
+    generation: GenerationKey
+    job_id: int
+    only_width: bool
+    progress: BuildProgress
+
+
+class IndexEngine(Protocol):
+    """Where indexes are built, followed and removed; one per process."""
+
+    def follow(self, encoders: Encoders) -> GenerationSource:
+        """Return what this process's replicas follow."""
+
+    def build(self, build: Build) -> dict[str, Any]:
+        """Make the generation's index, name it in the generation's row, end the job, and return what was recorded.
+
+        Running it twice gives the same row. Raises `GenerationGone` when the job was ended meanwhile.
+        """
+
+    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
+        """Return a generation whose index is to be built anew, or that one if its is; None where there is none."""
+
+    def remove_unneeded(self, wait_seconds: float) -> None:
+        """Remove every index that no stored generation names; raises `Unavailable` (503) when one is in use for longer
+        than `wait_seconds`."""
+
+    def close(self) -> None:
+        """Let go of connections."""

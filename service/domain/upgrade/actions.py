@@ -1,0 +1,97 @@
+"""What a user does to an upgrade that changes which generation answers, or which there are.
+
+Each is answered after the fact: when this process answers by the generation that is active now, and when what was given
+up is gone, rows and index. A worker does a cutover, because the last remainder may need h; whoever asked waits for it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from service.crash_points import crash_point
+from service.db import Database
+from service.domain.indexes.engine import IndexEngine
+from service.domain.indexes.removal import remove_dropped
+from service.domain.upgrade import cutover
+from service.domain.upgrade.upgrades import cancel_upgrade, get_upgrade
+from service.domain.upgrade_state import State
+from service.errors import Conflict, Unavailable
+from service.index.replica import Replicas
+from service.queue import ADVANCE_UPGRADE, send_after_commit
+from service.settings import Settings
+from service.tables import Upgrade
+
+_POLL_SECONDS = 0.05
+
+
+class CutoverRefused(Conflict):
+    """The worker found a reason why the generation cannot go live."""
+
+
+class NoWorkerAnswered(Unavailable):
+    """No worker cut over in time; nothing has changed."""
+
+
+@dataclass(frozen=True)
+class UpgradeActions:
+    """The actions, for the requests of one API process."""
+
+    database: Database
+    engine: IndexEngine
+    replicas: Replicas
+    settings: Settings
+
+    def cancel(self, upgrade_id: int) -> None:
+        """Give up an upgrade that is not live."""
+        self._give_up_a_generation(upgrade_id, cancel_upgrade)
+
+    def cut_over(self, upgrade_id: int) -> None:
+        """Have a worker make a ready upgrade live.
+
+        Raises `IllegalTransition` (409) when it is not ready, `CutoverRefused` (409) with the worker's sentence, and
+        `NoWorkerAnswered` (503), after which the request is withdrawn.
+        """
+        with self.database.session_scope() as session:
+            cutover.request_cutover(session, upgrade_id)
+            send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
+        self._wait_until_live(upgrade_id)
+        self._act(upgrade_id, get_upgrade)
+
+    def roll_back(self, upgrade_id: int, *, accept_loss: bool) -> None:
+        """Make the previous generation active again; `service.domain.upgrade.cutover.roll_back`."""
+        self._give_up_a_generation(
+            upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss)
+        )
+
+    def finalize(self, upgrade_id: int) -> None:
+        """Drop the previous generation of a live upgrade."""
+        self._give_up_a_generation(upgrade_id, cutover.finalize)
+
+    def _wait_until_live(self, upgrade_id: int) -> None:
+        wait_seconds = self.settings.cutover_wait_seconds
+        ends = time.monotonic() + wait_seconds
+        while time.monotonic() < ends:
+            with self.database.session_scope() as session:
+                upgrade = get_upgrade(session, upgrade_id)
+            if upgrade.state in (State.LIVE, State.FINALIZED):
+                return
+            if upgrade.state is not State.READY:
+                raise CutoverRefused(upgrade.error or f"The upgrade is {upgrade.state} now.")
+            time.sleep(_POLL_SECONDS)
+        with self.database.session_scope() as session:
+            upgrade = cutover.withdraw_cutover(session, upgrade_id)
+        if upgrade.state is not State.LIVE:
+            raise NoWorkerAnswered(f"No worker cut the upgrade over within {wait_seconds:.0f} s; is one running?")
+
+    def _give_up_a_generation(self, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> None:
+        self._act(upgrade_id, action)
+        remove_dropped(self.database, self.engine, self.settings.removal_wait_seconds)
+
+    def _act(self, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> None:
+        """Commit the action, then bring this process's replica along."""
+        with self.database.session_scope() as session:
+            upgrade = action(session, upgrade_id)
+        crash_point("switch.committed")
+        self.replicas.refresh(upgrade.gallery_id)
