@@ -97,7 +97,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 def owner_process(folder: Path) -> "Iterator[subprocess.Popen[str]]":
     """Another process that starts the servers of a folder and says so on its standard output."""
     command = [sys.executable, "-c", _OWNER, str(folder)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as owner:
         try:
             yield owner
