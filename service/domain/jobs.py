@@ -1,10 +1,12 @@
 """Jobs: the record of long work that a client may look at."""
 
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from service.domain.phases import BuildProgress
 from service.errors import Conflict, NotFound
 from service.tables import Job
 
@@ -28,10 +30,12 @@ def start_job(session: Session, kind: str, gallery_id: int, generation_id: int |
     return job.id
 
 
-def record_progress(session: Session, job_id: int, progress: dict[str, Any]) -> bool:
+def record_progress(session: Session, job_id: int, progress: BuildProgress) -> bool:
     """Record how far a job is; return whether it still runs, or its work is not wanted any more."""
     running = update(Job).where(Job.id == job_id, Job.state == "running")
-    return session.scalar(running.values(progress=progress, updated_at=func.now()).returning(Job.id)) is not None
+    return (
+        session.scalar(running.values(progress=asdict(progress), updated_at=func.now()).returning(Job.id)) is not None
+    )
 
 
 def finish_job(

@@ -39,6 +39,7 @@ from service.domain.indexes.milvus_engine import fill_collection
 from service.domain.indexes.query_samples import draw_recall_sample
 from service.domain.indexes.removal import index_file, remove_unneeded_files
 from service.domain.jobs import end_jobs_left_running, finish_job, record_progress, start_job, withdraw_job
+from service.domain.phases import BuildProgress
 from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.index.files import IndexFileError, build_index, read_index, save_index
 from service.index.kinds import BuiltIndex, IndexKind, training_rows
@@ -139,7 +140,7 @@ def _publish(database: Database, blobs: BlobStore, generation_id: int, job_id: i
         **built.recall,
     }
     with database.session_scope() as session:
-        if not record_progress(session, job_id, {"done": built.rows, "total": built.rows}):
+        if not record_progress(session, job_id, BuildProgress(built.rows, built.rows)):
             raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
         session.execute(
             update(Generation)
@@ -171,7 +172,7 @@ class _JobProgress:
             return
         self._next = time.monotonic() + _PROGRESS_SECONDS
         with self._database.session_scope() as session:
-            if not record_progress(session, self._job_id, {"done": done, "total": total}):
+            if not record_progress(session, self._job_id, BuildProgress(done, total)):
                 raise GenerationGone("The generation was dropped.")
             if self._gives_way and upgrade_needs_workers(session):
                 raise GaveWay("It gave way to an upgrade, and is begun again when that needs no worker.")
