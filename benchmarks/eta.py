@@ -90,9 +90,9 @@ def _run(parts: WorkerParts, gallery_name: str, speed: float) -> tuple[list[_Rea
 def _read(parts: WorkerParts, upgrade_id: int, readings: list[_Reading], finished: threading.Event) -> None:
     while not finished.wait(_READ_EVERY_SECONDS):
         with parts.database.session_scope() as session:
-            phase = progress_of(session, get_upgrade(session, upgrade_id))["transforming"]
-        if phase["eta_seconds"]:
-            readings.append(_Reading(time.time(), phase["done"] / phase["total"], phase["eta_seconds"]))
+            phase = progress_of(session, [get_upgrade(session, upgrade_id)])[upgrade_id]["transforming"]
+        if phase.eta_seconds:
+            readings.append(_Reading(time.time(), phase.done / phase.total, phase.eta_seconds))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def run(
     items: Annotated[int, typer.Option(help="Size of the gallery.")] = 1_000_000,
     dim: int = 128,
     changed: Annotated[float, typer.Option(help="Items added since the file was built, as a share.")] = 0.05,
-    kind: Annotated[str, typer.Option(help="Of the index file, as a gallery's `index`.")] = "hnsw",
+    kind: Annotated[IndexOption, typer.Option(help="Of the index file, as a gallery's `index`.")] = "hnsw",
     repeats: int = 3,
 ) -> None:
     """Print the table, a row as soon as it is known."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.domain.gallery.generations import CURRENT
+from service.domain.gallery.current_rows import is_current
 from service.index.protocol import Metric
 from service.tables import embeddings_table
 
@@ -23,7 +23,8 @@ def search_in_postgres(
     distance = f"e.embedding::vector({dim}) {_OPERATORS[metric]} CAST(:query AS vector({dim}))"
     rows = session.execute(
         text(
-            f"SELECT i.external_id, {distance} AS distance FROM {embeddings_table(generation_id)} e {CURRENT}"
+            f"SELECT i.external_id, {distance} AS distance FROM {embeddings_table(generation_id)} e"
+            f" JOIN items i ON {is_current('e')}"
             " ORDER BY distance, i.id LIMIT :k"
         ),
         {"query": str(list(query)), "k": k},

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,19 +30,23 @@ from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
 from service.domain.training.datasets import ImageSet, LabelledImage, PairFiles, find_dataset
 from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
+from service.domain.training.paired_vectors import StoredPairs
 from service.domain.training.trainings import (
     LEAST_ROWS,
+    ListedImages,
     TrainedTransformation,
     TrainingEnded,
     TrainingRefused,
+    TrainingRequest,
     begin_slice,
     complete_training,
     end_slice,
     fail_training,
-    phase,
+    phases_of,
     record_failed_attempt,
     record_phase,
     remove_files_of_ended,
+    training_phase,
     versions_of,
 )
 from service.errors import Unprocessable
@@ -70,7 +74,7 @@ class _Slice:
     parts: WorkerParts
     job: Job
     prefix: str
-    request: dict[str, Any]
+    request: TrainingRequest
     files: TrainingFiles
     before: ModelVersion
     after: ModelVersion
@@ -88,7 +92,7 @@ class _PhaseClock:
         self._slice = time_slice
         self._name = name
         self._unit = unit
-        self._seconds_before = time_slice.job.progress.get(name, {}).get("seconds", 0.0)
+        self._seconds_before = phases_of(time_slice.job)[name].seconds
         self._began = time.monotonic()
         self._next = 0.0
 
@@ -98,9 +102,9 @@ class _PhaseClock:
         if now < self._next and done < total and not self._slice.is_over:
             return
         self._next = now + _RECORD_SECONDS
-        progress = phase(done, total, self._unit, self._seconds_before + now - self._began)
+        phase = training_phase(done, total, self._unit, self._seconds_before + now - self._began)
         with self._slice.parts.database.session_scope() as session:
-            record_phase(session, self._slice.job.id, self._name, progress)
+            record_phase(session, self._slice.job.id, self._name, phase)
 
 
 def scratch_folder(settings: Settings) -> Path:
@@ -141,34 +145,34 @@ def advance_training(parts: WorkerParts, job_id: int) -> bool:
 
 def _run(parts: WorkerParts, job: Job) -> None:
     """Go on until the training is registered. Raises `_SliceEnded` when the time is over before."""
-    assert job.request is not None
     assert job.file_prefix is not None
+    request = TrainingRequest.of(job)
     with parts.database.session_scope() as session:
-        before, after = versions_of(session, job)
+        before, after = versions_of(session, request)
     files = TrainingFiles(parts.blobs, job.file_prefix)
     ends = time.monotonic() + parts.settings.task_slice_seconds
-    time_slice = _Slice(parts, job, job.file_prefix, job.request, files, before, after, ends)
-    if "images" in job.request:
-        _encode(time_slice)
+    time_slice = _Slice(parts, job, job.file_prefix, request, files, before, after, ends)
+    if isinstance(request.learns_from, ListedImages):
+        _encode(time_slice, request.learns_from)
     precision = parts.settings.precision or fastest_precision(parts.settings.device)
-    config = TransformationTraining(**job.request["options"], precision=precision)
+    config = TransformationTraining(**request.options, precision=precision)
     rows = parts.training.keep(job.file_prefix, "rows", lambda: _load(time_slice, config.seed))
     h = _train(time_slice, "h", rows.h, config)
     g = None
-    if job.request["with_g"]:
+    if request.with_g:
         assert rows.g is not None
         g = _train(time_slice, "g", rows.g, config)
     _register(time_slice, rows, config, h, g)
 
 
-def _encode(time_slice: _Slice) -> None:
+def _encode(time_slice: _Slice, listed: ListedImages) -> None:
     """Encode what is not encoded yet, a batch at a time."""
-    parts, total = time_slice.parts, time_slice.request["images"]
+    parts, total = time_slice.parts, listed.images
     done = max((row_range.end for row_range in time_slice.files.row_ranges()), default=0)
     if done >= total:
         return
     clock = _PhaseClock(time_slice, "encoding", "images")
-    images = parts.training.keep(time_slice.prefix, "images", lambda: _find_images(time_slice))
+    images = parts.training.keep(time_slice.prefix, "images", lambda: _find_images(time_slice, listed))
     encoders = parts.training.keep(time_slice.prefix, "encoders", lambda: Encoders(parts.blobs, parts.settings))
     remaining = images.read(done)
     while batch := list(islice(remaining, parts.settings.encode_batch_items)):
@@ -179,11 +183,12 @@ def _encode(time_slice: _Slice) -> None:
             raise _SliceEnded
 
 
-def _find_images(time_slice: _Slice) -> ImageSet:
+def _find_images(time_slice: _Slice, listed: ListedImages) -> ImageSet:
     """Return the images that were there when the training was asked for. Raises `Unprocessable` if they are not."""
-    name = time_slice.request["dataset"]
+    name = time_slice.request.dataset
+    assert name is not None
     images = find_dataset(time_slice.parts.settings.datasets, name)
-    if isinstance(images, PairFiles) or images.listing_sha256() != time_slice.request["listing_sha256"]:
+    if isinstance(images, PairFiles) or images.listing_sha256() != listed.listing_sha256:
         raise TrainingRefused(f"Data set {name!r} changed since the training was asked for.")
     return images
 
@@ -261,6 +266,7 @@ def _register(
     clock = _PhaseClock(time_slice, "evaluating", "evaluation")
     clock(0, 1)
     parts, request = time_slice.parts, time_slice.request
+    learnt = request.learns_from
     h_bytes, g_bytes = save_network(h), None if g is None else save_network(g)
     metrics = held_out_metrics(
         rows.held_out,
@@ -271,7 +277,7 @@ def _register(
     )
     clock(1, 1)
     with parts.database.session_scope() as session:
-        progress = session.get_one(Job, time_slice.job.id).progress
+        phases = phases_of(session.get_one(Job, time_slice.job.id))
         training = {
             "job": time_slice.job.id,
             "recipe": config.recipe,
@@ -280,9 +286,9 @@ def _register(
             "rows": len(rows.h),
             "held_out_rows": len(rows.held_out),
             "images_skipped": rows.skipped,
-            "dataset": request["dataset"],
-            "dataset_sha256": rows.images_sha256 or request["sha256"],
-            "seconds": round(sum(values["seconds"] for values in progress.values()), 3),
+            "dataset": request.dataset,
+            "dataset_sha256": learnt.sha256 if isinstance(learnt, StoredPairs) else rows.images_sha256,
+            "seconds": round(sum(phase.seconds for phase in phases.values()), 3),
         }
         trained = TrainedTransformation(h_bytes, g_bytes, training, metrics)
         complete_training(session, parts.blobs, parts.settings, time_slice.job.id, trained)

@@ -79,8 +79,7 @@ def create_gallery(new: NewGallery, session: SessionDependency, response: Respon
 def list_galleries(session: SessionDependency, limit: Limit = 100, cursor: Cursor = None) -> Page[GalleryView]:
     """Return galleries in the order they were created."""
     found = galleries.list_galleries(session, decode_cursor(cursor), limit + 1)
-    views = [_view(galleries.describe_gallery(session, gallery)) for gallery in found]
-    return page_of(views, [gallery.id for gallery in found], limit)
+    return page_of([_view(details) for details in found], [details.gallery.id for details in found], limit)
 
 
 @router.get("/{name}")

@@ -9,7 +9,6 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlalchemy.orm import Session
 from starlette.datastructures import FormData, UploadFile
 
 from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
@@ -27,7 +26,6 @@ from service.api.uploads import (
 from service.domain import registry
 from service.domain.training.trainings import WantedTraining, plan_training
 from service.errors import Unprocessable
-from service.tables import ModelVersion, Transformation
 
 router = APIRouter(prefix="/transformations", tags=["transformations"])
 
@@ -150,11 +148,12 @@ def _pairs(form: FormData) -> BinaryIO | None:
     return files[0].file
 
 
-def _view(session: Session, transformation: Transformation) -> TransformationView:
+def _view(details: registry.TransformationDetails) -> TransformationView:
+    transformation = details.transformation
     return TransformationView(
         id=transformation.id,
-        from_version=session.get_one(ModelVersion, transformation.from_version_id).name,
-        to_version=session.get_one(ModelVersion, transformation.to_version_id).name,
+        from_version=details.from_version,
+        to_version=details.to_version,
         h_kind=transformation.h_kind,
         h_digest=transformation.h_digest,
         g_kind=transformation.g_kind,
@@ -182,7 +181,7 @@ def register_transformation(
         optional_file_part(form, "g"),
     )
     response.headers["Location"] = f"/v1/transformations/{transformation.id}"
-    return _view(session, transformation)
+    return _view(registry.describe_transformation(session, transformation))
 
 
 @router.post("/train", status_code=202, openapi_extra=_TRAINING_BODY)
@@ -211,13 +210,14 @@ def list_transformations(
 ) -> Page[TransformationView]:
     """Return transformations, oldest first."""
     found = registry.list_transformations(session, decode_cursor(cursor), limit + 1)
-    return page_of([_view(session, row) for row in found], [row.id for row in found], limit)
+    return page_of([_view(details) for details in found], [details.transformation.id for details in found], limit)
 
 
 @router.get("/{transformation_id}")
 def get_transformation(transformation_id: IdPath, session: SessionDependency) -> TransformationView:
     """Return one transformation."""
-    return _view(session, registry.get_transformation(session, transformation_id))
+    transformation = registry.get_transformation(session, transformation_id)
+    return _view(registry.describe_transformation(session, transformation))
 
 
 @router.delete("/{transformation_id}", status_code=204)

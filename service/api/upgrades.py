@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -13,13 +14,14 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.domain.phases import Phase
 from service.domain.upgrade import planning, upgrades
 from service.domain.upgrade.dry_run import DryRun, dry_run
 from service.domain.upgrade.planning import WantedUpgrade
-from service.domain.upgrade.progress import progress_of
+from service.domain.upgrade.progress import UpgradeDetails, describe_upgrades, progress_of
 from service.domain.upgrade_state import OPEN, State
 from service.networks.transformations import TransformationNetworks
-from service.tables import CutoverOption, Gallery, Generation, ModelVersion, Upgrade, UpgradeEvent
+from service.tables import CutoverOption, Upgrade, UpgradeEvent
 
 router = APIRouter(tags=["upgrades"])
 
@@ -95,20 +97,24 @@ def _known_upgrade(upgrade_id: IdPath, session: SessionDependency) -> int:
 
 
 def _view(session: Session, upgrade: Upgrade) -> UpgradeView:
-    before = session.get_one(Generation, upgrade.from_generation_id)
-    after = session.get_one(Generation, upgrade.to_generation_id)
+    (details,) = describe_upgrades(session, [upgrade])
+    return _view_of(details)
+
+
+def _view_of(details: UpgradeDetails) -> UpgradeView:
+    upgrade = details.upgrade
     return UpgradeView(
         id=upgrade.id,
-        gallery=session.get_one(Gallery, upgrade.gallery_id).name,
+        gallery=details.gallery,
         state=upgrade.state,
         cutover=upgrade.cutover,
         speed=upgrade.speed,
-        from_version=session.get_one(ModelVersion, before.model_version_id).name,
-        to_version=session.get_one(ModelVersion, after.model_version_id).name,
-        from_generation=before.id,
-        to_generation=after.id,
+        from_version=details.from_version,
+        to_version=details.to_version,
+        from_generation=upgrade.from_generation_id,
+        to_generation=upgrade.to_generation_id,
         path=[LegView(**leg) for leg in upgrade.legs],
-        progress={phase: PhaseView(**values) for phase, values in progress_of(session, upgrade).items()},
+        progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
         evaluation=upgrade.evaluation,
         error=upgrade.error,
         created_at=upgrade.created_at,
@@ -151,7 +157,8 @@ def list_upgrades(
 ) -> Page[UpgradeView]:
     """Return a gallery's upgrades, oldest first."""
     found = upgrades.list_upgrades(session, name, decode_cursor(cursor), limit + 1)
-    return page_of([_view(session, upgrade) for upgrade in found], [upgrade.id for upgrade in found], limit)
+    views = [_view_of(details) for details in describe_upgrades(session, found)]
+    return page_of(views, [upgrade.id for upgrade in found], limit)
 
 
 @router.get("/upgrades/{upgrade_id}")
@@ -168,7 +175,7 @@ async def stream_events(
 ) -> AsyncIterator[ServerSentEvent]:
     """Stream the upgrade's changes of state (`state`, each with an id, from after `Last-Event-ID` on) and its progress
     (`progress`, whenever it changed); ends when the upgrade has ended."""
-    shown: dict[str, Any] | None = None
+    shown: dict[str, Phase] | None = None
     while True:
         changes, progress, ended = await run_in_threadpool(_look, parts, upgrade_id, last_event_id)
         for change in changes:
@@ -183,12 +190,13 @@ async def stream_events(
         await asyncio.sleep(parts.settings.follow_every_seconds)
 
 
-def _look(parts: Parts, upgrade_id: int, after: int) -> tuple[list[UpgradeEvent], dict[str, Any], bool]:
+def _look(parts: Parts, upgrade_id: int, after: int) -> tuple[list[UpgradeEvent], dict[str, Phase], bool]:
     """Return the changes of state after an event, the progress, and whether there is nothing more to come."""
     with parts.database.session_scope(snapshot=True) as session:
         upgrade = upgrades.get_upgrade(session, upgrade_id)
         ended = upgrade.state not in OPEN | {State.LIVE}
-        return upgrades.events_after(session, upgrade_id, after), progress_of(session, upgrade), ended
+        progress = progress_of(session, [upgrade])[upgrade_id]
+        return upgrades.events_after(session, upgrade_id, after), progress, ended
 
 
 @router.patch("/upgrades/{upgrade_id}")

@@ -1,11 +1,13 @@
 """Jobs: the record of long work that a client may look at."""
 
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from service.domain.job_state import TRANSITIONS, UNFINISHED, JobAction, JobState
+from service.domain.phases import BuildProgress
 from service.errors import Conflict, NotFound
 from service.tables import Job, JobKind
 
@@ -50,10 +52,11 @@ def change_jobs(session: Session, which: ColumnElement[bool], action: JobAction,
     return bool(moved)
 
 
-def record_progress(session: Session, job_id: int, progress: dict[str, Any]) -> bool:
+def record_progress(session: Session, job_id: int, progress: BuildProgress) -> bool:
     """Record how far a job is; return whether it still runs, or its work is not wanted any more."""
     running = update(Job).where(Job.id == job_id, Job.state == JobState.RUNNING)
-    return session.scalar(running.values(progress=progress, updated_at=func.now()).returning(Job.id)) is not None
+    recorded = running.values(progress=asdict(progress), updated_at=func.now()).returning(Job.id)
+    return session.scalar(recorded) is not None
 
 
 def succeed_job(session: Session, job_id: int, result: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from service.advisory_locks import AdvisoryLock, hold
 from service.blobs import BlobStore
@@ -52,6 +52,23 @@ class VersionSpec:
     side_information_dim: int | None
     normalize: bool
     preprocessing: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TransformationDetails:
+    """A transformation with the names of the versions that it leads from and to."""
+
+    transformation: Transformation
+    from_version: str
+    to_version: str
+
+
+_From, _To = aliased(ModelVersion), aliased(ModelVersion)
+_WITH_VERSIONS = (
+    select(Transformation, _From.name, _To.name)
+    .join(_From, _From.id == Transformation.from_version_id)
+    .join(_To, _To.id == Transformation.to_version_id)
+)
 
 
 def register_model_version(
@@ -188,10 +205,15 @@ def get_transformation(session: Session, transformation_id: int) -> Transformati
     return transformation
 
 
-def list_transformations(session: Session, after_id: int, limit: int) -> list[Transformation]:
+def list_transformations(session: Session, after_id: int, limit: int) -> list[TransformationDetails]:
     """Return up to `limit` transformations with ids above `after_id`, by id."""
-    query = select(Transformation).where(Transformation.id > after_id).order_by(Transformation.id).limit(limit)
-    return list(session.scalars(query))
+    query = _WITH_VERSIONS.where(Transformation.id > after_id).order_by(Transformation.id).limit(limit)
+    return [TransformationDetails(*row) for row in session.execute(query)]
+
+
+def describe_transformation(session: Session, transformation: Transformation) -> TransformationDetails:
+    """Return the transformation's details."""
+    return TransformationDetails(*session.execute(_WITH_VERSIONS.where(Transformation.id == transformation.id)).one())
 
 
 def delete_transformation(session: Session, transformation_id: int) -> list[str]:

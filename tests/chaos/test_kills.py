@@ -12,7 +12,8 @@ from psycopg import sql
 
 from models.artifacts import load_transformation_network
 from service.db import Database, create_database_engine, driver_connection
-from service.domain.gallery.generations import count_live, missing_items, stored_generations
+from service.domain.gallery.current_rows import missing_items
+from service.domain.gallery.generations import count_live, stored_generations
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows
 from tests.fakes import RecordingQueue

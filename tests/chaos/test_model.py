@@ -14,7 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from service.domain.upgrade.batches import Claim, PoisonedItem, claim_batch, work_on_batch
+from service.domain.upgrade.batches import Claim, claim_batch, work_on_batch
+from service.networks.transformations import PoisonedItem
 from service.settings import Settings
 from tests.chaos.client import Client
 from tests.chaos.model import WORKER_PATH, GalleryModel, Upgrade

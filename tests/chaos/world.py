@@ -23,11 +23,11 @@ from service.api.dependencies import Parts
 from service.app import create_app
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
-from service.domain.gallery.generations import StoredGeneration
+from service.domain.indexes.choice import choose_engine
 from service.networks.encoders import Encoders
 from service.networks.transformations import TransformationNetworks
 from service.settings import Settings
-from service.vectors.rows import EmbeddingRows
+from service.vectors.rows import EmbeddingRows, VectorFormat
 from tests.chaos.offline import Row, register
 from tests.networks import image_bytes
 from workers.app import WorkerParts
@@ -67,12 +67,10 @@ class InterruptedNetworks(TransformationNetworks):
         self.interruption = Interruption()
         self.item_ids: list[int] = []
 
-    def transform(
-        self, rows: EmbeddingRows, source: StoredGeneration, target: StoredGeneration, path: tuple[int, ...]
-    ) -> EmbeddingRows:
+    def transform(self, rows: EmbeddingRows, wanted: VectorFormat, path: tuple[int, ...]) -> EmbeddingRows:
         self.item_ids = rows.item_id.tolist()
         self.interruption.strike()
-        return super().transform(rows, source, target, path)
+        return super().transform(rows, wanted, path)
 
 
 class InterruptedEncoders(Encoders):
@@ -182,7 +180,9 @@ class World:
         self.database = Database(create_database_engine(self.settings.database_url, pool_size=4), self.worker_nudges)
         blobs = BlobStore(self.settings.blob_location)
         self.networks = InterruptedNetworks(self.database, blobs, self.settings)
-        self.worker = WorkerParts(self.settings, self.database, blobs, self.networks)
+        self.worker = WorkerParts(
+            self.settings, self.database, blobs, self.networks, choose_engine(self.database, blobs, self.settings)
+        )
         self.transformations = register(self.apis[0].client)
         self.galleries = 0
 

@@ -14,6 +14,11 @@ from service.index.protocol import IndexOption, Metric
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
 from service.vectors.rows import StoredDtype
 
+_WITH_VERSION = (
+    select(Gallery, Generation, ModelVersion)
+    .join(Generation, Generation.id == Gallery.active_generation_id)
+    .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
+)
 _SERVING = text("SELECT id, active_generation_id FROM galleries WHERE name = :name")
 
 
@@ -88,17 +93,15 @@ def find_serving(connection: Connection, name: str) -> tuple[int, int]:
     return row.id, row.active_generation_id
 
 
-def list_galleries(session: Session, after_id: int, limit: int) -> list[Gallery]:
+def list_galleries(session: Session, after_id: int, limit: int) -> list[GalleryDetails]:
     """Return up to `limit` galleries with ids above `after_id`, by id."""
-    query = select(Gallery).where(Gallery.id > after_id).order_by(Gallery.id).limit(limit)
-    return list(session.scalars(query))
+    query = _WITH_VERSION.where(Gallery.id > after_id).order_by(Gallery.id).limit(limit)
+    return [GalleryDetails(*row) for row in session.execute(query)]
 
 
 def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
     """Return the gallery's details."""
-    generation = session.get_one(Generation, gallery.active_generation_id)
-    version = session.get_one(ModelVersion, generation.model_version_id)
-    return GalleryDetails(gallery, generation, version)
+    return GalleryDetails(*session.execute(_WITH_VERSION.where(Gallery.id == gallery.id)).one())
 
 
 def change_index(session: Session, name: str, index: IndexOption) -> Gallery:

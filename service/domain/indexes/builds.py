@@ -19,6 +19,7 @@ from service.domain.jobs import (
     start_job,
     withdraw_job,
 )
+from service.domain.phases import BuildProgress
 from service.index.replica import GenerationGone
 from service.tables import Generation
 
@@ -95,7 +96,7 @@ class _JobProgress:
             return
         self._next = time.monotonic() + _PROGRESS_SECONDS
         with self._database.session_scope() as session:
-            if not record_progress(session, self._job_id, {"done": done, "total": total}):
+            if not record_progress(session, self._job_id, BuildProgress(done, total)):
                 raise GenerationGone("The generation was dropped.")
             if self._gives_way is not None and self._gives_way(session):
                 raise GaveWay("It gave way to an upgrade, and is begun again when that needs no worker.")

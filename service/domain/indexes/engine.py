@@ -13,7 +13,7 @@ from service.domain.indexes.due import DueRebuild
 from service.index.replica import GenerationSource
 from service.networks.encoders import Encoders
 
-BuildProgress = Callable[[int, int], None]  # (rows in the index, rows in all)
+Report = Callable[[int, int], None]  # (rows in the index, rows in all)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Build:
     generation: GenerationKey
     job_id: int
     only_width: bool
-    progress: BuildProgress
+    progress: Report
 
 
 class IndexEngine(Protocol):

@@ -38,11 +38,12 @@ from service.domain.gallery.current_rows import live_ids, read_current_rows, str
 from service.domain.gallery.generations import count_rows, get_stored_generation
 from service.domain.indexes.builds import name_index
 from service.domain.indexes.due import DueRebuild, Rebuilds
-from service.domain.indexes.engine import Build, BuildProgress
+from service.domain.indexes.engine import Build, Report
 from service.domain.indexes.index_files import index_file, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
 from service.domain.indexes.row_reader import RowReader
-from service.domain.jobs import succeed_job
+from service.domain.jobs import record_progress, succeed_job
+from service.domain.phases import BuildProgress
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index, read_index, save_index
 from service.index.kinds import BuiltIndex, training_rows
@@ -167,6 +168,7 @@ class FaissEngine:
             **built.recall,
         }
         with self._database.session_scope() as session:
+            record_progress(session, build.job_id, BuildProgress(built.rows, built.rows))
             if not succeed_job(session, build.job_id, parameters):
                 raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
             name_index(session, generation_id, name, sha256, built.revision, parameters)
@@ -190,7 +192,7 @@ def _kind(option: IndexOption, rows: int, settings: Settings) -> IndexKind:
     return option
 
 
-def _counted(rows: Iterable[_Chunk], total: int, progress: BuildProgress) -> Iterator[_Chunk]:
+def _counted(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_Chunk]:
     done = 0
     for ids, vectors in rows:
         yield ids, vectors
@@ -198,7 +200,7 @@ def _counted(rows: Iterable[_Chunk], total: int, progress: BuildProgress) -> Ite
         progress(done, total)
 
 
-def _watched(rows: Iterable[_Chunk], total: int, progress: BuildProgress) -> Iterator[_Chunk]:
+def _watched(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_Chunk]:
     """Read the rows again when all are in the index, and stop when the build is not wanted any more."""
     for chunk in rows:
         yield chunk

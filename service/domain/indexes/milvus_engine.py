@@ -40,7 +40,7 @@ from service.domain.gallery.current_rows import missing_between, stream_rows
 from service.domain.gallery.generations import GenerationKey, count_rows, get_stored_generation
 from service.domain.indexes.builds import name_index
 from service.domain.indexes.due import DueRebuild
-from service.domain.indexes.engine import Build, BuildProgress
+from service.domain.indexes.engine import Build, Report
 from service.domain.indexes.index_files import remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample
 from service.domain.indexes.row_reader import RowReader
@@ -122,7 +122,7 @@ class MilvusEngine:
                 raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
         return parameters
 
-    def fill(self, generation: GenerationKey, progress: BuildProgress = lambda done, total: None) -> dict[str, Any]:
+    def fill(self, generation: GenerationKey, progress: Report = lambda done, total: None) -> dict[str, Any]:
         """Fill the generation's collection from its rows; return what was recorded about it.
 
         One that is named and there is left as it is. Raises `CollectionBusy`, and `GenerationGone`.
@@ -141,7 +141,7 @@ class MilvusEngine:
             return None
         return row.index_parameters or {}
 
-    def refill(self, generation: GenerationKey, progress: BuildProgress = lambda done, total: None) -> dict[str, Any]:
+    def refill(self, generation: GenerationKey, progress: Report = lambda done, total: None) -> dict[str, Any]:
         """Fill the collection anew, whatever is there; the generation's lock is held."""
         # 1.
         started = time.monotonic()
@@ -358,9 +358,7 @@ def _reached(session: Session, generation: GenerationKey) -> _Reached:
     return _Reached(revision, index_revision or 0, is_complete)
 
 
-def _add_all(
-    index: MilvusIndex, rows: Iterable[tuple[Ids, NDArray[np.float32]]], total: int, progress: BuildProgress
-) -> int:
+def _add_all(index: MilvusIndex, rows: Iterable[tuple[Ids, NDArray[np.float32]]], total: int, progress: Report) -> int:
     count = 0
     for ids, vectors in rows:
         index.add(ids, vectors)

@@ -8,9 +8,9 @@ training that kills its worker again and again fails, after pauses that double.
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from sqlalchemy import ColumnElement, cast, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
@@ -21,10 +21,12 @@ from service.advisory_locks import AdvisoryLock, hold, hold_if_free
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain import registry
-from service.domain.jobs import TRAINING, UNFINISHED
+from service.domain.job_state import UNFINISHED, JobAction, JobState
+from service.domain.jobs import TRAINING, change_jobs, fail_job, succeed_job
+from service.domain.phases import Phase, phase_of, rate_of
 from service.domain.training.datasets import ImageSet, PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
-from service.domain.training.paired_vectors import PairLimits, check_bytes, store_pairs
+from service.domain.training.paired_vectors import PairLimits, StoredPairs, check_bytes, store_pairs
 from service.errors import Unprocessable
 from service.queue import ADVANCE_TRAINING, send_after_commit
 from service.settings import Settings
@@ -52,6 +54,49 @@ class WantedTraining:
     with_g: bool
     dataset: str | None
     options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """How many images a data set had when the training was asked for, and a digest of what they were."""
+
+    images: int
+    listing_sha256: str
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What the job's row keeps of what was asked for, and of what the training learns from."""
+
+    from_version: str
+    from_version_id: int
+    to_version: str
+    to_version_id: int
+    with_g: bool
+    dataset: str | None
+    options: dict[str, Any]
+    learns_from: StoredPairs | ListedImages
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the request of a training's job."""
+        assert job.request is not None
+        values = dict(job.request)
+        source = ListedImages if "images" in values else StoredPairs
+        return cls(learns_from=source(**{field.name: values.pop(field.name) for field in fields(source)}), **values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the row keeps; the keys of `learns_from` lie beside the others."""
+        values = asdict(self)
+        del values["learns_from"]
+        return {**values, **asdict(self.learns_from)}
+
+
+@dataclass(frozen=True)
+class TrainingPhase(Phase):
+    """`seconds` is the time that workers have worked on it, and what the rate is of."""
+
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,28 +128,21 @@ def plan_training(
     prefix = uuid.uuid4().hex
     source = PairFiles([]) if wanted.dataset is None else find_dataset(settings.datasets, wanted.dataset)
     limits = PairLimits(before, after, LEAST_ROWS, settings.max_training_bytes)
-    learned_from: dict[str, Any]
+    learns_from: StoredPairs | ListedImages
     if isinstance(source, PairFiles):
         parts: Sequence[BinaryIO | Path] = source.paths if pairs is None else [pairs]
-        stored = store_pairs(parts, limits, wanted.with_g, TrainingFiles(blobs, prefix))
-        learned_from = {"rows": stored.rows, "sha256": stored.sha256}
+        learns_from = store_pairs(parts, limits, wanted.with_g, TrainingFiles(blobs, prefix))
     else:
-        learned_from = _check_images(source, limits)
+        learns_from = _check_images(source, limits)
+    request = TrainingRequest(
+        before.name, before.id, after.name, after.id, wanted.with_g, wanted.dataset, wanted.options, learns_from
+    )
     job = Job(
         kind=TRAINING,
-        state="queued",
+        state=JobState.QUEUED,
         file_prefix=prefix,
-        request={
-            "from_version": before.name,
-            "from_version_id": before.id,
-            "to_version": after.name,
-            "to_version_id": after.id,
-            "with_g": wanted.with_g,
-            "dataset": wanted.dataset,
-            "options": wanted.options,
-            **learned_from,
-        },
-        progress=_phases(isinstance(source, PairFiles), wanted.with_g, learned_from),
+        request=request.to_json(),
+        progress={name: asdict(phase) for name, phase in _planned_phases(request).items()},
     )
     session.add(job)
     session.flush()  # its id is the answer
@@ -114,33 +152,32 @@ def plan_training(
     return job
 
 
-def _check_images(images: ImageSet, limits: PairLimits) -> dict[str, Any]:
+def _check_images(images: ImageSet, limits: PairLimits) -> ListedImages:
     if len(images) < limits.least_rows:
         raise TrainingRefused(f"A training needs at least {limits.least_rows} images; there are {len(images)}.")
     check_bytes(len(images), limits.dims().values(), limits.max_bytes)
-    return {"images": len(images), "listing_sha256": images.listing_sha256()}
+    return ListedImages(len(images), images.listing_sha256())
 
 
-def _phases(are_pairs: bool, with_g: bool, learned_from: dict[str, Any]) -> dict[str, Any]:
-    phases = {} if are_pairs else {"encoding": phase(0, learned_from["images"], "images", 0.0)}
-    for name in ("h", "g") if with_g else ("h",):
-        phases[f"training_{name}"] = phase(0, 0, "epochs", 0.0)
-    return {**phases, "evaluating": phase(0, 1, "evaluation", 0.0)}
+def _planned_phases(request: TrainingRequest) -> dict[str, TrainingPhase]:
+    """Return the phases before any work; how many epochs there are is not known yet."""
+    phases = {}
+    if isinstance(request.learns_from, ListedImages):
+        phases["encoding"] = TrainingPhase(0, request.learns_from.images, "images")
+    for name in ("h", "g") if request.with_g else ("h",):
+        phases[f"training_{name}"] = TrainingPhase(0, 0, "epochs")
+    return {**phases, "evaluating": TrainingPhase(0, 1, "evaluation")}
 
 
-def phase(done: int, total: int, unit: str, seconds: float) -> dict[str, Any]:
-    """Return a phase's progress; `seconds` is the time that workers have worked on it, and what the rate is of."""
-    rate = done / seconds if done and seconds > 0 else None
-    eta = (total - done) / rate if rate else None
-    ended = 0 < total <= done
-    return {
-        "done": done,
-        "total": total,
-        "unit": unit,
-        "seconds": round(seconds, 3),
-        "rate": rate,
-        "eta_seconds": 0.0 if ended else eta,
-    }
+def training_phase(done: int, total: int, unit: str, seconds: float) -> TrainingPhase:
+    """Return a phase that workers have worked on for so many seconds."""
+    phase = phase_of(done, total, unit, rate_of(done, seconds) if done else None)
+    return TrainingPhase(**asdict(phase), seconds=round(seconds, 3))
+
+
+def phases_of(job: Job) -> dict[str, TrainingPhase]:
+    """Return how far a training is, by the names of its phases."""
+    return {name: TrainingPhase(**values) for name, values in job.progress.items()}
 
 
 def begin_slice(session: Session, job_id: int, settings: Settings) -> Job | None:
@@ -158,43 +195,39 @@ def begin_slice(session: Session, job_id: int, settings: Settings) -> Job | None
             session, job_id, f"It was tried {job.attempts} times without getting on; its last error: {cause}."
         )
         return None
-    job.state, job.attempts, job.updated_at = "running", job.attempts + 1, func.now()
+    change_jobs(session, Job.id == job_id, JobAction.BEGIN, attempts=Job.attempts + 1)
+    session.refresh(job)
     return job
 
 
 def end_slice(session: Session, job_id: int) -> None:
     """Record that a slice was brought to its end: the training gets on."""
-    session.execute(update(Job).where(Job.id == job_id, Job.state == "running").values(attempts=0, error=None))
+    session.execute(update(Job).where(_runs(job_id)).values(attempts=0, error=None))
 
 
 def record_failed_attempt(session: Session, job_id: int, sentence: str) -> None:
     """Keep the reason of a failure that may pass; the training is tried again after a pause."""
-    session.execute(
-        update(Job).where(Job.id == job_id, Job.state == "running").values(error=sentence, updated_at=func.now())
-    )
+    session.execute(update(Job).where(_runs(job_id)).values(error=sentence, updated_at=func.now()))
 
 
-def record_phase(session: Session, job_id: int, name: str, progress: dict[str, Any]) -> None:
+def record_phase(session: Session, job_id: int, name: str, phase: TrainingPhase) -> None:
     """Record how far a phase is. Raises `TrainingEnded` when the job does not run any more."""
-    merged = Job.progress.op("||")(cast({name: progress}, JSONB))
+    merged = Job.progress.op("||")(cast({name: asdict(phase)}, JSONB))
     running = session.scalar(
-        update(Job)
-        .where(Job.id == job_id, Job.state == "running")
-        .values(progress=merged, updated_at=func.now())
-        .returning(Job.id)
+        update(Job).where(_runs(job_id)).values(progress=merged, updated_at=func.now()).returning(Job.id)
     )
     if running is None:
         raise TrainingEnded
 
 
-def versions_of(session: Session, job: Job) -> tuple[ModelVersion, ModelVersion]:
+def versions_of(session: Session, request: TrainingRequest) -> tuple[ModelVersion, ModelVersion]:
     """Return the versions that the training leads from and to. Raises `TrainingRefused` when one was deleted."""
-    assert job.request is not None
     found = []
-    for which in ("from_version", "to_version"):
-        version = session.get(ModelVersion, job.request[f"{which}_id"])
+    wanted = {request.from_version_id: request.from_version, request.to_version_id: request.to_version}
+    for version_id, name in wanted.items():
+        version = session.get(ModelVersion, version_id)
         if version is None:
-            raise TrainingRefused(f"Model version {job.request[which]!r} was deleted while the training ran.")
+            raise TrainingRefused(f"Model version {name!r} was deleted while the training ran.")
         found.append(version)
     return found[0], found[1]
 
@@ -203,27 +236,22 @@ def complete_training(
     session: Session, blobs: BlobStore, settings: Settings, job_id: int, trained: TrainedTransformation
 ) -> Transformation:
     """Register the transformation and end the job, in one transaction. Raises `TrainingEnded` when it does not run."""
-    job = session.scalar(select(Job).where(Job.id == job_id, Job.state == "running").with_for_update())
+    job = session.scalar(select(Job).where(_runs(job_id)).with_for_update())
     if job is None:
         raise TrainingEnded
-    before, after = versions_of(session, job)
+    before, after = versions_of(session, TrainingRequest.of(job))
     transformation = registry.register_transformation(
         session, blobs, settings, before.name, after.name, trained.h, trained.g
     )
     transformation.training, transformation.metrics = trained.training, trained.metrics
-    job.state, job.result, job.error = "succeeded", {"transformation": transformation.id}, None
-    job.finished_at = job.updated_at = func.now()
+    succeed_job(session, job_id, {"transformation": transformation.id})
     events.info("training.succeeded", job_id=job_id, transformation_id=transformation.id)
     return transformation
 
 
 def fail_training(session: Session, job_id: int, sentence: str) -> None:
     """End the training with a sentence that says why; nothing if it has ended already."""
-    session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.state.in_(UNFINISHED))
-        .values(state="failed", error=sentence, finished_at=func.now(), updated_at=func.now())
-    )
+    fail_job(session, job_id, sentence)
     events.warning("training.failed", job_id=job_id, error=sentence)
 
 
@@ -243,6 +271,10 @@ def remove_files_of_ended(database: Database, blobs: BlobStore, local: Path) -> 
             return set(session.scalars(select(Job.file_prefix).where(Job.state.in_(UNFINISHED), Job.kind == TRAINING)))
 
     remove_unwanted(blobs, local, read_wanted)
+
+
+def _runs(job_id: int) -> ColumnElement[bool]:
+    return (Job.id == job_id) & (Job.state == JobState.RUNNING)
 
 
 def _rested(settings: Settings) -> ColumnElement[bool]:

@@ -1,97 +1,153 @@
-"""An upgrade's progress as a tree per phase, counted from rows."""
+"""What is shown of upgrades beside their rows: the names around them, and their progress, counted from rows.
 
+Many upgrades are described together, by as many queries as one.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 from statistics import linear_regression
-from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import Session, aliased
 
+from service.domain.batch_state import BatchState
+from service.domain.jobs import INDEX_BUILD
+from service.domain.phases import BuildProgress, Phase, phase_of, rate_of
 from service.domain.upgrade_state import WORKING, State
-from service.tables import Job, Upgrade, UpgradeBatch
+from service.tables import Gallery, Generation, Job, ModelVersion, Upgrade, UpgradeBatch
 
 _RATE_BATCHES = 33
 _STEADY_BATCHES = 6
 _AFTER_EVALUATING = {State.READY, State.LIVE, State.FINALIZED, State.ROLLED_BACK}
 
 
-def progress_of(session: Session, upgrade: Upgrade) -> dict[str, dict[str, Any]]:
-    """Return {phase: {done, total, unit, rate, eta_seconds}}; the rate is in units per second, and null where too
-    little happened to tell. Nothing that rests (paused, failed, speed 0) has an estimate."""
+@dataclass(frozen=True)
+class UpgradeDetails:
+    """An upgrade with the names around it and its progress."""
+
+    upgrade: Upgrade
+    gallery: str
+    from_version: str
+    to_version: str
+    progress: dict[str, Phase]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """The items of a phase's batches, and its last batches since the state or the speed changed, oldest first, so that
+    no pause is part of the rate."""
+
+    done: int
+    total: int
+    recent: list[tuple[int, datetime]]
+
+
+_NO_BATCHES = _Counts(0, 0, [])
+_Batches = dict[tuple[int, str], _Counts]
+
+
+def describe_upgrades(session: Session, upgrades: Sequence[Upgrade]) -> list[UpgradeDetails]:
+    """Return the details of upgrades, by id."""
+    before, after = aliased(Generation), aliased(Generation)
+    from_version, to_version = aliased(ModelVersion), aliased(ModelVersion)
+    query = (
+        select(Upgrade, Gallery.name, from_version.name, to_version.name)
+        .join(Gallery, Gallery.id == Upgrade.gallery_id)
+        .join(before, before.id == Upgrade.from_generation_id)
+        .join(from_version, from_version.id == before.model_version_id)
+        .join(after, after.id == Upgrade.to_generation_id)
+        .join(to_version, to_version.id == after.model_version_id)
+        .where(Upgrade.id.in_([upgrade.id for upgrade in upgrades]))
+    )
+    progress = progress_of(session, upgrades)
+    return [
+        UpgradeDetails(upgrade, gallery, from_name, to_name, progress[upgrade.id])
+        for upgrade, gallery, from_name, to_name in session.execute(query.order_by(Upgrade.id))
+    ]
+
+
+def progress_of(session: Session, upgrades: Sequence[Upgrade]) -> dict[int, dict[str, Phase]]:
+    """Return each upgrade's phases by its id; nothing that rests (paused, failed, speed 0) has an estimate."""
+    ids = [upgrade.id for upgrade in upgrades]
     now = session.scalars(select(func.now())).one()
+    batches, builds = _count_batches(session, ids), _newest_builds(session, ids)
+    return {upgrade.id: _phases(upgrade, batches, builds.get(upgrade.id), now) for upgrade in upgrades}
+
+
+def _count_batches(session: Session, upgrade_ids: Sequence[int]) -> _Batches:
+    """Return the counts of each upgrade's phases that have batches."""
+    phase, is_done = (UpgradeBatch.upgrade_id, UpgradeBatch.phase), UpgradeBatch.state == BatchState.DONE
+    position = func.row_number().over(
+        partition_by=phase, order_by=(UpgradeBatch.done_at.desc(), UpgradeBatch.id.desc())
+    )
+    since_change = (
+        select(*phase, UpgradeBatch.id, UpgradeBatch.items, UpgradeBatch.done_at, position.label("position"))
+        .join(Upgrade, Upgrade.id == UpgradeBatch.upgrade_id)
+        .where(Upgrade.id.in_(upgrade_ids), is_done, UpgradeBatch.done_at > Upgrade.updated_at)
+        .subquery()
+    )
+    last = select(since_change).where(since_change.c.position <= _RATE_BATCHES)
+    recent: dict[tuple[int, str], list[tuple[int, datetime]]] = defaultdict(list)
+    for batch in session.execute(last.order_by(since_change.c.done_at, since_change.c.id)):
+        recent[batch.upgrade_id, batch.phase].append((batch.items, batch.done_at))
+
+    done = func.coalesce(func.sum(UpgradeBatch.items).filter(is_done), 0)
+    sums = select(*phase, done, func.sum(UpgradeBatch.items)).where(UpgradeBatch.upgrade_id.in_(upgrade_ids))
+    return {
+        (upgrade_id, name): _Counts(int(done), int(total), recent[upgrade_id, name])
+        for upgrade_id, name, done, total in session.execute(sums.group_by(*phase))
+    }
+
+
+def _newest_builds(session: Session, upgrade_ids: Sequence[int]) -> dict[int | None, Job]:
+    """Return the job that builds, or built, each upgrade's index."""
+    query = select(Job).where(Job.upgrade_id.in_(upgrade_ids), Job.kind == INDEX_BUILD)
+    newest = query.ext(distinct_on(Job.upgrade_id)).order_by(Job.upgrade_id, Job.id.desc())
+    return {job.upgrade_id: job for job in session.scalars(newest)}
+
+
+def _phases(upgrade: Upgrade, batches: _Batches, build: Job | None, now: datetime) -> dict[str, Phase]:
     state = upgrade.state
     moving = state in WORKING and upgrade.speed > 0
     reached = upgrade.resume_state if state in (State.PAUSED, State.FAILED) and upgrade.resume_state else state
     return {
-        "transforming": _batches(session, upgrade, "transforming", now, moving),
-        "catching_up": _batches(session, upgrade, "catching_up", now, moving),
-        "indexing": _indexing(session, upgrade, now, moving),
-        "evaluating": _phase(int(reached in _AFTER_EVALUATING), 1, "evaluation"),
+        "transforming": _items(upgrade, batches.get((upgrade.id, "transforming"), _NO_BATCHES), now, moving),
+        "catching_up": _items(upgrade, batches.get((upgrade.id, "catching_up"), _NO_BATCHES), now, moving),
+        "indexing": _rows(build, now, moving),
+        "evaluating": phase_of(int(reached in _AFTER_EVALUATING), 1, "evaluation"),
     }
 
 
-def _batches(session: Session, upgrade: Upgrade, phase: str, now: datetime, moving: bool) -> dict[str, Any]:
-    of_phase = (UpgradeBatch.upgrade_id == upgrade.id) & (UpgradeBatch.phase == phase)
-    is_done = UpgradeBatch.state == "done"
-    done, total = session.execute(
-        select(
-            func.coalesce(func.sum(UpgradeBatch.items).filter(is_done), 0),
-            func.coalesce(func.sum(UpgradeBatch.items), 0),
-        ).where(of_phase)
-    ).one()
-    # The last batches since the state or the speed changed, so that no pause is part of the rate: the slope of a line
-    # through them, because several batches may end at once, and nothing for a while then. Of few batches, what was done
-    # since the beginning; below full speed, where rests are yet to come, that says nothing.
-    recent = session.execute(
-        select(UpgradeBatch.items, UpgradeBatch.done_at)
-        .where(of_phase, is_done, UpgradeBatch.done_at > upgrade.updated_at)
-        .order_by(UpgradeBatch.done_at.desc())
-        .limit(_RATE_BATCHES)
-    ).all()
-    rate, since = None, 0.0
-    if recent:
-        if len(recent) >= _STEADY_BATCHES:
-            ascending = recent[::-1]
-            seconds = [(batch.done_at - ascending[0].done_at).total_seconds() for batch in ascending]
-            rate = _slope(seconds, list(accumulate(float(batch.items) for batch in ascending)))
+def _items(upgrade: Upgrade, batches: _Counts, now: datetime, moving: bool) -> Phase:
+    """The rate is the slope of a line through the last batches, because several may end at once, and nothing for a
+    while then. Of few batches, what was done since the beginning; below full speed, where rests are yet to come, that
+    says nothing."""
+    rate, since_seconds = None, 0.0
+    if batches.recent:
+        items, done_at = zip(*batches.recent, strict=True)
+        if len(items) >= _STEADY_BATCHES:
+            rate = _slope([(at - done_at[0]).total_seconds() for at in done_at], list(accumulate(map(float, items))))
         elif upgrade.speed == 1:
-            elapsed = (recent[0].done_at - upgrade.updated_at).total_seconds()
-            rate = _rate(float(sum(batch.items for batch in recent)), elapsed)
-        since = (now - recent[0].done_at).total_seconds()
-    return _phase(int(done), int(total), "items", rate, since, moving)
+            rate = rate_of(sum(items), (done_at[-1] - upgrade.updated_at).total_seconds())
+        since_seconds = (now - done_at[-1]).total_seconds()
+    return phase_of(batches.done, batches.total, "items", rate, since_seconds=since_seconds, moving=moving)
 
 
-def _indexing(session: Session, upgrade: Upgrade, now: datetime, moving: bool) -> dict[str, Any]:
-    newest = select(Job).where(Job.upgrade_id == upgrade.id, Job.kind == "index_build").order_by(Job.id.desc()).limit(1)
-    job = session.scalar(newest)
-    if job is None or (not job.progress and job.result is None):
-        return _phase(0, 0, "rows")
-    if job.result is not None:
-        return _phase(job.result["rows"], job.result["rows"], "rows", _rate(job.result["rows"], job.result["seconds"]))
-    seconds = (job.updated_at - job.created_at).total_seconds()
-    rate = _rate(job.progress["done"], seconds)
-    since = (now - job.updated_at).total_seconds()
-    return _phase(job.progress["done"], job.progress["total"], "rows", rate, since, moving)
+def _rows(build: Job | None, now: datetime, moving: bool) -> Phase:
+    if build is None or (not build.progress and build.result is None):
+        return phase_of(0, 0, "rows")
+    if build.result is not None:
+        rows = build.result["rows"]
+        return phase_of(rows, rows, "rows", rate_of(rows, build.result["seconds"]))
+    built = BuildProgress(**build.progress)
+    rate = rate_of(built.done, (build.updated_at - build.created_at).total_seconds())
+    since_seconds = (now - build.updated_at).total_seconds()
+    return phase_of(built.done, built.total, "rows", rate, since_seconds=since_seconds, moving=moving)
 
 
 def _slope(seconds: list[float], done: list[float]) -> float | None:
     return linear_regression(seconds, done).slope if len(set(seconds)) > 1 else None
-
-
-def _rate(count: float, seconds: float) -> float | None:
-    return count / seconds if seconds > 0 else None
-
-
-def _phase(
-    done: int, total: int, unit: str, rate: float | None = None, since: float = 0.0, moving: bool = False
-) -> dict[str, Any]:
-    """`since` is how many seconds ago `done` was counted."""
-    eta = max(0.0, (total - done) / rate - since) if rate and moving else None
-    return {
-        "done": done,
-        "total": total,
-        "unit": unit,
-        "rate": rate,
-        "eta_seconds": 0.0 if done >= total else eta,
-    }

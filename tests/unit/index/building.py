@@ -5,8 +5,8 @@ from typing import get_args
 import numpy as np
 
 from service.index.files import build_index
-from service.index.kinds import BuiltIndex, IndexKind, training_rows
-from service.index.protocol import Ids, Metric, Vectors
+from service.index.kinds import BuiltIndex, training_rows
+from service.index.protocol import Ids, IndexKind, Metric, Vectors
 from service.index.recall import Sample, choose_width
 
 KINDS: tuple[IndexKind, ...] = get_args(IndexKind)

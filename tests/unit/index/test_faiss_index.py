@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.index.faiss_index import FaissIndex
-from service.index.kinds import BuiltIndex, IndexKind
-from service.index.protocol import Ids, Metric, SearchResult, Vectors
+from service.index.kinds import BuiltIndex
+from service.index.protocol import Ids, IndexKind, Metric, SearchResult, Vectors
 from service.index.tail import Tail
 from tests.unit.index.building import APPROXIMATE_KINDS, CODES, KINDS, built, built_and_measured
 from tests.unit.index.exhaustive import METRICS, all_distances, assert_finds_the_nearest, assert_is_nearest, recall

@@ -13,8 +13,8 @@ import pytest
 
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index, save_index
-from service.index.kinds import BuiltIndex, IndexKind
-from service.index.protocol import Ids, Metric, Vectors
+from service.index.kinds import BuiltIndex
+from service.index.protocol import Ids, IndexKind, Metric, Vectors
 from tests.unit.index.building import KINDS, built, built_and_measured
 from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest
 

@@ -11,8 +11,8 @@ import pytest
 
 from service.index.faiss_index import FaissIndex
 from service.index.gpu import rows_on, with_copy
-from service.index.kinds import ApproximateRows, IndexKind
-from service.index.protocol import Metric
+from service.index.kinds import ApproximateRows
+from service.index.protocol import IndexKind, Metric
 from tests.unit.index.building import CODES, KINDS, built_and_measured
 from tests.unit.index.exhaustive import METRICS, assert_is_nearest
 

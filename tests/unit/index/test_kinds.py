@@ -6,8 +6,8 @@ import pytest
 
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
-from service.index.kinds import IndexKind, training_rows
-from service.index.protocol import Metric, SearchResult, Vectors
+from service.index.kinds import training_rows
+from service.index.protocol import IndexKind, Metric, SearchResult, Vectors
 from tests.unit.index.building import CODES, KINDS, built, built_and_measured
 from tests.unit.index.exhaustive import METRICS, all_distances, assert_is_nearest
 

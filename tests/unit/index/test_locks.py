@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.index.faiss_index import FaissIndex
-from service.index.kinds import IndexKind
 from service.index.locks import ReadWriteLock
+from service.index.protocol import IndexKind
 from tests.unit.index.building import KINDS, built
 
 WAIT_SECONDS = 10.0

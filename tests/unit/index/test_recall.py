@@ -7,8 +7,8 @@ import pytest
 
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
-from service.index.kinds import ApproximateRows, IndexKind
-from service.index.protocol import Ids, Metric, Vectors
+from service.index.kinds import ApproximateRows
+from service.index.protocol import Ids, IndexKind, Metric, Vectors
 from service.index.recall import Sample, choose_width, find_others, measure_recall
 from tests.unit.index.building import APPROXIMATE_KINDS, KINDS, built
 from tests.unit.index.exhaustive import METRICS, all_distances, recall

@@ -15,6 +15,7 @@ from service.domain.indexes import builds as index_builds
 from service.domain.indexes import faiss_engine as following
 from service.domain.indexes.faiss_engine import read_next_rows, sample_rows
 from service.domain.jobs import record_progress
+from service.domain.phases import BuildProgress
 from tests.networks import image_bytes
 from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
 from tests.served import wait_for
@@ -37,7 +38,7 @@ def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
     upgrade_id = start_upgrade(gallery, "v2")
     cancelled: list[Future[Any]] = []
 
-    def cancel_meanwhile(session: Session, job_id: int, progress: dict[str, Any]) -> bool:
+    def cancel_meanwhile(session: Session, job_id: int, progress: BuildProgress) -> bool:
         if not cancelled:
             cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
             wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")

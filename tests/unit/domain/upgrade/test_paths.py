@@ -50,7 +50,7 @@ class Registry:
 
     def generation(self, id_: int, version: str, *, side_information: bool = True) -> StoredGeneration:
         side_dim = SIDE_DIMS[version] if side_information else None
-        return StoredGeneration(id_, 1, self.versions[version], VectorFormat(8, side_dim, "float16"), "complete")
+        return StoredGeneration(id_, 1, "l2", self.versions[version], VectorFormat(8, side_dim, "float16"), "complete")
 
     def legs(
         self,

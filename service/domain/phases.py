@@ -1,0 +1,35 @@
+"""How far long work is: the records, and the one rule that gives a phase its estimate."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of long work. `rate` is in units per second; it and the estimate are None where nothing can be told."""
+
+    done: int
+    total: int
+    unit: str
+    rate: float | None = None
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How many rows the index has that a job builds."""
+
+    done: int
+    total: int
+
+
+def rate_of(count: float, seconds: float) -> float | None:
+    """Return how many there were per second."""
+    return count / seconds if seconds > 0 else None
+
+
+def phase_of(
+    done: int, total: int, unit: str, rate: float | None = None, *, since_seconds: float = 0.0, moving: bool = True
+) -> Phase:
+    """Return a phase of which `done` was counted `since_seconds` ago. What rests has no estimate."""
+    eta_seconds = max(0.0, (total - done) / rate - since_seconds) if rate and moving else None
+    return Phase(done, total, unit, rate, 0.0 if done >= total else eta_seconds)
