@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli.commands import main
-from tests.integration.test_training import paired_columns, parquet
+from tests.paired_vectors import paired_columns, parquet
 from tests.scenario import register_version
 from tests.served import Served
 

@@ -18,13 +18,6 @@ EMBEDDING = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float16)
 SIDE = np.random.default_rng(1).standard_normal((4, 5)).astype(np.float16)
 
 
-@pytest.fixture
-def gallery(client: TestClient) -> TestClient:
-    register_version(client, "v1")
-    create_gallery(client)
-    return client
-
-
 def lists(values: np.ndarray, kind: Any = None) -> pa.Array:
     return pa.array(values.astype(np.float32).tolist(), kind or pa.list_(pa.float32()))
 

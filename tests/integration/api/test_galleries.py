@@ -1,8 +1,9 @@
-"""A gallery's `index` option over HTTP."""
+"""Galleries over HTTP: their `index` option, and names that are refused."""
 
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.problems import check_problem
 from tests.scenario import create_gallery, register_version
 
 
@@ -48,3 +49,15 @@ def test_a_gallery_that_is_not_there_cannot_be_changed(client: TestClient) -> No
 
     assert answer.status_code == 404
     assert answer.json()["title"]
+
+
+BAD_NAMES = ["a/b", "a b", "a\0b", "x" * 300, "", "ä", "-a", ".a"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_bad_names_are_refused(gallery: TestClient, name: str) -> None:
+    created = gallery.post("/v1/galleries", json={"name": name, "model_version": "v1"})
+    asked = gallery.get("/v1/galleries/" + "".join(f"%{byte:02X}" for byte in name.encode()))
+
+    check_problem(created, 422)
+    assert asked.status_code in (404, 422, 200 if name == "" else 404)

@@ -1,4 +1,4 @@
-"""Upgrades of a gallery that was upgraded before: which stored generation they start from, and by which networks."""
+"""Which stored generation an upgrade starts from, and by which networks."""
 
 import numpy as np
 import pytest
@@ -104,3 +104,18 @@ def test_a_chain_of_rollbacks_goes_back_one_by_one(upgraded: TestClient, worker:
     assert too_early.status_code == 409
     assert [answer["state"] for answer in answers] == ["rolled_back", "rolled_back"]
     assert len(generation_rows(worker, 1)) == 13
+
+
+def test_of_two_transformations_of_a_pair_the_newest_is_used_unless_one_is_named(client: TestClient) -> None:
+    for name in ("v1", "v2"):
+        register_version(client, name)
+    older, newer = (register_transformation(client, "v1", "v2") for _ in range(2))
+    create_gallery(client)
+
+    paths = []
+    for named in (None, older):
+        upgrade_id = start_upgrade(client, "v2", transformation=named)
+        paths.append(client.get(f"/v1/upgrades/{upgrade_id}").json()["path"][0]["transformations"])
+        client.post(f"/v1/upgrades/{upgrade_id}/cancel")
+
+    assert paths == [[newer], [older]]

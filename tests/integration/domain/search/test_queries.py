@@ -1,16 +1,20 @@
-"""What a search takes over HTTP besides its query, and searching by items that the gallery has."""
+"""What a search finds: within a distance, without an item, by items, and in which generation."""
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.api.dependencies import Parts
 from service.domain.upgrade.cutover import request_cutover
+from service.index.faiss_index import FaissIndex
+from service.index.replica import NotServed, Replicas
+from tests.items import check_same, embedding_of, found
 from tests.networks import image_bytes
+from tests.problems import check_problem
 from tests.scenario import (
     create_gallery,
     create_upgradable_gallery,
@@ -69,13 +73,6 @@ def embeddings(client: TestClient, generation: int = 1) -> dict[str, list[float]
     )
     with parts.database.session_scope() as session:
         return {id_: json.loads(embedding) for id_, embedding in session.execute(query)}
-
-
-def check_problem(answer: httpx.Response, status: int) -> str:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    detail: str = answer.json()["detail"]
-    return detail
 
 
 def test_neighbours_farther_than_the_largest_distance_are_left_out(gallery: TestClient) -> None:
@@ -235,30 +232,6 @@ def test_vectors_of_a_space_that_does_not_serve_are_refused_through_a_cutover_an
     assert statuses() == v1_serves
 
 
-def test_a_neighbour_names_the_url_of_its_thumbnail(gallery: TestClient) -> None:
-    odd = "a folder/../ü?# &.png"
-    gallery.post(
-        "/v1/galleries/g/images", files=[("files", ("x", image_bytes(50)))], data={"items": json.dumps([{"id": odd}])}
-    )
-
-    neighbor = search(gallery, 50, k=1)["neighbors"][0]
-    thumbnail = gallery.get(neighbor["thumbnail_url"])
-
-    assert neighbor["id"] == odd
-    assert thumbnail.headers["content-type"] == "image/jpeg"
-    assert ".." not in neighbor["thumbnail_url"].split("/")  # a browser would resolve it
-
-
-def test_a_neighbour_without_a_thumbnail_has_no_url_of_one(gallery: TestClient) -> None:
-    create_gallery(gallery, "bare", thumbnails=False)
-    post_images(gallery, [1], gallery="bare")
-    import_vectors(gallery, ["vector"])
-
-    assert search(gallery, 1, gallery="bare")["neighbors"][0]["thumbnail_url"] is None
-    urls = {neighbor["id"]: neighbor["thumbnail_url"] for neighbor in search(gallery, 1, k=20)["neighbors"]}
-    assert [id_ for id_, url in urls.items() if url is None] == ["vector"]
-
-
 def test_an_answer_from_few_rows_says_that_it_is_exact(gallery: TestClient) -> None:
     vector = embeddings(gallery)["image-1.png"]
 
@@ -294,48 +267,55 @@ def test_an_answer_by_a_walked_graph_says_that_it_is_not_exact_and_a_filtered_on
     assert all(neighbor["label"] for neighbor in filtered["neighbors"][0])
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "near", "1e999"])
-def test_a_largest_distance_that_is_no_number_is_422(gallery: TestClient, value: str) -> None:
-    form = gallery.post(SEARCH, files={"file": ("q", image_bytes(1))}, data={"max_distance": value})
-    raw = gallery.post(SEARCH, params={"max_distance": value}, content=image_bytes(1))
+def test_an_image_and_its_vector_get_the_same_answer(gallery: TestClient) -> None:
+    post_images(gallery, range(8))
+    queries = [embedding_of(gallery, seed) for seed in (3, 40)]
 
-    assert check_problem(form, 422) == check_problem(raw, 422) == "max_distance is a finite number."
+    by_image = [search(gallery, seed, k=8) for seed in (3, 40)]
+    by_vectors = gallery.post("/v1/galleries/g/search/vectors", json={"vectors": queries, "k": 8}).json()
 
-
-def test_an_id_to_exclude_that_is_none_is_422(gallery: TestClient) -> None:
-    file = ("q", image_bytes(1))
-    vectors = {"vectors": [[0.0] * 6], "exclude_id": "\0"}
-
-    check_problem(gallery.post(SEARCH, files={"file": file, "exclude_id": file}), 422)
-    check_problem(gallery.post(SEARCH, params={"exclude_id": "\0"}, content=image_bytes(1)), 422)
-    check_problem(gallery.post(f"{SEARCH}/vectors", json=vectors), 422)
+    for neighbors, answer in zip(by_vectors["neighbors"], by_image, strict=True):
+        check_same(neighbors, answer["neighbors"])
+    assert {key: by_vectors[key] for key in ("model_version", "generation", "revision")} == {
+        key: by_image[0][key] for key in ("model_version", "generation", "revision")
+    }
+    assert found(by_image[0])[0] == "image-3.png"
 
 
-BAD_ITEMS: dict[str, dict[str, Any]] = {
-    "no ids": {},
-    "an empty list": {"ids": []},
-    "an empty id": {"ids": [""]},
-    "a number": {"ids": [1]},
-    "a NUL": {"ids": ["\0"]},
-    "half a surrogate pair": {"ids": ["\ud800"]},
-    "too many": {"ids": ["image-1.png"] * 1001},
-    "an unknown key": {"ids": ["image-1.png"], "exclude_id": "x"},
-    "k of 0": {"ids": ["image-1.png"], "k": 0},
-    "too many neighbours": {"ids": ["image-1.png"] * 101, "k": 1000},
-    "a distance that is text": {"ids": ["image-1.png"], "max_distance": "near"},
-    "a bad filter": {"ids": ["image-1.png"], "filter": {"colour": "red"}},
-}
+def test_an_answer_says_no_later_revision_than_it_was_searched_at(
+    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched, before = FaissIndex.search, gallery.get("/v1/galleries/g").json()["revision"]
+
+    def search_and_write(*arguments: Any) -> Any:
+        found = searched(*arguments)
+        post_images(gallery, [20])
+        return found
+
+    monkeypatch.setattr(FaissIndex, "search", search_and_write)
+    answer = search(gallery, 20, k=50)
+
+    assert "image-20.png" not in [neighbor["id"] for neighbor in answer["neighbors"]]
+    assert answer["revision"] == before
 
 
-@pytest.mark.parametrize("name", BAD_ITEMS)
-def test_a_bad_query_by_items_is_422(gallery: TestClient, name: str) -> None:
-    body = json.dumps(BAD_ITEMS[name]).encode()
+def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_version(client, "v1")
+    create_gallery(client)
+    post_images(client, range(3))
+    replicas: Replicas = client.app.state.parts.replicas  # type: ignore[attr-defined]  # Starlette's state is untyped
+    active, misses = replicas.active, iter([True, True])
 
-    check_problem(gallery.post(f"{SEARCH}/items", content=body, headers={"content-type": "application/json"}), 422)
+    def sometimes(*arguments: Any) -> Any:
+        if next(misses, False):
+            raise NotServed
+        return active(*arguments)
 
+    monkeypatch.setattr(replicas, "active", sometimes)
+    assert search(client, 1)["neighbors"][0]["id"] == "image-1.png"
 
-def test_a_search_by_an_item_that_is_not_there_is_404(gallery: TestClient) -> None:
-    detail = check_problem(gallery.post(f"{SEARCH}/items", json={"ids": ["image-1.png", "none"]}), 404)
-
-    assert detail == "Gallery 'g' has no item 'none'."
-    check_problem(gallery.post("/v1/galleries/none/search/items", json={"ids": ["x"]}), 404)
+    monkeypatch.setattr(replicas, "active", Mock(side_effect=NotServed))
+    refused = client.post("/v1/galleries/g/search/vectors", json={"vectors": [[0.0] * 6], "k": 1})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -23,18 +22,10 @@ from service.app import create_app
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.indexes.faiss_engine import GenerationRows, read_current_rows, read_next_rows
 from service.domain.upgrade.cutover import request_cutover
-from service.index.faiss_index import FaissIndex
-from service.index.replica import GenerationGone, NotServed, Replicas
+from service.index.replica import GenerationGone
 from service.settings import Settings
 from tests.networks import image_bytes
-from tests.scenario import (
-    create_gallery,
-    post_images,
-    register_transformation,
-    register_version,
-    search,
-    start_upgrade,
-)
+from tests.scenario import create_gallery, post_images, register_transformation, register_version, search, start_upgrade
 from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
@@ -241,23 +232,6 @@ def test_a_table_that_is_dropped_before_its_rows_are_read_is_a_generation_that_h
         read_next_rows(session, stored, 0, 100, 10)
 
 
-def test_an_answer_says_no_later_revision_than_it_was_searched_at(
-    first: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searched, before = FaissIndex.search, first.get("/v1/galleries/g").json()["revision"]
-
-    def search_and_write(*arguments: Any) -> Any:
-        found = searched(*arguments)
-        post_images(first, [20])
-        return found
-
-    monkeypatch.setattr(FaissIndex, "search", search_and_write)
-    answer = search(first, 20, k=50)
-
-    assert "image-20.png" not in [neighbor["id"] for neighbor in answer["neighbors"]]
-    assert answer["revision"] == before
-
-
 def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
     post_images(second.client, [20])
 
@@ -266,28 +240,6 @@ def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
         pass
 
     assert nearest(first, 20) == ("image-20.png", True)
-
-
-def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register_version(client, "v1")
-    create_gallery(client)
-    post_images(client, range(3))
-    replicas: Replicas = client.app.state.parts.replicas  # type: ignore[attr-defined]  # Starlette's state is untyped
-    active, misses = replicas.active, iter([True, True])
-
-    def sometimes(*arguments: Any) -> Any:
-        if next(misses, False):
-            raise NotServed
-        return active(*arguments)
-
-    monkeypatch.setattr(replicas, "active", sometimes)
-    assert search(client, 1)["neighbors"][0]["id"] == "image-1.png"
-
-    monkeypatch.setattr(replicas, "active", Mock(side_effect=NotServed))
-    refused = client.post("/v1/galleries/g/search/vectors", json={"vectors": [[0.0] * 6], "k": 1})
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
 
 
 def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that_answers(
@@ -315,51 +267,3 @@ def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that
     polling.join()
     assert nearest(second.client, 20) == ("image-20.png", True)
     assert search(second.client, 20)["model_version"] == "v2"
-
-
-def test_a_process_that_still_loads_is_alive_takes_writes_and_refuses_searches(
-    first: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened, opening, may_open = GenerationRows.open, threading.Event(), threading.Event()
-
-    def late(*arguments: Any) -> Any:
-        opening.set()
-        found = opened(*arguments)  # as the rows are before the write below
-        may_open.wait(60)
-        return found
-
-    monkeypatch.setattr(GenerationRows, "open", late)
-    monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
-    app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
-    with TestClient(app) as second:
-        opening.wait(60)  # in the background, so that no request does it
-        health = second.get("/livez").status_code, second.get("/readyz").status_code
-        refused = second.post("/v1/galleries/g/search", content=image_bytes(0))
-        post_images(second, [20])
-        may_open.set()
-        wait_for(lambda: second.get("/readyz").status_code == 200)
-
-        assert nearest(second, 20) == ("image-20.png", True)
-    assert health == (200, 503)
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-
-
-def test_a_process_is_ready_when_every_gallery_is_loaded(
-    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register_version(client, "v1")
-    create_gallery(client)
-    opened, broken = GenerationRows.open, threading.Event()
-
-    def sometimes(*arguments: Any) -> Any:
-        if not broken.is_set():
-            raise OSError("the disk is away")
-        return opened(*arguments)
-
-    monkeypatch.setattr(GenerationRows, "open", sometimes)
-    with TestClient(create_app(settings)) as second:
-        before = second.get("/readyz").status_code
-        broken.set()
-        wait_for(lambda: second.get("/readyz").status_code == 200)
-
-    assert before == 503

@@ -1,0 +1,48 @@
+"""Requests for trainings: refused with a sentence, and the same one sent again."""
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.settings import Settings
+from tests.paired_vectors import paired_columns, parquet
+from tests.trainings import ask, check_refused
+
+BAD_REQUESTS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "unknown version": (404, {"to_version": "v9"}, "no model version named 'v9'"),
+    "same version": (422, {"to_version": "v1"}, "from one model version to another"),
+    "no side-information to learn": (422, {"to_version": "v3", "with_g": True}, "no g to it"),
+    "data set and pairs": (422, {"dataset": "x"}, "give one of them"),
+    "unknown recipe": (422, {"options": {"recipe": "magic"}}, "options.recipe"),
+    "no epochs": (422, {"options": {"epochs": 0}}, "options.epochs"),
+    "unknown option": (422, {"options": {"epoch": 1}}, "options.epoch"),
+    "unknown field": (422, {"form_version": "v1"}, "form_version"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests_are_refused_with_a_sentence(versions: TestClient, settings: Settings, name: str) -> None:
+    status, fields, sentence = BAD_REQUESTS[name]
+
+    answer = ask(versions, parquet(paired_columns()), **fields)
+
+    check_refused(versions, settings, answer, status, sentence)
+
+
+def test_what_is_neither_a_form_nor_json_is_refused(versions: TestClient, settings: Settings) -> None:
+    for body in (b"", b"{", b"\xff", b"[" * 100_000, b"[]"):
+        answer = versions.post("/v1/transformations/train", content=body)
+
+        check_refused(versions, settings, answer, 422, "")
+
+
+def test_the_same_request_again_is_the_same_training(versions: TestClient) -> None:
+    pairs = parquet(paired_columns())
+
+    answers = [ask(versions, pairs, key="k"), ask(versions, pairs, key="k"), ask(versions, pairs, key="k", with_g=True)]
+
+    assert [answer.status_code for answer in answers] == [202, 202, 422]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    assert answers[1].headers["location"] == answers[0].headers["location"]
+    assert len(versions.get("/v1/jobs").json()["items"]) == 1

@@ -1,0 +1,205 @@
+"""A worker builds the index file that is due: one at a time, again after a failure, and not beside an upgrade."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from service.domain.indexes import builds as index_builds
+from service.domain.indexes import faiss_engine as following
+from service.domain.indexes.due import REBUILD_LOCK
+from service.domain.indexes.faiss_engine import read_next_rows
+from service.domain.upgrade.upgrades import upgrade_needs_workers
+from service.index import kinds
+from service.settings import Settings
+from tests.rebuilds import (
+    FEWEST_QUERIES,
+    ask,
+    create_gallery_with_rows_for_a_file,
+    damage,
+    delete_image,
+    due,
+    is_nearest,
+    jobs,
+    leftovers,
+    let_jobs_rest,
+    rebuild,
+    replace_image,
+    row,
+    served,
+    soon_due,
+)
+from tests.scenario import DIMS, import_vectors, start_upgrade
+from tests.working import run_until
+from workers.app import WorkerParts
+from workers.rebuilding import rebuild_index
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return soon_due(settings)
+
+
+@pytest.fixture
+def gallery(client: TestClient) -> TestClient:
+    create_gallery_with_rows_for_a_file(client)
+    return client
+
+
+class NearCopies(NamedTuple):
+    """A client of the gallery, the row of its generation, and queries that are no rows."""
+
+    gallery: TestClient
+    generation: dict[str, Any]
+    queries: list[list[float]]
+
+
+@pytest.fixture
+def near_copies(gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> NearCopies:
+    """Lists of a gallery of near copies, searched as wide as is right for rows, with changes since, and asked from
+    outside meanwhile."""
+    monkeypatch.setattr(kinds, "_FEWEST_LISTS_PROBED", 1)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((150 + 3 * FEWEST_QUERIES, DIMS["v1"][0])).astype(np.float32)
+    copies = np.repeat(vectors[:150], 20, axis=0)
+    copies += 0.1 * random.standard_normal(copies.shape).astype(np.float32)
+    import_vectors(gallery, [f"copy-{number}" for number in range(len(copies))], embedding=copies)
+    assert gallery.patch("/v1/galleries/g", json={"index": "ivf"}).is_success
+    rebuild(worker, gallery)
+    let_jobs_rest(worker, 60)
+    replace_image(gallery, "image-1.png", 31)
+    delete_image(gallery, 2)
+    queries = vectors[150:].tolist()
+    ask(gallery, queries)
+    return NearCopies(gallery, row(worker, 1), queries)
+
+
+def test_a_width_is_chosen_anew_for_the_file_that_is_there(
+    near_copies: NearCopies, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery, before = near_copies.gallery, near_copies.generation
+    monkeypatch.delattr(index_builds, "build_index")
+    rebuild(worker, gallery)
+
+    after = row(worker, 1)
+    assert after["index_name"] != before["index_name"]
+    assert after["index_revision"] == before["index_revision"] < served(gallery).revision
+    narrow, wide = before["index_parameters"], after["index_parameters"]
+    assert wide["nprobe"] > narrow["nprobe"]
+    assert (narrow["recall_sample"], wide["recall_sample"]) == ("rows", "queries")
+    assert wide["recall_at_10"] >= 0.99
+    assert {key: wide[key] for key in ("kind", "lists", "rows", "seconds")} == {
+        key: narrow[key] for key in ("kind", "lists", "rows", "seconds")
+    }
+    assert is_nearest(gallery, "image-1.png", 31)
+    assert leftovers(served(gallery).index) == (1, 2)
+    assert [f"indexes/{name}" for name in worker.blobs.list_files("indexes")] == [after["index_name"]]
+
+
+def test_for_its_recall_a_file_counts_as_it_was_built(near_copies: NearCopies, worker: WorkerParts) -> None:
+    gallery, before = near_copies.gallery, near_copies.generation
+    nearest = ask(gallery, near_copies.queries, k=10)
+    for name in sorted({neighbor["id"] for neighbors in nearest for neighbor in neighbors})[::2]:
+        assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
+
+    rebuild(worker, gallery)
+
+    after = row(worker, 1)
+    assert after["index_revision"] == before["index_revision"]
+    assert after["index_parameters"]["recall_at_10"] >= 0.99
+
+
+def test_a_file_that_cannot_be_read_is_built_again(near_copies: NearCopies, worker: WorkerParts) -> None:
+    gallery, before = near_copies.gallery, near_copies.generation
+    damage(worker.blobs.fetch_file(before["index_name"], Path()))
+
+    rebuild(worker, gallery)
+
+    after = row(worker, 1)
+    assert after["index_revision"] == served(gallery).revision > before["index_revision"]
+    assert after["index_parameters"]["recall_sample"] == "queries"
+
+
+def test_one_that_fails_is_built_again_after_a_pause(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("the disk is full")
+
+    generation_id = due(worker)
+    assert generation_id is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(index_builds, "save_index", fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            rebuild_index(worker, generation_id)
+    assert jobs(gallery) == [("index_build", "failed")]
+    assert gallery.get("/v1/jobs/1").json()["error"] == "OSError: the disk is full"
+
+    assert due(worker) is None
+    let_jobs_rest(worker, worker.settings.rebuild_pause_seconds + 1)
+    rebuild(worker, gallery)
+
+    assert jobs(gallery) == [("index_build", "failed"), ("index_build", "succeeded")]
+
+
+def test_one_worker_builds_at_a_time_and_what_another_has_built_is_not_built_again(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    generation_id = due(worker)
+    assert generation_id is not None
+
+    with worker.database.advisory_lock(REBUILD_LOCK, 0) as mine:
+        assert mine
+        rebuild_index(worker, generation_id)
+        assert jobs(gallery) == []
+    for _ in range(2):
+        rebuild_index(worker, generation_id)
+
+    assert jobs(gallery) == [("index_build", "succeeded")]
+
+
+def test_a_build_gives_way_to_an_upgrade_and_is_begun_again_when_that_is_ready(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrades: list[int] = []
+
+    def start_meanwhile(*arguments: Any) -> Any:
+        if not upgrades:
+            upgrades.append(start_upgrade(gallery, "v2", cutover="manual"))
+        return read_next_rows(*arguments)
+
+    generation_id = due(worker)
+    assert generation_id is not None
+    monkeypatch.setattr(following, "read_next_rows", start_meanwhile)
+    rebuild_index(worker, generation_id)
+
+    assert jobs(gallery) == [("index_build", "cancelled")]
+    assert row(worker, generation_id)["index_name"] is None
+    let_jobs_rest(worker, 60)
+    assert due(worker) is None
+    run_until(worker, gallery, upgrades[0], "ready")
+    assert due(worker) == generation_id
+    with worker.database.session_scope() as session:
+        session.execute(text("UPDATE upgrades SET cutover_requested_at = now()"))
+        assert upgrade_needs_workers(session)
+    assert due(worker) is None
+
+
+def test_a_gallery_deleted_in_the_middle_of_a_build_ends_it_and_leaves_no_file(
+    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete_meanwhile(*arguments: Any) -> Any:
+        gallery.delete("/v1/galleries/g")
+        return read_next_rows(*arguments)
+
+    generation_id = due(worker)
+    assert generation_id is not None
+    monkeypatch.setattr(following, "read_next_rows", delete_meanwhile)
+
+    rebuild_index(worker, generation_id)
+
+    assert due(worker) is None  # and the sweep has been round
+    assert worker.blobs.list_files("indexes") == []
