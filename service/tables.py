@@ -1,4 +1,4 @@
-"""Every table (DESIGN section 5). In this project *model* is a network; `ModelVersion` is a row about one.
+"""Every table (docs/architecture.md, Rows). In this project *model* is a network; `ModelVersion` is a row about one.
 
 `embeddings_<generation id>` is not mapped here: one such table per generation is created with it, by
 `create_embeddings_table`, because the column types fix its dimensions and dropping a generation is dropping a table.
