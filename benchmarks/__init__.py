@@ -1,1 +1,1 @@
-"""Measurements of the budgets (DESIGN section 11): one script each, ratios within one run; never part of the tests."""
+"""Measurements of the budgets of docs/architecture.md: one script each, ratios within one run; never in the tests."""

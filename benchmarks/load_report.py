@@ -164,7 +164,7 @@ def _cells(result: PhaseResult, quiet_p99_ms: float, memory: MemoryTrace) -> lis
 
 
 def verdicts(results: Sequence[PhaseResult]) -> list[str]:
-    """Say whether the budgets of DESIGN.md section 11 are met."""
+    """Say whether the budgets of docs/architecture.md are met."""
     by_name = {result.phase.name: result for result in results}
     quiet, whole = by_name.pop(QUIET), by_name.pop(WHOLE)
     del by_name[WARM_UP]

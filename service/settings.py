@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     # For tests only: the name of a point at which the process dies (see `service.crash_points`).
     crash_at: str | None = None
 
-    # Index. From so many rows on, walking a graph beats scanning (measured: docs/decisions).
+    # Index. From so many rows on, walking a graph beats scanning (measured: docs/search.md).
     flat_below_rows: int = Field(default=50_000, ge=0)
     # Index files of active generations, and of those kept for a rollback. A first one from so many rows on; a new one
     # when so many items, and so many against its rows, have changed since it was built.

@@ -1,4 +1,4 @@
-"""The rows of galleries, items, generations, upgrades and jobs (DESIGN section 5), as plain SQL."""
+"""The rows of galleries, items, generations, upgrades and jobs (docs/architecture.md, Rows), as plain SQL."""
 
 from alembic import op
 

@@ -32,7 +32,7 @@ def test_a_transformation_has_the_layers_of_the_paper() -> None:
     branch = [(256, 128), (256, 256)]
     assert shapes == [*branch, *branch, (2048, 512), (2048, 2048), (128, 2048)]
     assert biases == [False] * 6 + [True]
-    # RESEARCH.md, 1.5: 196,608 multiplications in the branches and 5.70 million in all.
+    # docs/scale.md, Worked out: 5.7 million multiplications in all; 196,608 of them are the branches'.
     assert sum(rows * columns for rows, columns in shapes[:4]) == 196_608
     assert sum(rows * columns for rows, columns in shapes) == 5_701_632
 
