@@ -69,13 +69,13 @@ class FaissEngine:
         self._database = database
         self._blobs = blobs
         self._settings = settings
-        self._rebuilds = Rebuilds()
+        self.rebuilds = Rebuilds()
 
     def follow(self, encoders: Encoders) -> "FaissSource":
         return FaissSource(self._database, self._blobs, encoders, self._settings)
 
     def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
-        rebuilds = self._rebuilds if generation_id is None else Rebuilds()  # one that is asked for is looked at anew
+        rebuilds = self.rebuilds if generation_id is None else Rebuilds()  # one that is asked for is looked at anew
         return rebuilds.find_due(session, self._settings, generation_id)
 
     def remove_unneeded(self, wait_seconds: float) -> None:

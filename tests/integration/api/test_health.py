@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.domain.indexes.faiss_engine import GenerationRows
+from service.domain.indexes.faiss_engine import FaissSource
 from service.settings import Settings
 from tests.networks import image_bytes
 from tests.scenario import create_gallery, post_images, register_version, search
@@ -29,7 +29,7 @@ def nearest(client: TestClient, seed: int) -> tuple[str, bool]:
 def test_a_process_that_still_loads_is_alive_takes_writes_and_refuses_searches(
     gallery: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, opening, may_open = GenerationRows.open, threading.Event(), threading.Event()
+    opened, opening, may_open = FaissSource.open, threading.Event(), threading.Event()
 
     def late(*arguments: Any) -> Any:
         opening.set()
@@ -37,7 +37,7 @@ def test_a_process_that_still_loads_is_alive_takes_writes_and_refuses_searches(
         may_open.wait(60)
         return found
 
-    monkeypatch.setattr(GenerationRows, "open", late)
+    monkeypatch.setattr(FaissSource, "open", late)
     monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
     app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
     with TestClient(app) as second:
@@ -58,14 +58,14 @@ def test_a_process_is_ready_when_every_gallery_is_loaded(
 ) -> None:
     register_version(client, "v1")
     create_gallery(client)
-    opened, broken = GenerationRows.open, threading.Event()
+    opened, broken = FaissSource.open, threading.Event()
 
     def sometimes(*arguments: Any) -> Any:
         if not broken.is_set():
             raise OSError("the disk is away")
         return opened(*arguments)
 
-    monkeypatch.setattr(GenerationRows, "open", sometimes)
+    monkeypatch.setattr(FaissSource, "open", sometimes)
     with TestClient(create_app(settings)) as second:
         before = second.get("/readyz").status_code
         broken.set()

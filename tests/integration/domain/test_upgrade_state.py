@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.app import create_app
-from service.domain.indexes.removal import index_file
+from service.domain.indexes.index_files import index_file
 from service.domain.upgrade.upgrades import fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, State
 from service.queue import celery_application

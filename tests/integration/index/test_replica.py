@@ -19,8 +19,9 @@ from sqlalchemy import text
 
 from service.api.dependencies import Parts
 from service.app import create_app
+from service.domain.gallery.current_rows import read_current_rows, read_next_rows
 from service.domain.gallery.generations import get_stored_generation
-from service.domain.indexes.faiss_engine import GenerationRows, read_current_rows, read_next_rows
+from service.domain.indexes.faiss_engine import FaissSource
 from service.domain.upgrade.cutover import request_cutover
 from service.index.replica import GenerationGone
 from service.settings import Settings
@@ -247,14 +248,14 @@ def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that
 ) -> None:
     upgrade_id = start_upgrade(first, "v2", cutover="auto")
     run_until(worker, first, upgrade_id, "live")
-    opened, opening, may_open = GenerationRows.open, threading.Event(), threading.Event()
+    opened, opening, may_open = FaissSource.open, threading.Event(), threading.Event()
 
     def late(*arguments: Any) -> Any:
         opening.set()
         may_open.wait(60)
         return opened(*arguments)
 
-    monkeypatch.setattr(GenerationRows, "open", late)
+    monkeypatch.setattr(FaissSource, "open", late)
     monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
     polling = threading.Thread(target=second.poll)
     polling.start()

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from service.advisory_locks import AdvisoryLock
+from service.domain.gallery import current_rows
+from service.domain.gallery.current_rows import read_next_rows
 from service.domain.indexes import builds as index_builds
-from service.domain.indexes import faiss_engine as following
-from service.domain.indexes.due import REBUILD_LOCK
-from service.domain.indexes.faiss_engine import read_next_rows
 from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.index import kinds
 from service.settings import Settings
@@ -151,7 +151,7 @@ def test_one_worker_builds_at_a_time_and_what_another_has_built_is_not_built_aga
     generation_id = due(worker)
     assert generation_id is not None
 
-    with worker.database.advisory_lock(REBUILD_LOCK, 0) as mine:
+    with worker.database.advisory_lock(AdvisoryLock.REBUILD) as mine:
         assert mine
         rebuild_index(worker, generation_id)
         assert jobs(gallery) == []
@@ -173,7 +173,7 @@ def test_a_build_gives_way_to_an_upgrade_and_is_begun_again_when_that_is_ready(
 
     generation_id = due(worker)
     assert generation_id is not None
-    monkeypatch.setattr(following, "read_next_rows", start_meanwhile)
+    monkeypatch.setattr(current_rows, "read_next_rows", start_meanwhile)
     rebuild_index(worker, generation_id)
 
     assert jobs(gallery) == [("index_build", "cancelled")]
@@ -197,7 +197,7 @@ def test_a_gallery_deleted_in_the_middle_of_a_build_ends_it_and_leaves_no_file(
 
     generation_id = due(worker)
     assert generation_id is not None
-    monkeypatch.setattr(following, "read_next_rows", delete_meanwhile)
+    monkeypatch.setattr(current_rows, "read_next_rows", delete_meanwhile)
 
     rebuild_index(worker, generation_id)
 

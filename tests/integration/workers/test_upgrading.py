@@ -9,7 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from models.artifacts import load_transformation_network
-from service.domain.gallery.generations import get_stored_generation, missing_items
+from service.domain.gallery.current_rows import missing_items
+from service.domain.gallery.generations import get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.vectors.rows import EmbeddingRows, Origin
 from tests.networks import transformation_bytes

@@ -10,10 +10,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from service.domain.gallery import current_rows
+from service.domain.gallery.current_rows import read_next_rows
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.indexes import builds as index_builds
-from service.domain.indexes import faiss_engine as following
-from service.domain.indexes.faiss_engine import read_next_rows, sample_rows
+from service.domain.indexes.query_samples import sample_rows
 from service.domain.jobs import record_progress
 from service.domain.phases import BuildProgress
 from tests.networks import image_bytes
@@ -70,7 +71,7 @@ def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
                 assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
         return read_next_rows(*arguments)
 
-    monkeypatch.setattr(following, "read_next_rows", write_after_the_first)
+    monkeypatch.setattr(current_rows, "read_next_rows", write_after_the_first)
     run_until(worker, gallery, upgrade_id, "live")
 
     wait_for(lambda: search(gallery, 1)["model_version"] == "v2")

@@ -6,6 +6,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.api.dependencies import Parts
+from service.domain.indexes.faiss_engine import FaissEngine
 from service.settings import Settings
 from tests.rebuilds import (
     AFTER_CHANGES,
@@ -204,7 +205,8 @@ def test_items_that_change_over_and_over_are_no_more_than_they_are(gallery: Test
         replace_image(gallery, "image-1.png", seed)
 
     assert due(worker) is None  # ten revisions, and one item
-    (not_before,) = worker.rebuilds.not_before.values()
+    assert isinstance(worker.engine, FaissEngine)
+    (not_before,) = worker.engine.rebuilds.not_before.values()
 
     assert not_before == served(gallery).revision + AFTER_CHANGES - 1
 

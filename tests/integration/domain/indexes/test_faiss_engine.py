@@ -17,12 +17,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.domain.gallery import current_rows
+from service.domain.gallery.current_rows import read_next_rows
 from service.domain.indexes import builds as index_builds
-from service.domain.indexes import faiss_engine as following
-from service.domain.indexes.faiss_engine import GenerationRows, read_next_rows
+from service.domain.indexes.faiss_engine import FaissSource
 from service.index.files import save_index
 from service.index.kinds import BuiltIndex
-from service.index.replica import Changes, ServedGeneration
+from service.index.protocol import Ids
+from service.index.replica import ServedGeneration
 from service.settings import Settings
 from tests.rebuilds import (
     FROM_ROWS,
@@ -113,7 +115,7 @@ def test_a_rebuild_folds_tail_and_tombstones_in_and_changes_no_answer(
 def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_and_stays(
     gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_file, changes = GenerationRows.open_file, GenerationRows.changes
+    open_file, follow = FaissSource.open_file, FaissSource.follow
     rounds = iter(range(60, 99))
     written: set[str] = set()
     deleted: set[str] = set()
@@ -145,15 +147,15 @@ def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_an
             write()  # the file is loaded, and the old index serves
         return opened
 
-    def write_between(source: GenerationRows, following: ServedGeneration, to_revision: int) -> Changes:
-        found = changes(source, following, to_revision)
+    def write_between(source: FaissSource, following: ServedGeneration) -> Ids:
+        pending = follow(source, following)
         if threading.current_thread().name == "loading" and len(written) == 2:
             write()  # the first pass of the file has read its changes, and the swap is still to come
-        return found
+        return pending
 
-    monkeypatch.setattr(following, "read_next_rows", write_and_read)
-    monkeypatch.setattr(GenerationRows, "open_file", open_and_write)
-    monkeypatch.setattr(GenerationRows, "changes", write_between)
+    monkeypatch.setattr(current_rows, "read_next_rows", write_and_read)
+    monkeypatch.setattr(FaissSource, "open_file", open_and_write)
+    monkeypatch.setattr(FaissSource, "follow", write_between)
     before = served(gallery).index
     rebuild(worker, gallery)
 
@@ -251,7 +253,7 @@ def test_a_file_that_is_replaced_while_it_is_about_to_be_loaded_costs_a_second_l
         return path
 
     monkeypatch.setattr(parts.blobs, "fetch_file", rebuild_first)
-    source = GenerationRows(parts.database, parts.blobs, parts.encoders, parts.settings)
+    source = FaissSource(parts.database, parts.blobs, parts.encoders, parts.settings)
     opened = source.open_file(1, 1)
 
     assert opened is not None

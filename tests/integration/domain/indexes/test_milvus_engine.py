@@ -9,9 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from service.advisory_locks import AdvisoryLock
+from service.api.dependencies import Parts
 from service.app import create_app
+from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes import milvus_engine as filling
-from service.domain.indexes.milvus_engine import CollectionBusy, fill_collection, remove_collections
+from service.domain.indexes.faiss_engine import FaissEngine
+from service.domain.indexes.milvus_engine import CollectionBusy, MilvusEngine
 from service.domain.upgrade.cutover import request_cutover
 from service.index.milvus import Collections
 from service.index.protocol import Ids, IndexAway, SearchResult, Vectors
@@ -56,6 +60,11 @@ def settings(servers: Servers, database_url: str, tmp_path: Path) -> Iterator[Se
     with milvus_lite(tmp_path / "milvus") as url:
         settings = small_settings(servers, database_url, tmp_path / "data")
         yield settings.model_copy(update={"index_url": url, "follow_every_seconds": 3600.0})
+
+
+def milvus_engine(parts: WorkerParts | Parts) -> MilvusEngine:
+    assert isinstance(parts.engine, MilvusEngine)
+    return parts.engine
 
 
 @pytest.fixture
@@ -150,13 +159,11 @@ def test_a_rollback_switches_back_and_drops_the_collection_that_was_left(
     assert held(collections, "gallery_1", 6) == 21
 
 
-def test_a_build_records_what_it_made_and_is_not_repeated(
-    gallery: TestClient, worker: WorkerParts, settings: Settings, collections: Collections
-) -> None:
+def test_a_build_records_what_it_made_and_is_not_repeated(gallery: TestClient, worker: WorkerParts) -> None:
     upgrade_id = start_upgrade(gallery, "v2")
     run_until(worker, gallery, upgrade_id, "ready")
 
-    again = fill_collection(worker.database, collections, settings, 1, 2)
+    again = milvus_engine(worker).fill(GenerationKey(1, 2))
 
     with worker.database.session_scope() as session:
         name, sha256, revision, parameters = session.execute(
@@ -178,7 +185,7 @@ def test_a_build_records_what_it_made_and_is_not_repeated(
 
 
 def test_the_recall_of_a_collection_is_that_of_queries_where_enough_were_asked(
-    gallery: TestClient, settings: Settings, collections: Collections
+    gallery: TestClient, collections: Collections
 ) -> None:
     parts = gallery.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
     vectors = np.random.default_rng(0).standard_normal((100, 6)).tolist()
@@ -187,7 +194,7 @@ def test_the_recall_of_a_collection_is_that_of_queries_where_enough_were_asked(
     parts.query_samples.write()
     collections.drop("gallery_1_generation_1")
 
-    recorded = fill_collection(parts.database, collections, settings, 1, 1)
+    recorded = milvus_engine(parts).fill(GenerationKey(1, 1))
 
     assert (recorded["recall_at_10"], recorded["recall_sample"], recorded["recall_sample_size"]) == (
         1.0,
@@ -289,7 +296,7 @@ def test_vectors_that_a_catch_up_brings_late_reach_the_candidate_and_the_cutover
 def test_a_gallery_that_was_indexed_by_files_is_filled_into_a_collection_at_the_next_start(
     gallery: TestClient, settings: Settings, worker: WorkerParts, collections: Collections
 ) -> None:
-    by_files = replace(worker, collections=None)
+    by_files = replace(worker, engine=FaissEngine(worker.database, worker.blobs, worker.settings))
     upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
     run_until(by_files, gallery, upgrade_id, "live")
 
@@ -354,9 +361,9 @@ def test_a_collection_that_is_being_filled_is_not_dropped_under_the_filling(
         session.execute(text("UPDATE generations SET state = 'dropped' WHERE id = 2"))
     collections.create("gallery_1_generation_2", "l2", 8, "hnsw")
 
-    with worker.database.advisory_lock(724_065, 2), pytest.raises(CollectionBusy):
-        remove_collections(worker.database, collections, wait_seconds=0)
+    with worker.database.advisory_lock(AdvisoryLock.COLLECTION, 2), pytest.raises(CollectionBusy):
+        worker.engine.remove_unneeded(wait_seconds=0)
 
     assert "gallery_1_generation_2" in collections.names()
-    remove_collections(worker.database, collections, wait_seconds=0)
+    worker.engine.remove_unneeded(wait_seconds=0)
     assert "gallery_1_generation_2" not in collections.names()

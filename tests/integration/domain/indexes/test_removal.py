@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Connection, event, text
 
-from service.domain.indexes.removal import index_file, remove_unneeded_files
+from service.domain.indexes.index_files import index_file, remove_unneeded_files
 from service.domain.jobs import start_job
 from service.settings import Settings
 from tests.rebuilds import create_gallery_with_rows_for_a_file, rebuild, soon_due

@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 
-from service.domain.gallery.generations import missing_items
+from service.domain.gallery.current_rows import missing_items
 from service.domain.upgrade.upgrades import get_upgrade
 from tests.rows import all_rows
 from tests.scenario import post_vectors, start_upgrade
