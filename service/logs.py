@@ -1,10 +1,15 @@
-"""Logging: dotted event names with ids as fields, one line each; the request id travels into tasks."""
+"""Logging: dotted event names with ids as fields, one line each, and the id of the request that is being served.
+
+The id travels with a task's message (`service.queue`), and the worker takes it from there (`workers.tasks`), so that
+its lines bear the id of the request that asked for the work. What nobody asked for, such as a sweep, bears none.
+"""
 
 import logging
 import sys
 from contextvars import ContextVar
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+NO_REQUEST = "-"
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 class Events:

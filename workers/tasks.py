@@ -2,6 +2,10 @@
 
 from collections.abc import Callable
 
+from celery import Task
+from celery.signals import task_prerun
+
+from service.logs import NO_REQUEST, request_id
 from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
 from workers.app import WorkerParts, app, worker_parts
 from workers.rebuilding import rebuild_index
@@ -36,6 +40,12 @@ def build_index(generation_id: int) -> None:
     Safe to run twice: one worker builds at a time, and it asks the rows first whether the file is still due.
     """
     _work(BUILD_INDEX, rebuild_index, generation_id)
+
+
+@task_prerun.connect
+def _take_request_id(task: Task, **_: object) -> None:
+    """Log under the id of the request that asked for the work; the next time slice is asked for under it too."""
+    request_id.set(task.request.get("request_id") or NO_REQUEST)
 
 
 def _work(task_name: str, advance_one: Callable[[WorkerParts, int], bool], row_id: int) -> None:

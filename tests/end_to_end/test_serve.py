@@ -9,6 +9,7 @@ import pytest
 
 from tests.scenario import (
     create_gallery,
+    create_upgradable_gallery,
     post_images,
     register_transformation,
     register_version,
@@ -38,6 +39,21 @@ def test_an_upgrade_runs_in_the_worker_and_survives_a_restart(served: Served) ->
     assert live.json()["state"] == "live"
     assert answer["model_version"] == "v2"
     assert again == answer
+
+
+def test_the_worker_logs_under_the_id_of_the_request_that_asked_for_the_work(served: Served) -> None:
+    client = served.client
+    create_upgradable_gallery(client)
+    post_images(client, range(20))
+    body = {"to_version": "v2"}
+
+    answer = client.post("/v1/galleries/g/upgrades", json=body, headers={"X-Request-ID": "asked-here"})
+    wait_for(lambda: state_of(client, answer.json()["id"]) == "ready")
+
+    lines = (served.data / "worker.log").read_text().splitlines()
+    of_this_upgrade = [line for line in lines if "upgrade.batch_recorded" in line or "upgrade.state_changed" in line]
+    assert len(of_this_upgrade) > 1
+    assert [line for line in of_this_upgrade if not line.endswith("request_id=asked-here")] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
