@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from service.db import Database
 from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.generations import StoredGeneration, stored_generations
+from service.domain.gallery.generations import StoredGeneration, previous_generation, stored_generations
 from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
-from service.domain.upgrade.upgrades import previous_generation
 from service.errors import Conflict, GalleryError, Unavailable, Unprocessable
 from service.index.replica import Replicas
 from service.settings import Settings
