@@ -10,17 +10,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from service.db import Database
 from service.domain.gallery.galleries import get_gallery
 from service.domain.gallery.generations import StoredGeneration, previous_generation, stored_generations
 from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
-from service.errors import Conflict, GalleryError, Unavailable, Unprocessable
+from service.errors import Conflict, Unavailable
 from service.index.replica import Replicas
 from service.settings import Settings
+from service.vectors.arrow import InvalidImport, read_table, read_vectors
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
 COLUMNS = {
@@ -33,16 +32,6 @@ COLUMNS = {
     "metadata",
 }
 _WRITE_ATTEMPTS = 10
-
-
-class InvalidImport(Unprocessable):
-    """The table cannot be stored as it is."""
-
-
-class UnknownFormat(GalleryError):
-    """The body is neither Parquet nor an Arrow IPC stream."""
-
-    status_code = 415
 
 
 class OtherSpace(Conflict):
@@ -78,7 +67,7 @@ def import_embeddings(
     Raises `InvalidImport` (422), `UnknownFormat` (415), and `OtherSpace` (409) when `model_version` is given and is
     not the active one.
     """
-    table = _parse(_read(body))
+    table = _parse(read_table(body))
     check_items(table.items, settings.max_metadata_bytes)
     for _ in range(_WRITE_ATTEMPTS):
         with database.session_scope() as session:
@@ -112,25 +101,6 @@ def import_embeddings(
         replicas.sync(gallery.id, written.revision)
         return len(table.items)
     raise Unavailable("Upgrades of this gallery kept changing during the import; try again.")
-
-
-def _read(body: BinaryIO) -> pa.Table:
-    magic = body.read(4)
-    body.seek(0)
-    try:
-        if magic == b"PAR1":
-            table = pq.read_table(body)
-        else:
-            with pa.ipc.open_stream(body) as reader:
-                table = reader.read_all()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UnknownFormat(f"The body is not a readable Parquet file or Arrow IPC stream: {error}") from error
-    try:
-        # The stream's offsets are the sender's. Unchecked, a wrong one reads this process's memory, or ends it.
-        table.validate(full=True)
-    except pa.ArrowException as error:
-        raise InvalidImport(f"The table is damaged: {error}") from error
-    return table
 
 
 def _parse(table: pa.Table) -> _Table:
@@ -196,25 +166,6 @@ def _metadata(table: pa.Table) -> list[dict[str, Any]]:
             raise InvalidImport(f"The metadata of row {number} is not an object.")
         rows.append(parsed or {})
     return rows
-
-
-def read_vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
-    """Return the column as (N, D) float32; every row must have the same length and no null."""
-    column = table.column(name)
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise InvalidImport(f"The column {name!r} has lists of numbers; got {kind}.")
-    if not pa.types.is_floating(kind.value_type):
-        raise InvalidImport(f"The column {name!r} has lists of floats; got {kind}.")
-    lengths = pc.list_value_length(column)
-    if column.null_count or pc.min(lengths).as_py() != pc.max(lengths).as_py():
-        raise InvalidImport(f"The rows of column {name!r} have different lengths or nulls.")
-    flat = pc.list_flatten(column)
-    if flat.null_count:
-        raise InvalidImport(f"The column {name!r} has nulls inside its vectors.")
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused by name before it is stored
-        values: NDArray[np.float32] = flat.to_numpy().astype(np.float32, copy=False)
-    return values.reshape(table.num_rows, -1)
 
 
 def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
