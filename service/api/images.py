@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 from service.api.dependencies import NamePath, PartsDependency
 from service.api.uploads import UploadForm
 from service.domain.gallery.images import ImageUpload, ingest_images
-from service.domain.gallery.writes import NewItem
+from service.domain.gallery.new_items import NewItem
 from service.errors import Unprocessable
 
 router = APIRouter(prefix="/galleries", tags=["images"])

@@ -14,7 +14,8 @@ from PIL.Image import Image
 from service.db import Database
 from service.domain.gallery.galleries import get_gallery
 from service.domain.gallery.generations import StoredGeneration, stored_generations
-from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
+from service.domain.gallery.new_items import NewItem, check_items
+from service.domain.gallery.writes import GenerationsChanged, write_items
 from service.errors import Unavailable, Unprocessable
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders, InvalidImage

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from service.db import Database
 from service.domain.gallery.galleries import get_gallery
 from service.domain.gallery.generations import StoredGeneration, previous_generation, stored_generations
-from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
+from service.domain.gallery.new_items import NewItem, check_items
+from service.domain.gallery.writes import GenerationsChanged, write_items
 from service.errors import Conflict, Unavailable
 from service.index.replica import Replicas
 from service.settings import Settings

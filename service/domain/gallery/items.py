@@ -5,7 +5,8 @@ from sqlalchemy.orm import Session, defer
 
 from service.db import Database
 from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.writes import check_external_id, delete_items
+from service.domain.gallery.new_items import check_external_id
+from service.domain.gallery.writes import delete_items
 from service.errors import NotFound
 from service.index.replica import Replicas
 from service.tables import Item, embeddings_table

@@ -16,7 +16,7 @@ from service.db import Database
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.gallery.items import UnknownItem
-from service.domain.gallery.writes import check_external_id
+from service.domain.gallery.new_items import check_external_id
 from service.domain.indexes.faiss_engine import read_current_rows
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.search.filters import compile_filter
