@@ -26,6 +26,7 @@ from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
 from service.api.problems import install_problem_handlers
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
+from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.faiss_engine import GenerationRows
 from service.domain.indexes.milvus_engine import CollectionRows, connect_collections
 from service.domain.indexes.query_samples import QuerySamples
@@ -57,7 +58,10 @@ def make_parts(settings: Settings) -> Parts:
     )
     replicas = Replicas(source, settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
-    return Parts(settings, database, blobs, encoders, replicas, samples, query_metrics, image_queries, collections)
+    writer = GalleryWriter(database, encoders, replicas, settings)
+    return Parts(
+        settings, database, blobs, encoders, replicas, writer, samples, query_metrics, image_queries, collections
+    )
 
 
 def create_app(settings: Settings) -> FastAPI:

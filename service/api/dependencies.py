@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.query_samples import QuerySamples
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
@@ -35,6 +36,7 @@ class Parts:
     blobs: BlobStore
     encoders: Encoders
     replicas: Replicas
+    writer: GalleryWriter
     query_samples: QuerySamples
     query_metrics: QueryMetrics
     image_queries: Admission

@@ -67,8 +67,7 @@ _FORM = {
 @router.post("/{name}/images", openapi_extra=_FORM)
 def post_images(name: NamePath, form: UploadForm, parts: PartsDependency) -> ImagesAnswer:
     """Encode and store images. One bad file is rejected alone; 422 only if every file is."""
-    uploads = _uploads(form, parts.settings.max_image_bytes)
-    results = ingest_images(parts.database, parts.encoders, parts.replicas, parts.settings, name, uploads)
+    results = ingest_images(parts.writer, name, _uploads(form, parts.settings.max_image_bytes))
     return ImagesAnswer(results=[ImageResultView(id=r.id, status=r.status, error=r.error) for r in results])
 
 

@@ -6,20 +6,17 @@ may come with the previous version's values beside them, so that a rollback keep
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from service.db import Database
-from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.generations import StoredGeneration, previous_generation, stored_generations
+from service.domain.gallery.generations import StoredGeneration, previous_generation
 from service.domain.gallery.new_items import NewItem, check_items
-from service.domain.gallery.writes import GenerationsChanged, write_items
+from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
 from service.errors import Conflict, Unavailable
-from service.index.replica import Replicas
-from service.settings import Settings
 from service.vectors.arrow import InvalidImport, read_table, read_vectors
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
@@ -32,7 +29,6 @@ COLUMNS = {
     "label",
     "metadata",
 }
-_WRITE_ATTEMPTS = 10
 
 
 class OtherSpace(Conflict):
@@ -55,53 +51,35 @@ class _Table:
     previous: _Vectors | None
 
 
-def import_embeddings(
-    database: Database,
-    replicas: Replicas,
-    settings: Settings,
-    gallery_name: str,
-    body: BinaryIO,
-    model_version: str | None,
-) -> int:
+def import_embeddings(writer: GalleryWriter, gallery_name: str, body: BinaryIO, model_version: str | None) -> int:
     """Store every row or none, and return how many.
 
     Raises `InvalidImport` (422), `UnknownFormat` (415), and `OtherSpace` (409) when `model_version` is given and is
     not the active one.
     """
     table = _parse(read_table(body))
-    check_items(table.items, settings.max_metadata_bytes)
-    for _ in range(_WRITE_ATTEMPTS):
-        with database.session_scope() as session:
-            gallery = get_gallery(session, gallery_name)
-            generations = stored_generations(session, gallery.id)
-            previous_id = previous_generation(session, gallery.active_generation_id)
-        active = next(g for g in generations if g.id == gallery.active_generation_id)
-        if model_version not in (None, active.version.name):
-            raise OtherSpace(
-                f"The active generation of {gallery_name!r} is under model version {active.version.name!r}, not"
-                f" {model_version!r}."
-            )
-        rows = {active.id: _rows(table.active, active)}
-        if table.previous is not None:
-            previous = next((generation for generation in generations if generation.id == previous_id), None)
-            if previous is None:
-                raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
-            rows[previous.id] = _rows(table.previous, previous)
-        try:
-            with database.session_scope() as session:
-                written = write_items(
-                    session,
-                    gallery.id,
-                    table.items,
-                    generations,
-                    rows,
-                    active_generation_id=active.id,
-                )
-        except GenerationsChanged:
-            continue
-        replicas.sync(gallery.id, written.revision)
-        return len(table.items)
-    raise Unavailable("Upgrades of this gallery kept changing during the import; try again.")
+    check_items(table.items, writer.settings.max_metadata_bytes)
+    busy = Unavailable("Upgrades of this gallery kept changing during the import; try again.")
+    writer.write(gallery_name, partial(_rows_for, writer, table, model_version), busy)
+    return len(table.items)
+
+
+def _rows_for(writer: GalleryWriter, table: _Table, model_version: str | None, target: Target) -> NewRows:
+    active = next(g for g in target.generations if g.id == target.gallery.active_generation_id)
+    if model_version not in (None, active.version.name):
+        raise OtherSpace(
+            f"The active generation of {target.gallery.name!r} is under model version {active.version.name!r}, not"
+            f" {model_version!r}."
+        )
+    rows = {active.id: _rows(table.active, active)}
+    if table.previous is not None:
+        with writer.database.session_scope() as session:
+            previous_id = previous_generation(session, active.id)
+        previous = next((generation for generation in target.generations if generation.id == previous_id), None)
+        if previous is None:
+            raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
+        rows[previous.id] = _rows(table.previous, previous)
+    return NewRows(table.items, rows, active_generation_id=active.id)
 
 
 def _parse(table: pa.Table) -> _Table:
@@ -171,7 +149,6 @@ def _metadata(table: pa.Table) -> list[dict[str, Any]]:
 
 def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
     vector_format = generation.vector_format
-    count = len(vectors.embedding)
     side_information = vectors.side_information
     names = (f"{vectors.prefix}embedding", f"{vectors.prefix}side_information")
     if (side_information is None) != (vector_format.side_information_dim is None):
@@ -180,13 +157,8 @@ def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
     stored_side = None
     if side_information is not None and vector_format.side_information_dim is not None:
         stored_side = _stored(side_information, vector_format.side_information_dim, names[1], generation)
-    return EmbeddingRows(
-        item_id=np.arange(count, dtype=np.int64),
-        revision=np.zeros(count, np.int64),
-        origin=np.full(count, Origin.IMPORTED, np.int16),
-        embedding=_stored(vectors.embedding, vector_format.embedding_dim, names[0], generation),
-        side_information=stored_side,
-    )
+    embedding = _stored(vectors.embedding, vector_format.embedding_dim, names[0], generation)
+    return new_rows(Origin.IMPORTED, embedding, stored_side)
 
 
 def _stored(values: NDArray[np.float32], dim: int, name: str, generation: StoredGeneration) -> NDArray[Any]:
