@@ -30,6 +30,7 @@ from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.faiss_engine import GenerationRows
 from service.domain.indexes.milvus_engine import CollectionRows, connect_collections
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.search.queries import Search
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
 from service.networks.micro_batching import QueryMetrics
@@ -58,9 +59,17 @@ def make_parts(settings: Settings) -> Parts:
     )
     replicas = Replicas(source, settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
-    writer = GalleryWriter(database, encoders, replicas, settings)
     return Parts(
-        settings, database, blobs, encoders, replicas, writer, samples, query_metrics, image_queries, collections
+        settings,
+        database,
+        blobs,
+        replicas,
+        GalleryWriter(database, encoders, replicas, settings),
+        Search(database, encoders, replicas, samples),
+        samples,
+        query_metrics,
+        image_queries,
+        collections,
     )
 
 

@@ -13,8 +13,8 @@ from service.blobs import BlobStore
 from service.db import Database
 from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.search.queries import Search
 from service.index.replica import Replicas
-from service.networks.encoders import Encoders
 from service.networks.micro_batching import QueryMetrics
 from service.settings import Settings
 
@@ -34,9 +34,9 @@ class Parts:
     settings: Settings
     database: Database
     blobs: BlobStore
-    encoders: Encoders
     replicas: Replicas
     writer: GalleryWriter
+    search: Search
     query_samples: QuerySamples
     query_metrics: QueryMetrics
     image_queries: Admission

@@ -117,7 +117,7 @@ class Api:
         self._app.state.parts = replace(
             self.parts,
             writer=replace(self.parts.writer, encoders=self.encoders),
-            encoders=self.encoders,
+            search=replace(self.parts.search, encoders=self.encoders),
         )
         self.parts.database.queue = self._nudges
 

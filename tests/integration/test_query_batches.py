@@ -89,7 +89,8 @@ def encoders(app: FastAPI) -> Iterator[HeldEncoders]:
 
 def use_encoders(app: FastAPI, encoders: Encoders) -> None:
     parts = app.state.parts
-    app.state.parts = replace(parts, writer=replace(parts.writer, encoders=encoders), encoders=encoders)
+    writer, search = replace(parts.writer, encoders=encoders), replace(parts.search, encoders=encoders)
+    app.state.parts = replace(parts, writer=writer, search=search)
 
 
 @asynccontextmanager
