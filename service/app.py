@@ -26,8 +26,10 @@ from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware
 from service.api.problems import install_problem_handlers
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
+from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.choice import choose_engine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
@@ -52,8 +54,19 @@ def make_parts(settings: Settings) -> Parts:
     engine = choose_engine(database, blobs, settings)
     replicas = Replicas(engine.follow(encoders), settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
-    actions = UpgradeActions(database, engine, replicas, settings)
-    return Parts(settings, database, blobs, encoders, engine, replicas, samples, query_metrics, image_queries, actions)
+    return Parts(
+        settings,
+        database,
+        blobs,
+        engine,
+        replicas,
+        GalleryWriter(database, encoders, replicas, settings),
+        Search(database, encoders, replicas, samples),
+        samples,
+        query_metrics,
+        image_queries,
+        UpgradeActions(database, engine, replicas, settings),
+    )
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -113,6 +113,11 @@ def is_outage(error: BaseException) -> bool:
     return original.sqlstate is None or original.sqlstate.startswith(("08", "57P"))
 
 
+def is_storable(value: str) -> bool:
+    """Return whether PostgreSQL can store the text: it has no NUL and no lone surrogate."""
+    return "\x00" not in value and not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+
+
 def driver_connection(session: Session) -> psycopg.Connection:
     """Return the session's own psycopg connection, inside its transaction, for COPY."""
     connection = session.connection().connection.driver_connection

@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
-from service.networks.encoders import Encoders
 from service.networks.micro_batching import QueryMetrics
 from service.settings import Settings
 
@@ -32,9 +33,10 @@ class Parts:
     settings: Settings
     database: Database
     blobs: BlobStore
-    encoders: Encoders
     engine: IndexEngine
     replicas: Replicas
+    writer: GalleryWriter
+    search: Search
     query_samples: QuerySamples
     query_metrics: QueryMetrics
     image_queries: Admission

@@ -50,5 +50,4 @@ def post_embeddings(
     All rows or none. With `model_version`, 409 unless it is the active generation's. Between a cutover and its
     finalize, previous_embedding and previous_side_information keep the rows for a rollback.
     """
-    count = import_embeddings(parts.database, parts.replicas, parts.settings, name, body, model_version)
-    return ImportAnswer(count=count)
+    return ImportAnswer(count=import_embeddings(parts.writer, name, body, model_version))

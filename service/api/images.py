@@ -11,7 +11,7 @@ from starlette.datastructures import FormData, UploadFile
 from service.api.dependencies import NamePath, PartsDependency
 from service.api.uploads import UploadForm
 from service.domain.gallery.images import ImageUpload, ingest_images
-from service.domain.gallery.writes import NewItem
+from service.domain.gallery.new_items import NewItem
 from service.errors import Unprocessable
 
 router = APIRouter(prefix="/galleries", tags=["images"])
@@ -67,8 +67,7 @@ _FORM = {
 @router.post("/{name}/images", openapi_extra=_FORM)
 def post_images(name: NamePath, form: UploadForm, parts: PartsDependency) -> ImagesAnswer:
     """Encode and store images. One bad file is rejected alone; 422 only if every file is."""
-    uploads = _uploads(form, parts.settings.max_image_bytes)
-    results = ingest_images(parts.database, parts.encoders, parts.replicas, parts.settings, name, uploads)
+    results = ingest_images(parts.writer, name, _uploads(form, parts.settings.max_image_bytes))
     return ImagesAnswer(results=[ImageResultView(id=r.id, status=r.status, error=r.error) for r in results])
 
 

@@ -68,4 +68,4 @@ def get_item(name: NamePath, item_id: ItemId, session: SessionDependency) -> Ite
 @router.delete("/{name}/items/{item_id:path}", status_code=204)
 def delete_item(name: NamePath, item_id: ItemId, parts: PartsDependency) -> None:
     """Delete an item from every generation."""
-    items.delete_item(parts.database, parts.replicas, name, item_id)
+    items.delete_item(parts.writer, name, item_id)

@@ -15,7 +15,7 @@ from service.api.admission import Admission
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
 from service.api.problems import MEDIA_TYPE
 from service.api.uploads import read_upload_form
-from service.domain.search.queries import MAX_K, Answer, Neighbor, Query, search_image, search_items, search_vectors
+from service.domain.search.queries import MAX_K, Answer, Neighbor, Query
 from service.errors import Unprocessable
 
 router = APIRouter(prefix="/galleries", tags=["search"])
@@ -256,15 +256,7 @@ def search_by_image(
 ) -> Response:
     """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover."""
     query = Query(image.k, image.condition, generation, max_distance=image.max_distance, exclude_id=image.exclude_id)
-    answer = search_image(parts.database, parts.encoders, parts.replicas, parts.query_samples, name, image.data, query)
-    view = ImageAnswer(
-        model_version=answer.model_version,
-        generation=answer.generation,
-        revision=answer.revision,
-        exact=answer.is_exact,
-        neighbors=_views(name, answer)[0],
-    )
-    return _written(view)
+    return _image_answer(name, parts.search.by_image(name, image.data, query))
 
 
 @router.post("/{name}/search/vectors", response_model=BatchAnswer)
@@ -273,8 +265,7 @@ def search_by_vectors(
 ) -> Response:
     """Return the nearest items of each vector, which must be of the answering generation's model version."""
     query = Query(body.k, body.filter, generation, body.model_version, body.max_distance, body.exclude_id)
-    answer = search_vectors(parts.database, parts.replicas, parts.query_samples, name, body.vectors, query)
-    return _batch_answer(name, answer)
+    return _batch_answer(name, parts.search.by_vectors(name, body.vectors, query))
 
 
 @router.post("/{name}/search/items", response_model=BatchAnswer)
@@ -282,8 +273,18 @@ def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, ge
     """Return the nearest items of each item, by its embedding in the answering generation; 404 for an unknown id, and
     409 for an item that an open upgrade has yet to bring to `generation=next`."""
     query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
-    answer = search_items(parts.database, parts.replicas, name, body.ids, query, exclude_self=body.exclude_self)
-    return _batch_answer(name, answer)
+    return _batch_answer(name, parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self))
+
+
+def _image_answer(gallery: str, answer: Answer) -> Response:
+    view = ImageAnswer(
+        model_version=answer.model_version,
+        generation=answer.generation,
+        revision=answer.revision,
+        exact=answer.is_exact,
+        neighbors=_views(gallery, answer)[0],
+    )
+    return _written(view)
 
 
 def _batch_answer(gallery: str, answer: Answer) -> Response:

@@ -112,7 +112,11 @@ class Api:
         self.client.__enter__()
         self.parts: Parts = self._app.state.parts
         self.encoders = InterruptedEncoders(self.parts.blobs, self._settings)
-        self._app.state.parts = replace(self.parts, encoders=self.encoders)
+        self._app.state.parts = replace(
+            self.parts,
+            writer=replace(self.parts.writer, encoders=self.encoders),
+            search=replace(self.parts.search, encoders=self.encoders),
+        )
         self.parts.database.queue = self._nudges
 
     def stop(self) -> None:

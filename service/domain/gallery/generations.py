@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from service.db import driver_connection
 from service.domain.jobs import end_jobs_left_running
+from service.domain.upgrade_state import State
 from service.index.protocol import Metric
 from service.index.replica import GenerationGone
 from service.tables import (
@@ -14,6 +15,7 @@ from service.tables import (
     Generation,
     GenerationStage,
     ModelVersion,
+    Upgrade,
     create_embeddings_table,
     embeddings_table,
 )
@@ -119,6 +121,14 @@ def get_stored_generation(session: Session, gallery_id: int, generation_id: int)
         if generation.id == generation_id:
             return generation
     raise GenerationGone(f"Generation {generation_id} was dropped.")
+
+
+def previous_generation(session: Session, active_generation_id: int | None) -> int | None:
+    """Return the generation that a rollback of the live upgrade would make active again."""
+    query = select(Upgrade.from_generation_id).where(
+        Upgrade.to_generation_id == active_generation_id, Upgrade.state == State.LIVE
+    )
+    return session.scalar(query)
 
 
 def stage_embeddings(session: Session, staging: str, rows: EmbeddingRows, vector_format: VectorFormat) -> None:

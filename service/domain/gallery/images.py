@@ -5,23 +5,18 @@ generations that are there now.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
-import numpy as np
 from PIL.Image import Image
 
-from service.db import Database
-from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.generations import StoredGeneration, stored_generations
-from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
+from service.domain.gallery.generations import StoredGeneration
+from service.domain.gallery.new_items import NewItem, check_items
+from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
 from service.errors import Unavailable, Unprocessable
-from service.index.replica import Replicas
 from service.networks.encoders import Encoders, InvalidImage
-from service.settings import Settings
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
-
-_WRITE_ATTEMPTS = 10
 
 
 class NoImageAccepted(Unprocessable):
@@ -49,70 +44,48 @@ class ImageResult:
     error: str | None = None
 
 
-@dataclass
-class _Encoded:
-    items: list[NewItem]
-    rows: dict[int, EmbeddingRows]
-    rejected: dict[int, str]
+@dataclass(frozen=True)
+class _Encoded(NewRows):
+    """The images that can be read, and by position why others cannot."""
+
+    rejected: dict[int, str] = field(default_factory=dict)
 
 
-def ingest_images(
-    database: Database,
-    encoders: Encoders,
-    replicas: Replicas,
-    settings: Settings,
-    gallery_name: str,
-    uploads: Sequence[ImageUpload],
-) -> list[ImageResult]:
+def ingest_images(writer: GalleryWriter, gallery_name: str, uploads: Sequence[ImageUpload]) -> list[ImageResult]:
     """Store the images that can be read, with one result per upload in order.
 
     Raises `InvalidItem` (422) before anything is encoded, and `NoImageAccepted` (422) when none can be stored.
     """
-    check_items([upload.item for upload in uploads], settings.max_metadata_bytes)
-    for _ in range(_WRITE_ATTEMPTS):
-        with database.session_scope() as session:
-            gallery = get_gallery(session, gallery_name)
-            generations = stored_generations(session, gallery.id)
-        encoded = _encode(encoders, settings, generations, uploads, gallery.thumbnails)
-        if not encoded.items:
-            raise NoImageAccepted("No image of the request could be stored.", _as_errors(uploads, encoded.rejected))
-        try:
-            with database.session_scope() as session:
-                written = write_items(session, gallery.id, encoded.items, generations, encoded.rows)
-        except GenerationsChanged:
-            continue
-        replicas.sync(gallery.id, written.revision)
-        return _results(uploads, encoded.rejected, written.replaced)
-    raise UpgradesTooBusy("Upgrades of this gallery kept changing while the images were encoded; try again.")
+    check_items([upload.item for upload in uploads], writer.settings.max_metadata_bytes)
+    busy = UpgradesTooBusy("Upgrades of this gallery kept changing while the images were encoded; try again.")
+    encoded, written = writer.write(gallery_name, partial(_encode, writer, uploads), busy)
+    return _results(uploads, encoded.rejected, written.replaced)
 
 
-def _encode(
-    encoders: Encoders,
-    settings: Settings,
-    generations: Sequence[StoredGeneration],
-    uploads: Sequence[ImageUpload],
-    thumbnails: bool,
-) -> _Encoded:
+def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], target: Target) -> _Encoded:
     """Decode and encode in chunks, so that memory holds one chunk of decoded images at a time."""
-    encoded = _Encoded([], {}, {})
-    chunks: dict[int, list[EmbeddingRows]] = {generation.id: [] for generation in generations}
-    for start in range(0, len(uploads), settings.encode_batch_items):
+    items: list[NewItem] = []
+    rejected: dict[int, str] = {}
+    chunks: dict[int, list[EmbeddingRows]] = {generation.id: [] for generation in target.generations}
+    chunk_items = writer.settings.encode_batch_items
+    for start in range(0, len(uploads), chunk_items):
         images: list[Image] = []
-        first = len(encoded.items)
-        for position in range(start, min(start + settings.encode_batch_items, len(uploads))):
+        first = len(items)
+        for position, upload in enumerate(uploads[start : start + chunk_items], start):
             try:
-                image = encoders.decode(uploads[position].read())
+                image = writer.encoders.decode(upload.read())
             except InvalidImage as error:
-                encoded.rejected[position] = error.message
+                rejected[position] = error.message
                 continue
-            item = uploads[position].item
-            encoded.items.append(replace(item, thumbnail=encoders.thumbnail(image)) if thumbnails else item)
+            thumbnail = writer.encoders.thumbnail(image) if target.gallery.thumbnails else None
+            items.append(replace(upload.item, thumbnail=thumbnail))
             images.append(image)
         if images:
-            for generation in generations:
-                chunks[generation.id].append(_rows(encoders, generation, images, first))
-    encoded.rows = {id_: EmbeddingRows.concatenate(rows) for id_, rows in chunks.items() if rows}
-    return encoded
+            for generation in target.generations:
+                chunks[generation.id].append(_rows(writer.encoders, generation, images, first))
+    if not items:
+        raise NoImageAccepted("No image of the request could be stored.", _as_errors(uploads, rejected))
+    return _Encoded(items, {id_: EmbeddingRows.concatenate(rows) for id_, rows in chunks.items()}, rejected=rejected)
 
 
 def _rows(
@@ -130,14 +103,7 @@ def _rows(
         raise Unprocessable(
             f"Model version {generation.version.name!r} gives values that {vector_format.dtype} cannot hold: {error}"
         ) from error
-    count = len(images)
-    return EmbeddingRows(
-        item_id=np.arange(first_position, first_position + count, dtype=np.int64),
-        revision=np.zeros(count, np.int64),
-        origin=np.full(count, Origin.ENCODED, np.int16),
-        embedding=embedding,
-        side_information=side_information,
-    )
+    return new_rows(Origin.ENCODED, embedding, side_information, first_position)
 
 
 def _as_errors(uploads: Sequence[ImageUpload], rejected: dict[int, str]) -> list[dict[str, object]]:

@@ -6,22 +6,18 @@ may come with the previous version's values beside them, so that a rollback keep
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.db import Database
-from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.generations import StoredGeneration, stored_generations
-from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
-from service.domain.upgrade.upgrades import previous_generation
-from service.errors import Conflict, GalleryError, Unavailable, Unprocessable
-from service.index.replica import Replicas
-from service.settings import Settings
+from service.domain.gallery.generations import StoredGeneration, previous_generation
+from service.domain.gallery.new_items import NewItem, check_items
+from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
+from service.errors import Conflict, Unavailable
+from service.vectors.arrow import InvalidImport, read_table, read_vectors
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
 COLUMNS = {
@@ -33,17 +29,6 @@ COLUMNS = {
     "label",
     "metadata",
 }
-_WRITE_ATTEMPTS = 10
-
-
-class InvalidImport(Unprocessable):
-    """The table cannot be stored as it is."""
-
-
-class UnknownFormat(GalleryError):
-    """The body is neither Parquet nor an Arrow IPC stream."""
-
-    status_code = 415
 
 
 class OtherSpace(Conflict):
@@ -66,72 +51,35 @@ class _Table:
     previous: _Vectors | None
 
 
-def import_embeddings(
-    database: Database,
-    replicas: Replicas,
-    settings: Settings,
-    gallery_name: str,
-    body: BinaryIO,
-    model_version: str | None,
-) -> int:
+def import_embeddings(writer: GalleryWriter, gallery_name: str, body: BinaryIO, model_version: str | None) -> int:
     """Store every row or none, and return how many.
 
     Raises `InvalidImport` (422), `UnknownFormat` (415), and `OtherSpace` (409) when `model_version` is given and is
     not the active one.
     """
-    table = _parse(_read(body))
-    check_items(table.items, settings.max_metadata_bytes)
-    for _ in range(_WRITE_ATTEMPTS):
-        with database.session_scope() as session:
-            gallery = get_gallery(session, gallery_name)
-            generations = stored_generations(session, gallery.id)
-            previous_id = previous_generation(session, gallery.active_generation_id)
-        active = next(g for g in generations if g.id == gallery.active_generation_id)
-        if model_version not in (None, active.version.name):
-            raise OtherSpace(
-                f"The active generation of {gallery_name!r} is under model version {active.version.name!r}, not"
-                f" {model_version!r}."
-            )
-        rows = {active.id: _rows(table.active, active)}
-        if table.previous is not None:
-            previous = next((generation for generation in generations if generation.id == previous_id), None)
-            if previous is None:
-                raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
-            rows[previous.id] = _rows(table.previous, previous)
-        try:
-            with database.session_scope() as session:
-                written = write_items(
-                    session,
-                    gallery.id,
-                    table.items,
-                    generations,
-                    rows,
-                    active_generation_id=active.id,
-                )
-        except GenerationsChanged:
-            continue
-        replicas.sync(gallery.id, written.revision)
-        return len(table.items)
-    raise Unavailable("Upgrades of this gallery kept changing during the import; try again.")
+    table = _parse(read_table(body))
+    check_items(table.items, writer.settings.max_metadata_bytes)
+    busy = Unavailable("Upgrades of this gallery kept changing during the import; try again.")
+    writer.write(gallery_name, partial(_rows_for, writer, table, model_version), busy)
+    return len(table.items)
 
 
-def _read(body: BinaryIO) -> pa.Table:
-    magic = body.read(4)
-    body.seek(0)
-    try:
-        if magic == b"PAR1":
-            table = pq.read_table(body)
-        else:
-            with pa.ipc.open_stream(body) as reader:
-                table = reader.read_all()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UnknownFormat(f"The body is not a readable Parquet file or Arrow IPC stream: {error}") from error
-    try:
-        # The stream's offsets are the sender's. Unchecked, a wrong one reads this process's memory, or ends it.
-        table.validate(full=True)
-    except pa.ArrowException as error:
-        raise InvalidImport(f"The table is damaged: {error}") from error
-    return table
+def _rows_for(writer: GalleryWriter, table: _Table, model_version: str | None, target: Target) -> NewRows:
+    active = next(g for g in target.generations if g.id == target.gallery.active_generation_id)
+    if model_version not in (None, active.version.name):
+        raise OtherSpace(
+            f"The active generation of {target.gallery.name!r} is under model version {active.version.name!r}, not"
+            f" {model_version!r}."
+        )
+    rows = {active.id: _rows(table.active, active)}
+    if table.previous is not None:
+        with writer.database.session_scope() as session:
+            previous_id = previous_generation(session, active.id)
+        previous = next((generation for generation in target.generations if generation.id == previous_id), None)
+        if previous is None:
+            raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
+        rows[previous.id] = _rows(table.previous, previous)
+    return NewRows(table.items, rows, active_generation_id=active.id)
 
 
 def _parse(table: pa.Table) -> _Table:
@@ -199,28 +147,8 @@ def _metadata(table: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def read_vectors(table: pa.Table, name: str) -> NDArray[np.float32]:
-    """Return the column as (N, D) float32; every row must have the same length and no null."""
-    column = table.column(name)
-    kind = column.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise InvalidImport(f"The column {name!r} has lists of numbers; got {kind}.")
-    if not pa.types.is_floating(kind.value_type):
-        raise InvalidImport(f"The column {name!r} has lists of floats; got {kind}.")
-    lengths = pc.list_value_length(column)
-    if column.null_count or pc.min(lengths).as_py() != pc.max(lengths).as_py():
-        raise InvalidImport(f"The rows of column {name!r} have different lengths or nulls.")
-    flat = pc.list_flatten(column)
-    if flat.null_count:
-        raise InvalidImport(f"The column {name!r} has nulls inside its vectors.")
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused by name before it is stored
-        values: NDArray[np.float32] = flat.to_numpy().astype(np.float32, copy=False)
-    return values.reshape(table.num_rows, -1)
-
-
 def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
     vector_format = generation.vector_format
-    count = len(vectors.embedding)
     side_information = vectors.side_information
     names = (f"{vectors.prefix}embedding", f"{vectors.prefix}side_information")
     if (side_information is None) != (vector_format.side_information_dim is None):
@@ -229,13 +157,8 @@ def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
     stored_side = None
     if side_information is not None and vector_format.side_information_dim is not None:
         stored_side = _stored(side_information, vector_format.side_information_dim, names[1], generation)
-    return EmbeddingRows(
-        item_id=np.arange(count, dtype=np.int64),
-        revision=np.zeros(count, np.int64),
-        origin=np.full(count, Origin.IMPORTED, np.int16),
-        embedding=_stored(vectors.embedding, vector_format.embedding_dim, names[0], generation),
-        side_information=stored_side,
-    )
+    embedding = _stored(vectors.embedding, vector_format.embedding_dim, names[0], generation)
+    return new_rows(Origin.IMPORTED, embedding, stored_side)
 
 
 def _stored(values: NDArray[np.float32], dim: int, name: str, generation: StoredGeneration) -> NDArray[Any]:

@@ -3,11 +3,10 @@
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session, defer
 
-from service.db import Database
 from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.writes import check_external_id, delete_items
+from service.domain.gallery.new_items import check_external_id
+from service.domain.gallery.writes import GalleryWriter, delete_items
 from service.errors import NotFound
-from service.index.replica import Replicas
 from service.tables import Item, embeddings_table
 from service.vectors.rows import Origin
 
@@ -64,12 +63,12 @@ def get_thumbnail(session: Session, gallery_name: str, external_id: str) -> byte
     return thumbnail
 
 
-def delete_item(database: Database, replicas: Replicas, gallery_name: str, external_id: str) -> None:
+def delete_item(writer: GalleryWriter, gallery_name: str, external_id: str) -> None:
     """Delete one item everywhere; deleting one that is not there is a 404."""
     check_external_id(external_id)
-    with database.session_scope() as session:
+    with writer.database.session_scope() as session:
         gallery = get_gallery(session, gallery_name)
         revision, count = delete_items(session, gallery.id, [external_id])
         if count == 0:
             raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
-    replicas.sync(gallery.id, revision)
+    writer.replicas.sync(gallery.id, revision)

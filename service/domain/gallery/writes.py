@@ -1,23 +1,26 @@
-"""Writing items: staging rows before the gallery's lock, then one short transaction that holds it.
+"""Writing items: vectors are made before the transaction, rows staged before the gallery's lock, which is held briefly.
 
-The steps of one write, all in one transaction:
-1. COPY the items and their vectors into temporary tables (no lock is held; seconds, for a large import);
-2. take the gallery's row and its next revisions;
-3. check that the generations are still those that the vectors were made for;
-4. upsert the items, then each generation's rows, in the order of item ids (so two writers never wait in a circle).
+The steps of one write, the last four in one transaction:
+1. make the vectors, for the generations that are stored now (no transaction is open; seconds, for many images);
+2. COPY the items and their vectors into temporary tables (no lock is held; seconds, for a large import);
+3. take the gallery's row and its next revisions;
+4. check that the generations are still those that the vectors were made for; if not, begin again at 1;
+5. upsert the items, then each generation's rows, in the order of item ids (so two writers never wait in a circle).
 A crash anywhere before the commit leaves nothing.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.db import driver_connection
-from service.domain.gallery.galleries import lock_gallery
+from service.db import Database, driver_connection
+from service.domain.gallery.galleries import get_gallery, lock_gallery
 from service.domain.gallery.generations import (
     StoredGeneration,
     columns_of,
@@ -25,16 +28,15 @@ from service.domain.gallery.generations import (
     stored_generations,
     upsert_clause,
 )
-from service.errors import Unprocessable
-from service.tables import embeddings_table
-from service.vectors.rows import EmbeddingRows
+from service.domain.gallery.new_items import NewItem
+from service.errors import Unavailable
+from service.index.replica import Replicas
+from service.networks.encoders import Encoders
+from service.settings import Settings
+from service.tables import Gallery, embeddings_table
+from service.vectors.rows import EmbeddingRows, Origin
 
-MAX_ID_LENGTH = 512
-MAX_METADATA_DEPTH = 64
-
-
-class InvalidItem(Unprocessable):
-    """An item's id, label or metadata cannot be stored."""
+_ATTEMPTS = 10
 
 
 class GenerationsChanged(Exception):
@@ -42,13 +44,23 @@ class GenerationsChanged(Exception):
 
 
 @dataclass(frozen=True)
-class NewItem:
-    """What a user says about one item."""
+class Target:
+    """A gallery and its stored generations, by id: what vectors are made for."""
 
-    external_id: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    label: str | None = None
-    thumbnail: bytes | None = None
+    gallery: Gallery
+    generations: Sequence[StoredGeneration]
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Items, and their rows by generation id, as `new_rows` makes them.
+
+    Generations without rows here (an import gives only the active one, and names it) are filled by catch-up.
+    """
+
+    items: Sequence[NewItem]
+    by_generation: dict[int, EmbeddingRows]
+    active_generation_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,105 +71,84 @@ class Written:
     replaced: frozenset[str]
 
 
-def check_items(items: Sequence[NewItem], max_metadata_bytes: int) -> None:
-    """Raise `InvalidItem` (422) for an id, label or metadata that cannot be stored, or an id that occurs twice."""
-    seen: set[str] = set()
-    for item in items:
-        check_external_id(item.external_id)
-        if item.external_id in seen:
-            raise InvalidItem(f"The id {item.external_id!r} occurs twice in this request.")
-        seen.add(item.external_id)
-        if item.label is not None and (not _storable(item.label) or len(item.label) > MAX_ID_LENGTH):
-            raise InvalidItem(f"The label of {item.external_id!r} cannot be stored: at most 512 characters, no NUL.")
-        if _nested_deeper(item.metadata, MAX_METADATA_DEPTH):
-            raise InvalidItem(f"The metadata of {item.external_id!r} is nested deeper than {MAX_METADATA_DEPTH}.")
-        encoded = json.dumps(item.metadata, ensure_ascii=False)
-        if len(encoded) > max_metadata_bytes:
-            raise InvalidItem(f"The metadata of {item.external_id!r} is larger than {max_metadata_bytes} bytes.")
-        if not _storable(encoded) or "\\u0000" in encoded or "NaN" in encoded or "Infinity" in encoded:
-            _check_metadata_values(item.external_id, item.metadata)
+_New = TypeVar("_New", bound=NewRows)
 
 
-def _nested_deeper(value: object, levels: int) -> bool:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_nested_deeper(child, levels - 1) for child in children)
+@dataclass(frozen=True)
+class GalleryWriter:
+    """What writes to galleries need, made once per process; safe to use from many threads."""
+
+    database: Database
+    encoders: Encoders
+    replicas: Replicas
+    settings: Settings
+
+    def write(self, gallery_name: str, make: Callable[[Target], _New], busy: Unavailable) -> tuple[_New, Written]:
+        """Write what `make` gives, and return it; `make` runs again when the generations changed meanwhile.
+
+        Raises `UnknownGallery` (404), and `busy` when the generations changed every time.
+        """
+        for _ in range(_ATTEMPTS):
+            with self.database.session_scope() as session:
+                gallery = get_gallery(session, gallery_name)
+                target = Target(gallery, stored_generations(session, gallery.id))
+            new = make(target)  # 1.
+            try:
+                with self.database.session_scope() as session:
+                    written = write_items(session, target, new)
+            except GenerationsChanged:
+                continue
+            self.replicas.sync(gallery.id, written.revision)
+            return new, written
+        raise busy
 
 
-def check_external_id(external_id: str) -> None:
-    """Raise `InvalidItem` unless the id has 1 to 512 characters, all printable, and does not end in /thumbnail."""
-    if not 1 <= len(external_id) <= MAX_ID_LENGTH:
-        raise InvalidItem("An id has 1 to 512 characters.")
-    if not _storable(external_id) or any(ord(character) < 32 or ord(character) == 127 for character in external_id):
-        raise InvalidItem(f"The id {external_id!r} has control characters or is not valid Unicode.")
-    if external_id.endswith("/thumbnail") or external_id in (".", ".."):
-        raise InvalidItem(f"The id {external_id!r} could not be addressed in a URL.")
+def new_rows(
+    origin: Origin, embedding: NDArray[Any], side_information: NDArray[Any] | None, first_position: int = 0
+) -> EmbeddingRows:
+    """Return rows of items that are not written yet: `item_id` counts their positions in the request, from
+    `first_position` on, and the revisions are given when they are written."""
+    count = len(embedding)
+    return EmbeddingRows(
+        item_id=np.arange(first_position, first_position + count, dtype=np.int64),
+        revision=np.zeros(count, np.int64),
+        origin=np.full(count, origin, np.int16),
+        embedding=embedding,
+        side_information=side_information,
+    )
 
 
-def _storable(value: str) -> bool:
-    """PostgreSQL stores no NUL and no lone surrogate."""
-    return "\x00" not in value and not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+def write_items(session: Session, target: Target, new: NewRows) -> Written:
+    """Do all steps but the first. Raises `GenerationsChanged`."""
+    generations = {generation.id: generation for generation in target.generations}
 
+    # 2.
+    _stage_items(session, new.items)
+    for generation_id, rows in new.by_generation.items():
+        stage_embeddings(session, _staging(generation_id), rows, generations[generation_id].vector_format)
 
-def _check_metadata_values(external_id: str, value: object) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_metadata_values(external_id, key)
-            _check_metadata_values(external_id, inner)
-    elif isinstance(value, list):
-        for inner in value:
-            _check_metadata_values(external_id, inner)
-    elif isinstance(value, str) and not _storable(value):
-        raise InvalidItem(f"The metadata of {external_id!r} has a NUL or is not valid Unicode.")
-    elif isinstance(value, float) and value - value != 0:
-        raise InvalidItem(f"The metadata of {external_id!r} has a number that is not finite.")
+    # 3.
+    gallery = lock_gallery(session, target.gallery.id, changes=len(new.items))
 
-
-def write_items(
-    session: Session,
-    gallery_id: int,
-    items: Sequence[NewItem],
-    expected: Sequence[StoredGeneration],
-    rows_by_generation: dict[int, EmbeddingRows],
-    active_generation_id: int | None = None,
-) -> Written:
-    """Write items and their rows; `rows.item_id` is the position in `items`, and revisions are given here.
-
-    `expected` are the generations that were stored when the vectors were made. Generations without rows here (an
-    import gives only the active one, and names it) are filled by catch-up. Raises `GenerationsChanged`.
-    """
-    _stage_items(session, items)
-    by_id = {generation.id: generation for generation in expected}
-    for generation_id, rows in rows_by_generation.items():
-        stage_embeddings(session, _staging(generation_id), rows, by_id[generation_id].vector_format)
-    gallery = lock_gallery(session, gallery_id, changes=len(items))
-    stored = [generation.id for generation in stored_generations(session, gallery_id)]
-    if stored != list(by_id) or active_generation_id not in (None, gallery.active_generation_id):
+    # 4.
+    stored = [generation.id for generation in stored_generations(session, gallery.id)]
+    if stored != list(generations) or new.active_generation_id not in (None, gallery.active_generation_id):
         raise GenerationsChanged
-    parameters = {"gallery_id": gallery_id, "before": gallery.revision - len(items)}
-    replaced = session.scalars(
-        text(
-            "SELECT s.external_id FROM staging_items s JOIN items i ON i.external_id = s.external_id"
-            " AND i.gallery_id = :gallery_id AND i.deleted_at IS NULL"
-        ),
-        parameters,
-    ).all()
+
+    # 5.
+    parameters = {"gallery_id": gallery.id, "before": gallery.revision - len(new.items)}
+    replaced = session.scalars(text(_LIVE_BEFORE), parameters).all()
     session.execute(text(_UPSERT_ITEMS), parameters)
-    gallery.items += len(items) - len(replaced)
-    for generation_id in sorted(rows_by_generation):
-        generation = by_id[generation_id]
-        columns = columns_of(generation.vector_format)
-        session.execute(
-            text(
-                f"INSERT INTO {generation.table} (item_id, revision, origin, {columns})"
-                f" SELECT i.id, i.revision, e.origin, {columns} FROM {_staging(generation_id)} e"
-                " JOIN staging_items s ON s.position = e.item_id"
-                " JOIN items i ON i.gallery_id = :gallery_id AND i.external_id = s.external_id"
-                f" ORDER BY i.id {upsert_clause(generation.table, generation.vector_format)}"
-            ),
-            parameters,
-        )
+    gallery.items += len(new.items) - len(replaced)
+    for generation_id in sorted(new.by_generation):
+        _upsert_rows(session, generations[generation_id])
     return Written(gallery.revision, frozenset(replaced))
 
+
+_LIVE_BEFORE = """
+SELECT s.external_id FROM staging_items s
+JOIN items i ON i.external_id = s.external_id AND i.gallery_id = :gallery_id AND i.deleted_at IS NULL
+"""
 
 _UPSERT_ITEMS = """
 INSERT INTO items AS i (gallery_id, external_id, metadata, label, thumbnail, revision)
@@ -168,6 +159,20 @@ ON CONFLICT (gallery_id, external_id) DO UPDATE SET
     revision = excluded.revision, deleted_at = NULL,
     created_at = CASE WHEN i.deleted_at IS NULL THEN i.created_at ELSE now() END
 """
+
+
+def _upsert_rows(session: Session, generation: StoredGeneration) -> None:
+    columns = columns_of(generation.vector_format)
+    session.execute(
+        text(
+            f"INSERT INTO {generation.table} (item_id, revision, origin, {columns})"
+            f" SELECT i.id, i.revision, e.origin, {columns} FROM {_staging(generation.id)} e"
+            " JOIN staging_items s ON s.position = e.item_id"
+            " JOIN items i ON i.gallery_id = :gallery_id AND i.external_id = s.external_id"
+            f" ORDER BY i.id {upsert_clause(generation.table, generation.vector_format)}"
+        ),
+        {"gallery_id": generation.gallery_id},
+    )
 
 
 def _staging(generation_id: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, and_, cast, false, func, literal, not_, or_, select, true
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from service.db import is_storable
 from service.errors import Unprocessable
 from service.tables import Item
 
@@ -74,7 +75,7 @@ def _field(key: str) -> ColumnElement[Any]:
     if key in ("id", "label"):
         return func.to_jsonb(Item.external_id if key == "id" else Item.label)
     path = key.removeprefix("metadata.")
-    if path in ("", key) or not _storable(path):
+    if path in ("", key) or not is_storable(path):
         raise InvalidFilter(f"{key!r} is not id, label, metadata.<path>, and, or, or not.")
     # Given as a real array: SQLAlchemy's own JSON path is one text, in which commas, braces and spaces mean something.
     keys = literal(path.split("."), ARRAY(Text))
@@ -104,15 +105,10 @@ def _compare(field: ColumnElement[Any], key: str, name: str, operand: Any) -> Co
 def _check_scalar(key: str, value: object) -> None:
     if isinstance(value, dict | list):
         raise InvalidFilter(f"{key!r} is compared with strings, numbers, true, false or null.")
-    if isinstance(value, str) and not _storable(value):
+    if isinstance(value, str) and not is_storable(value):
         raise InvalidFilter(f"{key!r} is compared with a string that holds a NUL or is not valid Unicode.")
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidFilter(f"{key!r} is compared with a number that is not finite.")
-
-
-def _storable(value: str) -> bool:
-    """PostgreSQL has no NUL and no lone surrogate."""
-    return "\x00" not in value and not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
 
 
 def _json(value: Any) -> ColumnElement[Any]:

@@ -17,7 +17,7 @@ from service.domain.gallery.current_rows import read_current_rows
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.gallery.items import UnknownItem
-from service.domain.gallery.writes import check_external_id
+from service.domain.gallery.new_items import check_external_id
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.search.filters import compile_filter
 from service.errors import Conflict, Unavailable, Unprocessable
@@ -100,80 +100,95 @@ class _Probe:
 _Probing = Callable[[ServedGeneration], _Probe]
 
 
-def search_image(
-    database: Database,
-    encoders: Encoders,
-    replicas: Replicas,
-    samples: QuerySamples,
-    gallery: str,
-    data: bytes,
-    query: Query,
-) -> Answer:
-    """Return the nearest items of an image, encoded by the generation's own model version; `samples` may keep it."""
-    image = encoders.decode(data)
+@dataclass(frozen=True)
+class Search:
+    """What searches need, made once per process; safe to use from many threads."""
 
-    def encoded(served: ServedGeneration) -> _Probe:
-        vectors = encoders.get(served.version).encode_embedding([image])
-        samples.note(served.gallery_id, served.version.id, vectors)
-        return _Probe(vectors)
+    database: Database
+    encoders: Encoders
+    replicas: Replicas
+    samples: QuerySamples
 
-    return _search(database, replicas, gallery, query, encoded)
+    def by_image(self, gallery: str, data: bytes, query: Query) -> Answer:
+        """Return the nearest items of an image, encoded by the generation's own model version; its embedding may be
+        kept as a sample."""
+        image = self.encoders.decode(data)
+
+        def encoded(served: ServedGeneration) -> _Probe:
+            vectors = self.encoders.get(served.version).encode_embedding([image])
+            self.samples.note(served.gallery_id, served.version.id, vectors)
+            return _Probe(vectors)
+
+        return self._answer(gallery, query, encoded)
+
+    def by_vectors(self, gallery: str, vectors: Sequence[Sequence[float]], query: Query) -> Answer:
+        """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer. Some may
+        be kept as samples."""
+
+        def checked(served: ServedGeneration) -> _Probe:
+            array = _checked(served, vectors, query.model_version)
+            self.samples.note(served.gallery_id, served.version.id, array)
+            return _Probe(array)
+
+        return self._answer(gallery, query, checked)
+
+    def by_items(self, gallery: str, external_ids: Sequence[str], query: Query, *, exclude_self: bool) -> Answer:
+        """Return the nearest items of each item, by its embedding in the generation that answers.
+
+        With `exclude_self`, no item is its own neighbour. Raises `UnknownItem` (404) for an id without a live item, and
+        `NoCurrentEmbedding` (409) for an item that an upgrade has yet to bring to the generation.
+        """
+        for external_id in external_ids:
+            check_external_id(external_id)
+
+        def stored(served: ServedGeneration) -> _Probe:
+            with self.database.session_scope(snapshot=True) as session:
+                ids = _item_ids(session, gallery, served.gallery_id, external_ids)
+                vectors = _embeddings_of(session, served, dict(zip(ids.tolist(), external_ids, strict=True)))
+            return _Probe(np.stack([vectors[id_] for id_ in ids.tolist()]), ids if exclude_self else None)
+
+        return self._answer(gallery, query, stored)
+
+    def _answer(self, gallery: str, query: Query, probe_for: _Probing) -> Answer:
+        """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
+        for _ in range(_ATTEMPTS):
+            with self.database.reading() as connection:
+                gallery_id, active_id = find_serving(connection, gallery)
+            try:
+                return self._answer_from(_pair(self.replicas, gallery_id, active_id, query), query, probe_for)
+            except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
+                events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
+                with suppress(GenerationGone):
+                    self.replicas.refresh(gallery_id)
+        raise Unavailable("The gallery's generations change just now; try again.")
+
+    def _answer_from(self, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
+        revision = served.revision  # the index may have followed further by the time it is searched, and not less far
+        probe = probe_for(served)
+        with self.database.reading() as connection:
+            allowed = None
+            if query.condition is not None:
+                allowed = _allowed(connection, served.gallery_id, query.condition)
+            excluded = probe.own_ids
+            if query.exclude_id is not None:
+                excluded = _excluded(connection, served.gallery_id, query.exclude_id, len(probe.vectors))
+            found = _nearest(served, probe.vectors, query, allowed, excluded)
+            neighbors = _describe(connection, served.generation_id, found)
+        return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
 
 
-def search_vectors(
-    database: Database,
-    replicas: Replicas,
-    samples: QuerySamples,
-    gallery: str,
-    vectors: Sequence[Sequence[float]],
-    query: Query,
-) -> Answer:
-    """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer. `samples` may
-    keep them."""
-
-    def checked(served: ServedGeneration) -> _Probe:
-        if query.model_version not in (None, served.version.name):
-            raise WrongSpace(
-                f"Generation {served.generation_id} is under model version {served.version.name!r}, not"
-                f" {query.model_version!r}."
-            )
-        dim = served.version.embedding_dim
-        if any(len(vector) != dim for vector in vectors):
-            raise InvalidQuery(f"Query vectors have {dim} numbers under model version {served.version.name!r}.")
-        with np.errstate(over="ignore"):
-            array = np.asarray(vectors, np.float32)
-        if not np.isfinite(array).all():
-            raise InvalidQuery("Query vectors are finite numbers within float32.")
-        samples.note(served.gallery_id, served.version.id, array)
-        return _Probe(array)
-
-    return _search(database, replicas, gallery, query, checked)
-
-
-def search_items(
-    database: Database,
-    replicas: Replicas,
-    gallery: str,
-    external_ids: Sequence[str],
-    query: Query,
-    *,
-    exclude_self: bool,
-) -> Answer:
-    """Return the nearest items of each item, by its embedding in the generation that answers.
-
-    With `exclude_self`, no item is its own neighbour. Raises `UnknownItem` (404) for an id without a live item, and
-    `NoCurrentEmbedding` (409) for an item that an upgrade has yet to bring to the generation.
-    """
-    for external_id in external_ids:
-        check_external_id(external_id)
-
-    def stored(served: ServedGeneration) -> _Probe:
-        with database.session_scope(snapshot=True) as session:
-            ids = _item_ids(session, gallery, served.gallery_id, external_ids)
-            vectors = _embeddings_of(session, served, dict(zip(ids.tolist(), external_ids, strict=True)))
-        return _Probe(np.stack([vectors[id_] for id_ in ids.tolist()]), ids if exclude_self else None)
-
-    return _search(database, replicas, gallery, query, stored)
+def _checked(served: ServedGeneration, vectors: Sequence[Sequence[float]], model_version: str | None) -> Vectors:
+    """Return query vectors as (Q, D) float32. Raises `WrongSpace` (409) and `InvalidQuery` (422)."""
+    name, dim = served.version.name, served.version.embedding_dim
+    if model_version not in (None, name):
+        raise WrongSpace(f"Generation {served.generation_id} is under model version {name!r}, not {model_version!r}.")
+    if any(len(vector) != dim for vector in vectors):
+        raise InvalidQuery(f"Query vectors have {dim} numbers under model version {name!r}.")
+    with np.errstate(over="ignore"):
+        array = np.asarray(vectors, np.float32)
+    if not np.isfinite(array).all():
+        raise InvalidQuery("Query vectors are finite numbers within float32.")
+    return array
 
 
 def _item_ids(session: Session, gallery_name: str, gallery_id: int, external_ids: Sequence[str]) -> Ids:
@@ -203,38 +218,6 @@ def _embeddings_of(session: Session, served: ServedGeneration, items: dict[int, 
             f"Item {items[int(missing[0])]!r} has no current embedding in generation {served.generation_id} yet."
         )
     return vectors
-
-
-def _search(database: Database, replicas: Replicas, gallery_name: str, query: Query, probe_for: _Probing) -> Answer:
-    """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
-    for _ in range(_ATTEMPTS):
-        with database.reading() as connection:
-            gallery_id, active_id = find_serving(connection, gallery_name)
-        try:
-            return _search_once(database, replicas, gallery_id, active_id, query, probe_for)
-        except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
-            events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
-            with suppress(GenerationGone):
-                replicas.refresh(gallery_id)
-    raise Unavailable("The gallery's generations change just now; try again.")
-
-
-def _search_once(
-    database: Database, replicas: Replicas, gallery_id: int, active_id: int, query: Query, probe_for: _Probing
-) -> Answer:
-    served = _pair(replicas, gallery_id, active_id, query)
-    revision = served.revision  # the index may have followed further by the time it is searched, and not less far
-    probe = probe_for(served)
-    with database.reading() as connection:
-        allowed = None
-        if query.condition is not None:
-            allowed = _allowed(connection, gallery_id, query.condition)
-        excluded = probe.own_ids
-        if query.exclude_id is not None:
-            excluded = _excluded(connection, gallery_id, query.exclude_id, len(probe.vectors))
-        found = _nearest(served, probe.vectors, query, allowed, excluded)
-        neighbors = _describe(connection, served.generation_id, found)
-    return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
 
 
 def _nearest(

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from service.domain.gallery.imports import UnknownFormat, read_vectors
 from service.domain.training.files import FeatureRows, TrainingFiles, Vectors, label_numbers
 from service.errors import TooLarge, Unprocessable
 from service.tables import ModelVersion
+from service.vectors.arrow import UnknownFormat, read_vectors
 
 _REQUIRED = ("embedding_from", "embedding_to")
 _OPTIONAL = ("side_information_from", "side_information_to", "label")
@@ -62,7 +62,7 @@ def store_pairs(
 ) -> StoredPairs:
     """Check every row and store them all, a part at a time; nothing stays when a row is refused.
 
-    Raises `UnknownFormat` (415), `InvalidPairs` (422) and `TooManyRows` (413).
+    Raises `UnknownFormat` (415), `InvalidPairs` and `InvalidImport` (422), and `TooManyRows` (413).
     """
     with ExitStack() as stack:
         with _reading():

@@ -37,14 +37,6 @@ def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     return upgrade
 
 
-def previous_generation(session: Session, active_generation_id: int | None) -> int | None:
-    """Return the generation that a rollback of the live upgrade would make active again."""
-    query = select(Upgrade.from_generation_id).where(
-        Upgrade.to_generation_id == active_generation_id, Upgrade.state == State.LIVE
-    )
-    return session.scalar(query)
-
-
 def events_after(session: Session, upgrade_id: int, event_id: int) -> list[UpgradeEvent]:
     """Return the changes of an upgrade's state after one of them, in order."""
     query = select(UpgradeEvent).where(UpgradeEvent.upgrade_id == upgrade_id, UpgradeEvent.id > event_id)

@@ -82,9 +82,15 @@ def app(settings: Settings, request: pytest.FixtureRequest) -> Iterator[FastAPI]
 def encoders(app: FastAPI) -> Iterator[HeldEncoders]:
     """The application's encoders from now on; free at the end, whatever a test did."""
     encoders = HeldEncoders(app.state.parts)
-    app.state.parts = replace(app.state.parts, encoders=encoders)
+    use_encoders(app, encoders)
     yield encoders
     encoders.free.set()
+
+
+def use_encoders(app: FastAPI, encoders: Encoders) -> None:
+    parts = app.state.parts
+    writer, search = replace(parts.writer, encoders=encoders), replace(parts.search, encoders=encoders)
+    app.state.parts = replace(parts, writer=writer, search=search)
 
 
 @asynccontextmanager
@@ -302,7 +308,7 @@ def test_an_encoder_that_is_let_go_answers_who_waits_for_it(app: FastAPI, encode
             encoders.free.clear()
             asked = [asyncio.create_task(ask(client, image_bytes(seed))) for seed in range(6)]
             await until(lambda: admitted(app) == 6 and bool(encoders.batches))
-            app.state.parts = replace(app.state.parts, encoders=HeldEncoders(app.state.parts))
+            use_encoders(app, HeldEncoders(app.state.parts))
             later = await ask(client, image_bytes(7))
             encoders.free.set()
             answers = await asyncio.gather(*asked)

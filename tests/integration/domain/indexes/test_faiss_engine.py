@@ -253,7 +253,7 @@ def test_a_file_that_is_replaced_while_it_is_about_to_be_loaded_costs_a_second_l
         return path
 
     monkeypatch.setattr(parts.blobs, "fetch_file", rebuild_first)
-    source = FaissSource(parts.database, parts.blobs, parts.encoders, parts.settings)
+    source = FaissSource(parts.database, parts.blobs, parts.search.encoders, parts.settings)
     opened = source.open_file(1, 1)
 
     assert opened is not None
