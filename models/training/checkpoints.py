@@ -1,22 +1,20 @@
 """A training's folder: the checkpoint, from which it goes on, and what it leaves at its end.
 
-Each file is written beside its place, brought to the disk, and renamed: a crash leaves the one before or the new one.
-A checkpoint is read as data only and cannot run code.
+A crash leaves each file as it was, or new and whole. A checkpoint is read as data only and cannot run code.
 """
 
 import hashlib
 import json
-import os
 import reprlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.artifacts import save_network
 from models.backbones import ENCODERS, Backbone
+from models.durable import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
 NETWORK = "network.safetensors"
@@ -30,7 +28,7 @@ class OtherTraining(ValueError):
 def save_checkpoint(folder: Path, contents: dict[str, Any]) -> None:
     """Store nested dicts and lists of tensors, numbers and strings."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CHECKPOINT, lambda file: torch.save(contents, file))
+    write_atomically(folder / CHECKPOINT, lambda part: torch.save(contents, part))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -76,8 +74,8 @@ def rebuild_network(checkpoint: dict[str, Any]) -> Backbone:
 
 def export(folder: Path, network: Backbone, record: dict[str, Any]) -> None:
     """Write the network as the service registers it, and the training's record."""
-    _write(folder / NETWORK, lambda file: file.write(save_network(network)))
-    _write(folder / RECORD, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
+    write_atomically(folder / NETWORK, lambda part: part.write_bytes(save_network(network)))
+    write_atomically(folder / RECORD, lambda part: part.write_text(json.dumps(record, indent=2) + "\n"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,17 +84,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the name durable: the file's own fsync does not
-    finally:
-        os.close(folder)

@@ -3,7 +3,6 @@ Loading it runs no code (`weights_only`). For φ and ψ see `models.training.che
 
 import logging
 import pickle
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from models.durable import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -27,23 +28,19 @@ class TrainingState:
 
 
 def save_checkpoint(path: Path, identity: str, epochs_done: int, state: TrainingState) -> None:
-    """Replace `path` in one step. It survives this process's death; to survive the machine's, the caller syncs it.
+    """Replace `path` in one step.
 
     `identity` says what is trained, on what: a checkpoint of another identity is not gone on from.
     """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    torch.save(
-        {
-            "identity": identity,
-            "epochs_done": epochs_done,
-            "network": state.network.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "schedule": state.schedule.state_dict(),
-            "generator": state.generator.get_state(),
-        },
-        part,
-    )
-    part.replace(path)
+    contents = {
+        "identity": identity,
+        "epochs_done": epochs_done,
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "generator": state.generator.get_state(),
+    }
+    write_atomically(path, lambda part: torch.save(contents, part))
 
 
 def restore_checkpoint(path: Path, identity: str, state: TrainingState) -> int:
