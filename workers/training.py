@@ -21,8 +21,8 @@ import torch
 
 from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
 from models.precision import fastest_precision
+from models.training.checkpoints import load_checkpoint_if_whole
 from models.training.features import PairedFeatures
-from models.training.state import epochs_in_checkpoint
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 from service import logs
@@ -237,7 +237,8 @@ def _train(
     scratch = scratch_folder(time_slice.parts.settings) / f"{time_slice.prefix}.{name}"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     stored = time_slice.files.newest_checkpoint(name)
-    if epochs_in_checkpoint(scratch) != stored:
+    found = load_checkpoint_if_whole(scratch)
+    if stored != (0 if found is None else found["epoch"]):
         scratch.unlink(missing_ok=True)
         if stored:
             time_slice.files.fetch_checkpoint(name, stored, scratch)

@@ -13,7 +13,7 @@ import torch
 
 from models.backbones import Backbone, ConvEncoder, SmallResNet
 from models.preprocessing import Preprocessing
-from models.training.checkpoints import RECORD, load_checkpoint, rebuild_network
+from models.training.checkpoints import CHECKPOINT, RECORD, load_checkpoint, rebuild_network
 from models.training.data import TrainingImages, find_images, read_images
 from models.training.encoder import EncoderTraining, train_encoder
 from models.training.fitting import Run
@@ -86,7 +86,7 @@ def _train(place: Path, folder: Path, name: str) -> dict[str, Any]:
 
 def trained(folder: Path, name: str) -> Backbone:
     """Return a trained network, in eval mode."""
-    checkpoint = load_checkpoint(folder / name)
+    checkpoint = load_checkpoint(folder / name / CHECKPOINT)
     assert checkpoint is not None, f"{name} is not trained"
     return rebuild_network(checkpoint)
 
