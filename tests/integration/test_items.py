@@ -220,7 +220,7 @@ def embedding_of(client: httpx.Client, seed: int) -> list[float]:
     parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # an ASGI application that is a FastAPI
     with parts.database.session_scope() as session:
         version = session.query(ModelVersion).one()
-    image = parts.encoders.decode(image_bytes(seed))
+    image = parts.encoders.images.decode(image_bytes(seed))
     embedding: list[float] = parts.encoders.get(version).encode_embedding([image])[0].tolist()
     return embedding
 

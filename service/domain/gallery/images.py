@@ -17,7 +17,8 @@ from service.domain.gallery.generations import StoredGeneration, stored_generati
 from service.domain.gallery.writes import GenerationsChanged, NewItem, check_items, write_items
 from service.errors import Unavailable, Unprocessable
 from service.index.replica import Replicas
-from service.networks.encoders import Encoders, InvalidImage
+from service.networks.encoders import Encoders
+from service.networks.images import InvalidImage, thumbnail_jpeg
 from service.settings import Settings
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
@@ -101,12 +102,12 @@ def _encode(
         first = len(encoded.items)
         for position in range(start, min(start + settings.encode_batch_items, len(uploads))):
             try:
-                image = encoders.decode(uploads[position].read())
+                image = encoders.images.decode(uploads[position].read())
             except InvalidImage as error:
                 encoded.rejected[position] = error.message
                 continue
             item = uploads[position].item
-            encoded.items.append(replace(item, thumbnail=encoders.thumbnail(image)) if thumbnails else item)
+            encoded.items.append(replace(item, thumbnail=thumbnail_jpeg(image)) if thumbnails else item)
             images.append(image)
         if images:
             for generation in generations:

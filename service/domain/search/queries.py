@@ -110,7 +110,7 @@ def search_image(
     query: Query,
 ) -> Answer:
     """Return the nearest items of an image, encoded by the generation's own model version; `samples` may keep it."""
-    image = encoders.decode(data)
+    image = encoders.images.decode(data)
 
     def encoded(served: ServedGeneration) -> _Probe:
         vectors = encoders.get(served.version).encode_embedding([image])

@@ -21,10 +21,11 @@ from service.blobs import BlobStore
 from service.db import Database
 from service.domain import registry
 from service.domain.jobs import TRAINING, UNFINISHED
-from service.domain.training.datasets import ImageSet, PairFiles, find_dataset
+from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
 from service.domain.training.paired_vectors import PairLimits, check_bytes, store_pairs
 from service.errors import Unprocessable
+from service.networks.images import ImageSet
 from service.queue import ADVANCE_TRAINING, send_after_commit
 from service.settings import Settings
 from service.tables import Job, ModelVersion, Transformation
