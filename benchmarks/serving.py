@@ -35,9 +35,9 @@ from benchmarks.processes import Api, api_process
 from benchmarks.setting import fill_gallery, machine, random_image, worker_with_servers
 from models.artifacts import load_encoder, save_network
 from models.backbones import SmallResNet
+from models.image_sets import find_images
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
-from models.training.data import find_images
 from service.domain.registry import VersionSpec, register_model_version
 from workers.app import WorkerParts
 
@@ -130,7 +130,7 @@ def run(
 
 def _query_images(place: Path) -> list[bytes]:
     if place.exists():
-        return [data for _, data in islice(find_images(place).files(), _QUERY_IMAGES)]
+        return [image.data for image in islice(find_images(place).read(), _QUERY_IMAGES)]
     return [random_image(seed) for seed in range(_QUERY_IMAGES)]
 
 

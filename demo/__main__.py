@@ -19,8 +19,8 @@ from demo.client import Client, serving
 from demo.data import LabelledImages, load_digits, load_images, split
 from demo.report import Example, StepTime, quality_table, time_table, write_page
 from demo.training import DIGITS, PHOTOGRAPHS, Networks, Recipe, embed, train_everything
+from models.image_sets import NoImages
 from models.metrics import RetrievalMetrics
-from models.training.data import NoImages
 
 MAX_DEPTH = 1000  # the most neighbours that one answer has
 _EXAMPLES = 6

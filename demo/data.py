@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.training.data import NoImages, find_images
+from models.image_sets import NoImages, find_images
 
 _LARGE = 5_000
 
@@ -43,9 +43,10 @@ def load_digits() -> LabelledImages:
 def load_images(place: Path) -> LabelledImages:
     """Return the images of a folder of class folders, or of Parquet files, all in memory. Raises NoImages."""
     source = find_images(place)
-    if len(source.classes) < 4:
-        raise NoImages(f"At least four classes are needed; there are {len(source.classes)}.")
-    return LabelledImages([data for _, data in source.files()], source.labels, source.classes)
+    labels, classes = source.classes()
+    if len(classes) < 4:
+        raise NoImages(f"At least four classes are needed; there are {len(classes)}.")
+    return LabelledImages([image.data for image in source.read()], labels, classes)
 
 
 def split(images: LabelledImages, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from demo.data import LabelledImages
 from models.backbones import Backbone, ConvEncoder, SmallResNet
+from models.image_sets import Classes
 from models.preprocessing import Preprocessing
 from models.training.data import TrainingImages, decode_images
 from models.training.encoder import EncoderTraining, train_encoder
@@ -104,7 +105,7 @@ def embed(encoder: nn.Module, images: LabelledImages, recipe: Recipe) -> np.ndar
 
 def _decoded(images: LabelledImages, recipe: Recipe) -> TrainingImages:
     files = ((f"image {position}", data) for position, data in enumerate(images.files))
-    return decode_images(files, images.labels, images.classes, recipe.preprocessing)
+    return decode_images(files, Classes(images.labels, images.classes), recipe.preprocessing)
 
 
 def _run(progress: Progress) -> Run:

@@ -1,7 +1,6 @@
 """The blob store: bytes kept under their SHA-256, in a folder or anything fsspec reaches (S3 and others)."""
 
 import hashlib
-import os
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from service.durable import sync_folder
+from service.durable import write_atomically
 from service.errors import GalleryError
 
 
@@ -40,17 +39,14 @@ class BlobStore:
         try:
             self.get(digest)
         except (BlobMissing, BlobDamaged):
-            # Written under another name first: a half-written file never carries a digest's name.
-            temporary = f"{self._root}/{uuid.uuid4().hex}.part"
             self._filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            with self._filesystem.open(temporary, "wb") as stream:
-                stream.write(data)
-                if self._is_local:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            self._filesystem.mv(temporary, path)
             if self._is_local:
-                sync_folder(Path(path).parent)
+                write_atomically(Path(path), lambda part: part.write_bytes(data))
+            else:
+                # Written under another name first: a half-written file never carries a digest's name.
+                temporary = f"{self._root}/{uuid.uuid4().hex}.part"
+                self._filesystem.pipe_file(temporary, data)
+                self._filesystem.mv(temporary, path)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -93,9 +89,7 @@ class BlobStore:
         target = cache / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{uuid.uuid4().hex}.part")
-            self._filesystem.get_file(f"{self._root}/{name}", str(part))
-            part.rename(target)
+            write_atomically(target, lambda part: self._filesystem.get_file(f"{self._root}/{name}", str(part)))
         return target
 
     def list_files(self, folder: str) -> list[str]:

@@ -1,13 +1,5 @@
-"""Folders on a local disk."""
+"""Files on a local disk that a crash leaves as they were, or new and whole: the service's door to `models.durable`."""
 
-import os
-from pathlib import Path
+from models.durable import Step, sync_folder, write_atomically
 
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a file's own fsync does not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+__all__ = ["Step", "sync_folder", "write_atomically"]

@@ -51,6 +51,6 @@ def embedding_of(client: httpx.Client, seed: int) -> list[float]:
     parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # an ASGI application that is a FastAPI
     with parts.database.session_scope() as session:
         version = session.query(ModelVersion).one()
-    image = parts.search.encoders.decode(image_bytes(seed))
+    image = parts.search.encoders.images.decode(image_bytes(seed))
     embedding: list[float] = parts.search.encoders.get(version).encode_embedding([image])[0].tolist()
     return embedding

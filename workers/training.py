@@ -21,14 +21,14 @@ import torch
 
 from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
 from models.precision import fastest_precision
+from models.training.checkpoints import load_checkpoint_if_whole
 from models.training.features import PairedFeatures
-from models.training.state import epochs_in_checkpoint
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
-from service.domain.training.datasets import ImageSet, LabelledImage, PairFiles, find_dataset
+from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
 from service.domain.training.paired_vectors import StoredPairs
 from service.domain.training.trainings import (
@@ -50,7 +50,8 @@ from service.domain.training.trainings import (
     versions_of,
 )
 from service.errors import Unprocessable
-from service.networks.encoders import Encoded, Encoders, InvalidImage
+from service.networks.encoders import Encoded, Encoders
+from service.networks.images import ImageSet, InvalidImage, LabelledImage
 from service.networks.transformations import computing_at_once
 from service.settings import Settings
 from service.tables import Job, ModelVersion
@@ -196,18 +197,18 @@ def _find_images(time_slice: _Slice, listed: ListedImages) -> ImageSet:
 def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledImage]) -> FeatureRows:
     """Return the features of those images of a batch that can be read."""
     readable, labels = [], []
-    for data, label in batch:
+    for image in batch:
         try:
-            readable.append(encoders.decode(data))
+            readable.append(encoders.images.decode(image.data))
         except InvalidImage as error:
-            events.info("training.image_skipped", job_id=time_slice.job.id, label=label, reason=error.message)
+            events.info("training.image_skipped", job_id=time_slice.job.id, label=image.label, reason=error.message)
             continue
-        labels.append(label)
+        labels.append(image.label)
     before, after = (
         encoders.get(version).encode(readable) if readable else _nothing(version)
         for version in (time_slice.before, time_slice.after)
     )
-    digests = b"".join(hashlib.sha256(data).digest() for data, _ in batch)
+    digests = b"".join(hashlib.sha256(image.data).digest() for image in batch)
     return FeatureRows(
         before.embedding,
         before.side_information,
@@ -242,7 +243,8 @@ def _train(
     scratch = scratch_folder(time_slice.parts.settings) / f"{time_slice.prefix}.{name}"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     stored = time_slice.files.newest_checkpoint(name)
-    if epochs_in_checkpoint(scratch) != stored:
+    found = load_checkpoint_if_whole(scratch)
+    if stored != (0 if found is None else found["epoch"]):
         scratch.unlink(missing_ok=True)
         if stored:
             time_slice.files.fetch_checkpoint(name, stored, scratch)

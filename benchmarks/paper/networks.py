@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from models.backbones import Backbone, ConvEncoder, SmallResNet
+from models.image_sets import find_images
 from models.preprocessing import Preprocessing
-from models.training.checkpoints import RECORD, load_checkpoint, rebuild_network
-from models.training.data import TrainingImages, find_images, read_images
+from models.training.checkpoints import CHECKPOINT, RECORD, load_checkpoint, rebuild_network
+from models.training.data import TrainingImages, read_images
 from models.training.encoder import EncoderTraining, train_encoder
 from models.training.fitting import Run
 from models.training.side_information import (
@@ -86,7 +87,7 @@ def _train(place: Path, folder: Path, name: str) -> dict[str, Any]:
 
 def trained(folder: Path, name: str) -> Backbone:
     """Return a trained network, in eval mode."""
-    checkpoint = load_checkpoint(folder / name)
+    checkpoint = load_checkpoint(folder / name / CHECKPOINT)
     assert checkpoint is not None, f"{name} is not trained"
     return rebuild_network(checkpoint)
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from benchmarks.paper.networks import read, trained
 from models.artifacts import save_network
 from models.normalize import l2_normalize
+from models.training.checkpoints import load_checkpoint
 from models.training.features import PairedFeatures, cached_features
 from models.training.transformation import ExtraLoss, TransformationTraining, train_transformation
 from models.transformation import Transformation
@@ -188,7 +189,9 @@ def _train_averaged(
 
         def keep(done: int, total: int) -> None:
             if done > 3 * total // 4:
-                states.append(torch.load(checkpoint, weights_only=True)["network"])
+                stored = load_checkpoint(checkpoint)
+                assert stored is not None
+                states.append({name: value.clone() for name, value in stored["learned"].items()})
 
         network = train_transformation(pairs, config, keep, checkpoint, extra_loss)
     means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}

@@ -22,10 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from models.backbones import ENCODERS, Backbone
+from models.image_sets import NoImages, find_images
 from models.precision import Precision
 from models.preprocessing import Preprocessing
 from models.training.checkpoints import NETWORK, OtherTraining
-from models.training.data import NoImages, TrainingImages, find_images, read_images
+from models.training.data import TrainingImages, read_images
 from models.training.encoder import ClassifierLoss, EncoderTraining, NotCompatible, train_encoder
 from models.training.fitting import AnyTraining, Diverged, Run, Trained
 from models.training.side_information import SIDE_INFORMATION, SideInformationKind, train_side_information

@@ -1,50 +1,115 @@
-"""A training's folder: the checkpoint, from which it goes on, and what it leaves at its end.
+"""Checkpoints, in the one format of all trainings: the state after an epoch, from which going on is the same as never
+having stopped. And what a training of φ or ψ leaves in its folder at its end.
 
-Each file is written beside its place, brought to the disk, and renamed: a crash leaves the one before or the new one.
-A checkpoint is read as data only and cannot run code.
+A crash leaves each file as it was, or new and whole. A checkpoint is read as data only and cannot run code. It holds:
+
+    configuration                   all that the outcome depends on, but for the machine
+    epoch                           epochs done
+    learned, optimizer, schedule    the state of each
+    random                          the generator's state
+    and the numbers that the training counts, such as the loss
 """
 
 import hashlib
 import json
-import os
+import logging
+import pickle
 import reprlib
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from models.artifacts import save_network
 from models.backbones import ENCODERS, Backbone
+from models.durable import write_atomically
 
 CHECKPOINT = "checkpoint.pt"
 NETWORK = "network.safetensors"
 RECORD = "training.json"
+
+_PARTS = {"configuration", "epoch", "learned", "optimizer", "schedule", "random"}
+
+_log = logging.getLogger(__name__)
 
 
 class OtherTraining(ValueError):
     """The folder holds the checkpoint of another training; the message says what differs."""
 
 
-def save_checkpoint(folder: Path, contents: dict[str, Any]) -> None:
-    """Store nested dicts and lists of tensors, numbers and strings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / CHECKPOINT, lambda file: torch.save(contents, file))
+class DamagedCheckpoint(ValueError):
+    """The file is not a whole checkpoint; the message says why."""
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """Return what `save_checkpoint` stored, with tensors on the CPU, or None where there is no checkpoint."""
-    path = folder / CHECKPOINT
+@dataclass(frozen=True)
+class TrainingState:
+    """The parts of a training that change from epoch to epoch."""
+
+    learned: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
+    generator: torch.Generator
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Put every part where a checkpoint left it."""
+        self.learned.load_state_dict(checkpoint["learned"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.schedule.load_state_dict(checkpoint["schedule"])
+        self.generator.set_state(checkpoint["random"])
+
+
+def save_checkpoint(
+    path: Path, configuration: dict[str, Any], epoch: int, state: TrainingState, **counted: float
+) -> None:
+    """Replace `path` in one step. `configuration` is of nested dicts and lists of numbers and strings."""
+    contents = {
+        "configuration": configuration,
+        "epoch": epoch,
+        "learned": state.learned.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "random": state.generator.get_state(),
+        **counted,
+    }
+
+    def write(part: Path) -> None:
+        with part.open("wb") as stream:  # given a path, torch would write its name into the file
+            torch.save(contents, stream)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return what `save_checkpoint` stored, with tensors on the CPU, or None where there is no checkpoint. Raises
+    `DamagedCheckpoint`."""
     if not path.exists():
         return None
-    contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not contents.keys() >= _PARTS:
+            raise ValueError("parts are missing")
+    except (RuntimeError, ValueError, OSError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise DamagedCheckpoint(f"The checkpoint {path} is damaged: {error}") from error
     return contents
 
 
-def checkpoint_digest(folder: Path) -> str:
-    """Return the checkpoint's SHA-256."""
-    with (folder / CHECKPOINT).open("rb") as file:
+def load_checkpoint_if_whole(path: Path) -> dict[str, Any] | None:
+    """Return what `load_checkpoint` does, or None, with a warning, where it is damaged."""
+    try:
+        return load_checkpoint(path)
+    except DamagedCheckpoint as error:
+        _log.warning("%s It is not used.", error)
+        return None
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Return a checkpoint's SHA-256."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -76,8 +141,8 @@ def rebuild_network(checkpoint: dict[str, Any]) -> Backbone:
 
 def export(folder: Path, network: Backbone, record: dict[str, Any]) -> None:
     """Write the network as the service registers it, and the training's record."""
-    _write(folder / NETWORK, lambda file: file.write(save_network(network)))
-    _write(folder / RECORD, lambda file: file.write(json.dumps(record, indent=2).encode() + b"\n"))
+    write_atomically(folder / NETWORK, lambda part: part.write_bytes(save_network(network)))
+    write_atomically(folder / RECORD, lambda part: part.write_text(json.dumps(record, indent=2) + "\n"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,17 +151,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the name durable: the file's own fsync does not
-    finally:
-        os.close(folder)

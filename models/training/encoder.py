@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.backbones import Backbone
 from models.losses import SmoothedSoftmax
 from models.training.augmentation import light_views
-from models.training.checkpoints import checkpoint_digest, load_checkpoint, part_of
+from models.training.checkpoints import CHECKPOINT, checkpoint_digest, load_checkpoint, part_of
 from models.training.data import TrainingImages
 from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, settle_precision
 
@@ -104,7 +104,7 @@ class OldClassifier:
     """The frozen head of a finished training, and which of the new classes it knows by name."""
 
     def __init__(self, folder: Path, embedding_dim: int, images: TrainingImages, run: Run) -> None:
-        checkpoint = load_checkpoint(folder)
+        checkpoint = load_checkpoint(folder / CHECKPOINT)
         if checkpoint is None:
             raise NotCompatible(f"{folder} has no checkpoint of an encoder's training.")
         configuration = checkpoint["configuration"]
@@ -118,7 +118,7 @@ class OldClassifier:
             raise NotCompatible(f"The old embeddings have {old_dim} dimensions, the new ones {embedding_dim}.")
         if not classes.keys() & set(images.classes):
             raise NotCompatible(f"The training in {folder} had none of the classes of these images.")
-        self.digest = checkpoint_digest(folder)
+        self.digest = checkpoint_digest(folder / CHECKPOINT)
         self.head = _classifier(training["loss"], training["label_smoothing"], old_dim, len(classes))
         self.head.load_state_dict(part_of(checkpoint, "head"))
         self.head.requires_grad_(False).to(run.device)

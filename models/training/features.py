@@ -11,7 +11,6 @@ The digest is that of the network, the images and the views, so an array is neve
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from models.artifacts import save_network
 from models.backbones import Backbone
+from models.durable import write_atomically
 from models.training.augmentation import light_views
 from models.training.data import TrainingImages
 from models.training.fitting import encode
@@ -97,16 +97,14 @@ def cached_features(
     path = folder / f"{digest}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write_features(path, encoder, images, views, progress)
+        write_atomically(path, lambda part: _write_features(part, encoder, images, views, progress))
         path.with_suffix(".json").write_text(json.dumps(provenance, indent=2))
     features: Features = np.load(path, mmap_mode="c")  # copy-on-write: torch warns of arrays that cannot be written to
     return features
 
 
 def _write_features(path: Path, encoder: Backbone, images: TrainingImages, views: int, progress: Progress) -> None:
-    """Write the array under a name of this process first, so that a file of its own name is whole."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    array = np.lib.format.open_memmap(part, "w+", np.float32, (views, len(images), encoder.embedding_dim))
+    array = np.lib.format.open_memmap(path, "w+", np.float32, (views, len(images), encoder.embedding_dim))
     encoder.eval()
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         for view in range(views):
@@ -118,4 +116,3 @@ def _write_features(path: Path, encoder: Backbone, images: TrainingImages, views
                 array[view, positions.numpy()] = encode(encoder, pixels, images.preprocessing, "float32").numpy()
             progress(view + 1, views)
     array.flush()
-    os.replace(part, path)

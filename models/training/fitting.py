@@ -14,7 +14,14 @@ from torch.optim import Optimizer
 from models.backbones import Backbone
 from models.precision import Precision, fastest_precision
 from models.preprocessing import Preprocessing
-from models.training.checkpoints import check_same, export, load_checkpoint, save_checkpoint
+from models.training.checkpoints import (
+    CHECKPOINT,
+    TrainingState,
+    check_same,
+    export,
+    load_checkpoint,
+    save_checkpoint,
+)
 from models.training.data import TrainingImages
 from models.training.loop import lay_out, no_progress, shuffled_batches, warm_up_then_cosine
 
@@ -69,7 +76,7 @@ def settle_precision(config: AnyTraining, run: Run) -> AnyTraining:
     """Return the settings with a precision: as it is, or else as an interrupted run had it, or the fastest."""
     if config.precision is not None:
         return config
-    checkpoint = None if run.folder is None else load_checkpoint(run.folder)
+    checkpoint = None if run.folder is None else load_checkpoint(run.folder / CHECKPOINT)
     if checkpoint is not None:
         return replace(config, precision=checkpoint["configuration"]["training"]["precision"])
     return replace(config, precision=fastest_precision(run.device))
@@ -116,15 +123,13 @@ def fit(
     assert isinstance(network, Backbone)
     configuration = _describe(network, images, config, compatible_with)
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
-    parts: dict[str, Any] = {"learned": learned, "optimizer": optimizer, "schedule": schedule}
+    state = TrainingState(learned, optimizer, schedule, torch.default_generator)
     epoch, seconds, loss = 0, 0.0, math.nan
     lay_out(learned, torch.channels_last)
-    checkpoint = None if run.folder is None else load_checkpoint(run.folder)
+    checkpoint = None if run.folder is None else load_checkpoint(run.folder / CHECKPOINT)
     if run.folder is not None and checkpoint is not None:
         check_same(run.folder, checkpoint["configuration"], configuration)
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        torch.set_rng_state(checkpoint["random"])
+        state.restore(checkpoint)
         epoch, seconds, loss = (checkpoint[name] for name in ("epoch", "seconds", "loss"))
     learned.train()
     while epoch < config.epochs:
@@ -133,9 +138,7 @@ def fit(
         schedule.step()
         epoch, seconds = epoch + 1, seconds + time.monotonic() - began
         if run.folder is not None:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            state |= {"epoch": epoch, "seconds": seconds, "loss": loss, "random": torch.get_rng_state()}
-            save_checkpoint(run.folder, {"configuration": configuration, **state})
+            save_checkpoint(run.folder / CHECKPOINT, configuration, epoch, state, seconds=seconds, loss=loss)
     lay_out(network.cpu().eval(), torch.contiguous_format)
     record = {**configuration, "final_loss": loss, "seconds": seconds, "device": run.device, "torch": torch.__version__}
     if run.folder is not None:

@@ -10,7 +10,6 @@ having:
    temperature that are best on rows that were not learned from. That is for h; give rows for g without labels.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -26,9 +25,9 @@ from torch.nn import functional
 from models.metrics import query_metrics
 from models.precision import Precision
 from models.statistics import paired_bootstrap
+from models.training.checkpoints import TrainingState, load_checkpoint_if_whole, save_checkpoint
 from models.training.features import PairedFeatures
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
-from models.training.state import TrainingState, restore_checkpoint, save_checkpoint
 from models.transformation import ClassMeans, Transformation
 
 Recipe = Literal["paper", "default"]
@@ -103,8 +102,12 @@ def _fit(
     )
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
     state = TrainingState(network, optimizer, schedule, generator)
-    identity = json.dumps([len(pairs), network.config(), asdict(config)])
-    epochs_done = 0 if checkpoint is None else restore_checkpoint(checkpoint, identity, state)
+    configuration = {"pairs": len(pairs), "network": network.config(), "training": asdict(config)}
+    stored = None if checkpoint is None else load_checkpoint_if_whole(checkpoint)
+    epochs_done = 0
+    if stored is not None and stored["configuration"] == configuration:
+        state.restore(stored)
+        epochs_done = stored["epoch"]
     for epoch in range(epochs_done, config.epochs):
         network.train(epoch < config.epochs // 2)
         for batch in pairs.batches(config.batch, generator):
@@ -118,7 +121,7 @@ def _fit(
             optimizer.step()
         schedule.step()
         if checkpoint is not None:
-            save_checkpoint(checkpoint, identity, epoch + 1, state)
+            save_checkpoint(checkpoint, configuration, epoch + 1, state)
         progress(epoch + 1, config.epochs)
 
 

@@ -1,15 +1,14 @@
 """Building a sealed index, and its file.
 
-`save_index`, in order, each step with the crash point after it: 1. write under a temporary name in the same folder
-(`index.written`); 2. fsync (`index.synced`); 3. rename (`index.renamed`); 4. fsync the folder (`index.published`, which
-the caller passes).
+`save_index` takes the steps of `write_atomically`, each with the crash point after it: 1. write under a temporary name
+in the same folder (`index.written`); 2. fsync (`index.synced`); 3. rename (`index.renamed`); 4. fsync the folder
+(`index.published`, which the caller passes).
 A crash after 1 or 2 leaves a `.part` file; after 3, the whole file, which is not named in any row until its digest is.
 Every build has a name of its own, so a file is never changed once it has its name, and processes that have an older one
-mapped keep it. `service.domain.indexes.removal` removes what is left.
+mapped keep it. What is left is removed by `service.domain.indexes.removal`, or by the next build of the same name.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ import faiss
 import numpy as np
 
 from service.crash_points import crash_point
-from service.durable import sync_folder
+from service.durable import Step, write_atomically
 from service.index.faiss_index import FaissIndex
 from service.index.kinds import BuiltIndex, empty_index, faiss_metric
 from service.index.protocol import Ids, IndexKind, Metric, Vectors, normalized
@@ -52,16 +51,17 @@ def build_index(
 
 def save_index(built: BuiltIndex, path: Path) -> str:
     """Write the index to `path` in one step, and return the file's SHA-256."""
-    part = path.with_name(path.name + ".part")
-    faiss.write_index(built.index, str(part))
-    crash_point("index.written")
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
-    digest = _sha256(part)
-    crash_point("index.synced")
-    part.rename(path)
-    crash_point("index.renamed")
-    sync_folder(path.parent)
+    for left in path.parent.glob(f"{path.name}.*.part"):
+        left.unlink(missing_ok=True)  # of a build of this name that died
+    digest = ""
+
+    def after(step: Step, file: Path) -> None:
+        nonlocal digest
+        if step == "synced":
+            digest = _sha256(file)
+        crash_point(f"index.{step}")
+
+    write_atomically(path, lambda part: faiss.write_index(built.index, str(part)), after)
     return digest
 
 

@@ -1,5 +1,4 @@
-"""Encoders: the only place in `service/` that imports `models`. Decodes images, runs φ and ψ of a model version, and
-tries artifacts before they are registered."""
+"""Encoders: runs φ and ψ of a model version, and tries artifacts before they are registered."""
 
 import threading
 from collections import OrderedDict
@@ -19,22 +18,18 @@ from models.artifacts import (
     load_transformation_network,
     read_config,
 )
-from models.images import ImageRejected, decode_image, thumbnail_jpeg
 from models.normalize import l2_normalize
 from models.preprocessing import Preprocessing, preprocess_batch
 from models.threads import sharing_long_runs
 from service.blobs import BlobStore
 from service.errors import GalleryError, Unprocessable
+from service.networks.images import ImageDecoder
 from service.networks.micro_batching import MicroBatcher, QueryMetrics
 from service.settings import Settings
 from service.tables import ModelVersion
 
 Vectors = NDArray[np.float32]
 _MAX_LOADED = 8
-
-
-class InvalidImage(Unprocessable):
-    """The bytes are not an image that can be used."""
 
 
 class InvalidArtifact(Unprocessable):
@@ -115,9 +110,10 @@ class _Slot:
 
 class Encoders:
     """The encoders in use, each loaded once; digests are checked at every load. Safe to use from many threads: who asks
-    for one that is loading waits for it, who asks for another does not."""
+    for one that is loading waits for it, who asks for another does not. `images` decodes what they encode."""
 
     def __init__(self, blobs: BlobStore, settings: Settings, metrics: QueryMetrics | None = None) -> None:
+        self.images = ImageDecoder(settings)
         self._blobs = blobs
         self._settings = settings
         self._metrics = metrics or QueryMetrics()
@@ -135,19 +131,6 @@ class Encoders:
             if slot.encoder is None:
                 slot.encoder = self._load(version)
             return slot.encoder
-
-    def decode(self, data: bytes) -> Image:
-        """Return RGB pixels. Raises `InvalidImage` (422) with a sentence."""
-        if len(data) > self._settings.max_image_bytes:
-            raise InvalidImage(f"The file is larger than {self._settings.max_image_bytes} bytes.")
-        try:
-            return decode_image(data, self._settings.max_image_pixels)
-        except ImageRejected as error:
-            raise InvalidImage(str(error)) from error
-
-    def thumbnail(self, image: Image) -> bytes:
-        """Return a small JPEG of an image."""
-        return thumbnail_jpeg(image)
 
     def _load(self, version: ModelVersion) -> VersionEncoder:
         preprocessing = Preprocessing.from_json(version.preprocessing)

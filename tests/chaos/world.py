@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pyarrow as pa
 from fastapi.testclient import TestClient
-from PIL.Image import Image
 from sqlalchemy import text
 
 from service.api.dependencies import Parts
@@ -24,9 +23,10 @@ from service.app import create_app
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
 from service.domain.indexes.choice import choose_engine
-from service.networks.encoders import Encoders
+from service.networks.encoders import Encoders, VersionEncoder
 from service.networks.transformations import TransformationNetworks
 from service.settings import Settings
+from service.tables import ModelVersion
 from service.vectors.rows import EmbeddingRows, VectorFormat
 from tests.chaos.offline import Row, register
 from tests.networks import image_bytes
@@ -80,9 +80,9 @@ class InterruptedEncoders(Encoders):
         super().__init__(blobs, settings)
         self.interruption = Interruption()
 
-    def decode(self, data: bytes) -> Image:
+    def get(self, version: ModelVersion) -> VersionEncoder:
         self.interruption.strike()
-        return super().decode(data)
+        return super().get(version)
 
 
 @dataclass

@@ -15,7 +15,8 @@ from service.domain.gallery.generations import StoredGeneration
 from service.domain.gallery.new_items import NewItem, check_items
 from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
 from service.errors import Unavailable, Unprocessable
-from service.networks.encoders import Encoders, InvalidImage
+from service.networks.encoders import Encoders
+from service.networks.images import InvalidImage, thumbnail_jpeg
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
 
@@ -73,11 +74,11 @@ def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], target: Targe
         first = len(items)
         for position, upload in enumerate(uploads[start : start + chunk_items], start):
             try:
-                image = writer.encoders.decode(upload.read())
+                image = writer.encoders.images.decode(upload.read())
             except InvalidImage as error:
                 rejected[position] = error.message
                 continue
-            thumbnail = writer.encoders.thumbnail(image) if target.gallery.thumbnails else None
+            thumbnail = thumbnail_jpeg(image) if target.gallery.thumbnails else None
             items.append(replace(upload.item, thumbnail=thumbnail))
             images.append(image)
         if images:

@@ -112,7 +112,7 @@ class Search:
     def by_image(self, gallery: str, data: bytes, query: Query) -> Answer:
         """Return the nearest items of an image, encoded by the generation's own model version; its embedding may be
         kept as a sample."""
-        image = self.encoders.decode(data)
+        image = self.encoders.images.decode(data)
 
         def encoded(served: ServedGeneration) -> _Probe:
             vectors = self.encoders.get(served.version).encode_embedding([image])

@@ -10,7 +10,6 @@ that never began.
 """
 
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from service.blobs import BlobStore
-from service.durable import sync_folder
+from service.durable import write_atomically
 
 FOLDER = "trainings"
 _ROWS = re.compile(r"rows-(\d+)-(\d+)-(\d+)")
@@ -108,7 +107,6 @@ class TrainingFiles:
 
     def store_checkpoint(self, network: str, epochs_done: int, path: Path) -> None:
         """Store a checkpoint file, and remove the ones before it."""
-        _sync(path)
         self._publish(f"{network}-{epochs_done:06}", lambda target: _copy(path, target))
         pattern = re.compile(rf"{network}-(\d+)")
         for name in self._names():
@@ -117,10 +115,8 @@ class TrainingFiles:
 
     def fetch_checkpoint(self, network: str, epochs_done: int, target: Path) -> None:
         """Copy a stored checkpoint to `target`, in one step."""
-        part = target.with_name(f"{target.name}.part")
         with self._fetched(f"{network}-{epochs_done:06}") as path:
-            _copy(path, part)
-        part.replace(target)
+            write_atomically(target, lambda part: _copy(path, part))
 
     def remove(self) -> None:
         """Remove every file of the training."""
@@ -132,14 +128,7 @@ class TrainingFiles:
         return [name.removeprefix(start) for name in self._blobs.list_files(FOLDER) if name.startswith(start)]
 
     def _publish(self, name: str, write: Callable[[Path], object]) -> None:
-        def write_whole(path: Path) -> None:
-            part = path.with_name(f"{path.name}.part")
-            write(part)
-            _sync(part)
-            part.replace(path)
-            sync_folder(path.parent)
-
-        self._blobs.publish(f"{FOLDER}/{self._prefix}.{name}", write_whole)
+        self._blobs.publish(f"{FOLDER}/{self._prefix}.{name}", lambda path: write_atomically(path, write))
 
     @contextmanager
     def _fetched(self, name: str) -> Iterator[Path]:
@@ -174,8 +163,3 @@ def label_numbers(labels: Sequence[str]) -> NDArray[np.int64]:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

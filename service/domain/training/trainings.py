@@ -24,10 +24,11 @@ from service.domain import registry
 from service.domain.job_state import UNFINISHED, JobAction, JobState
 from service.domain.jobs import TRAINING, change_jobs, fail_job, succeed_job
 from service.domain.phases import Phase, phase_of, rate_of
-from service.domain.training.datasets import ImageSet, PairFiles, find_dataset
+from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
 from service.domain.training.paired_vectors import PairLimits, StoredPairs, check_bytes, store_pairs
 from service.errors import Unprocessable
+from service.networks.images import ImageSet
 from service.queue import ADVANCE_TRAINING, send_after_commit
 from service.settings import Settings
 from service.tables import Job, ModelVersion, Transformation

@@ -260,7 +260,7 @@ def test_an_index_that_cannot_be_built_fails_the_upgrade_with_its_reason_and_a_r
     generation_id = stage.client.get(f"/v1/upgrades/{upgrade_id}").json()["to_generation"]
     with stage.worker.database.session_scope() as session:
         job_id = session.scalars(text("SELECT coalesce(max(id), 0) + 1 FROM jobs")).one()
-    in_the_way = Path(settings.blob_location.removeprefix("file://")) / f"{index_file(generation_id, job_id)}.part"
+    in_the_way = Path(settings.blob_location.removeprefix("file://")) / index_file(generation_id, job_id)
     in_the_way.mkdir(parents=True)
 
     stage.run_to(upgrade_id, "failed")

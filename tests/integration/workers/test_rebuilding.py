@@ -11,7 +11,7 @@ from sqlalchemy import text
 from service.advisory_locks import AdvisoryLock
 from service.domain.gallery import current_rows
 from service.domain.gallery.current_rows import read_next_rows
-from service.domain.indexes import builds as index_builds
+from service.domain.indexes import faiss_engine
 from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.index import kinds
 from service.settings import Settings
@@ -81,7 +81,7 @@ def test_a_width_is_chosen_anew_for_the_file_that_is_there(
     near_copies: NearCopies, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery, before = near_copies.gallery, near_copies.generation
-    monkeypatch.delattr(index_builds, "build_index")
+    monkeypatch.delattr(faiss_engine, "build_index")
     rebuild(worker, gallery)
 
     after = row(worker, 1)
@@ -132,7 +132,7 @@ def test_one_that_fails_is_built_again_after_a_pause(
     generation_id = due(worker)
     assert generation_id is not None
     with monkeypatch.context() as patch:
-        patch.setattr(index_builds, "save_index", fail)
+        patch.setattr(faiss_engine, "save_index", fail)
         with pytest.raises(OSError, match="the disk is full"):
             rebuild_index(worker, generation_id)
     assert jobs(gallery) == [("index_build", "failed")]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.training.checkpoints import load_checkpoint
 from models.training.features import PairedFeatures
-from models.training.state import epochs_in_checkpoint
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 
@@ -37,7 +37,9 @@ def stop_and_go_on(path: Path, *stops: int, config: TransformationTraining = CON
     for epochs in stops:
         with pytest.raises(Stopped):
             train_transformation(paired(), CONFIG, stop_after(epochs), path)
-        assert epochs_in_checkpoint(path) == epochs
+        stored = load_checkpoint(path)
+        assert stored is not None
+        assert stored["epoch"] == epochs
     return train_transformation(paired(), config, checkpoint=path)
 
 
@@ -64,7 +66,9 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 100, 2000, -100])
-def test_a_damaged_checkpoint_is_started_over(tmp_path: Path, kept_bytes: int) -> None:
+def test_a_damaged_checkpoint_is_started_over_and_said_so(
+    tmp_path: Path, kept_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "h.checkpoint"
     with pytest.raises(Stopped):
         train_transformation(paired(), CONFIG, stop_after(3), path)
@@ -72,4 +76,5 @@ def test_a_damaged_checkpoint_is_started_over(tmp_path: Path, kept_bytes: int) -
 
     network = train_transformation(paired(), CONFIG, checkpoint=path)
 
+    assert f"The checkpoint {path} is damaged" in caplog.text
     assert same_weights(network, train_transformation(paired(), CONFIG))

@@ -16,7 +16,7 @@ from models.metrics import cmc
 from models.precision import Precision
 from models.preprocessing import preprocess_batch
 from models.training.augmentation import contrastive_views
-from models.training.checkpoints import load_checkpoint, part_of
+from models.training.checkpoints import CHECKPOINT, load_checkpoint, part_of
 from models.training.data import TrainingImages
 from models.training.encoder import ClassifierLoss, EncoderTraining, NotCompatible, OldClassifier, train_encoder
 from models.training.features import PairedFeatures
@@ -132,7 +132,7 @@ def test_a_compatible_encoder_is_searched_among_the_old_ones_embeddings(
 def test_the_influence_loss_counts_the_images_of_old_classes_only(tmp_path: Path) -> None:
     config = EncoderTraining(epochs=1, label_smoothing=0.0, precision="float32")
     train_encoder(small_encoder, toy_images(64, seed=1, classes=(2, 1)), config, Run(tmp_path))
-    checkpoint = load_checkpoint(tmp_path)
+    checkpoint = load_checkpoint(tmp_path / CHECKPOINT)
     assert checkpoint is not None
     head = part_of(checkpoint, "head")["linear.weight"]  # (2, 16)
     old = OldClassifier(tmp_path, 16, toy_images(6, seed=0), IN_MEMORY)

@@ -120,7 +120,7 @@ def test_a_killed_training_ends_in_the_same_bits_when_given_again(photos: Path) 
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait(30)
-    killed_after = load_checkpoint(checkpoint.parent)
+    killed_after = load_checkpoint(checkpoint)
     assert killed_after is not None
     assert 1 <= killed_after["epoch"] < 20
 

@@ -16,7 +16,9 @@ from models.training.checkpoints import (
     CHECKPOINT,
     NETWORK,
     RECORD,
+    DamagedCheckpoint,
     OtherTraining,
+    TrainingState,
     load_checkpoint,
     rebuild_network,
     save_checkpoint,
@@ -45,7 +47,7 @@ def small_encoder() -> ConvEncoder:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder / CHECKPOINT)
     assert checkpoint is not None
     assert checkpoint["epoch"] == 4
     found: dict[str, Tensor] = checkpoint["learned"]
@@ -97,7 +99,7 @@ def test_the_folder_holds_a_network_to_register_and_a_record(tmp_path: Path) -> 
     with torch.inference_mode():
         expected = trained.network(images)
     exported = load_encoder((tmp_path / NETWORK).read_bytes(), output_dim=6, input_size=12)(images.numpy())
-    checkpoint = load_checkpoint(tmp_path)
+    checkpoint = load_checkpoint(tmp_path / CHECKPOINT)
     assert checkpoint is not None
     with torch.inference_mode():
         rebuilt = rebuild_network(checkpoint)(images)
@@ -139,12 +141,45 @@ def test_a_checkpoint_of_another_training_is_refused(change: dict[str, Any], sen
 
 
 def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, {"epoch": 1})
+    path = tmp_path / CHECKPOINT
+    save_checkpoint(path, {"seed": 3}, 1, small_state())
+    before = path.read_bytes()
 
     with pytest.raises(Exception, match="pickle"):
-        save_checkpoint(tmp_path, {"epoch": 2, "unwritable": lambda: None})
+        save_checkpoint(path, {"unwritable": lambda: None}, 2, small_state())
 
-    assert load_checkpoint(tmp_path) == {"epoch": 1}
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_a_checkpoint_holds_all_that_a_training_goes_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "new" / CHECKPOINT
+    state, other = small_state(seed=1), small_state(seed=2)
+
+    save_checkpoint(path, {"seed": 3, "classes": ["a", "b"]}, 4, state, loss=0.5)
+    stored = load_checkpoint(path)
+    assert stored is not None
+    other.restore(stored)
+
+    assert (stored["configuration"], stored["epoch"]) == ({"seed": 3, "classes": ["a", "b"]}, 4)
+    assert stored["loss"] == 0.5
+    assert torch.equal(other.learned.state_dict()["weight"], state.learned.state_dict()["weight"])
+    assert torch.equal(torch.rand(3, generator=other.generator), torch.rand(3, generator=state.generator))
+
+
+def test_the_same_state_makes_the_same_file(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        save_checkpoint(tmp_path / name, {}, 1, small_state())
+
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def small_state(seed: int = 0) -> TrainingState:
+    torch.manual_seed(seed)
+    learned = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(learned.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    return TrainingState(learned, optimizer, schedule, torch.Generator().manual_seed(seed))
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
@@ -154,7 +189,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
     torch.save({"epoch": Attack()}, tmp_path / CHECKPOINT)
 
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint(tmp_path)
+    with pytest.raises(DamagedCheckpoint, match="Weights only load failed"):
+        load_checkpoint(tmp_path / CHECKPOINT)
 
     assert not (tmp_path / "ran").exists()

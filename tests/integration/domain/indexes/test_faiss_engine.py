@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.domain.gallery import current_rows
 from service.domain.gallery.current_rows import read_next_rows
-from service.domain.indexes import builds as index_builds
+from service.domain.indexes import faiss_engine
 from service.domain.indexes.faiss_engine import FaissSource
 from service.index.files import save_index
 from service.index.kinds import BuiltIndex
@@ -231,7 +231,7 @@ def damaging(settings: Settings) -> Callable[[Callable[[], None]], None]:
                 path.write_bytes(path.read_bytes()[:-100])
                 return digest
 
-            patch.setattr(index_builds, "save_index", save_half)
+            patch.setattr(faiss_engine, "save_index", save_half)
             build()
 
     return run

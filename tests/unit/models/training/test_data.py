@@ -1,17 +1,16 @@
-"""Finding labelled images, reading them once, and choosing classes."""
+"""Reading labelled images once, and choosing classes."""
 
 import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from models.image_sets import NoImages, find_images
 from models.preprocessing import Preprocessing, preprocess
-from models.training.data import NoImages, TrainingImages, decode_images, find_images, read_images
+from models.training.data import TrainingImages, decode_images, read_images
 
 PREPROCESSING = Preprocessing(6, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
 
@@ -33,67 +32,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def parquet(path: Path, **columns: object) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
-
-
-def test_class_folders_are_classes_by_name(folder: Path) -> None:
-    source = find_images(folder)
-
-    assert source.classes == ["a", "b", "c"]
-    assert source.labels.tolist() == [0, 0, 1, 1, 2]
-    assert [data for _, data in source.files()] == [png(1), png(2), png(0), png(3), png(4)]
-
-
-def test_parquets_classes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    images = [png(number) for number in range(4)]
-    parquet(tmp_path / "0.parquet", image=images[:3], label=[10, 9, 10], label_name=["ten", "nine", "ten"])
-    parquet(tmp_path / "1.parquet", image=[{"bytes": images[3], "path": "x"}], label=[-1], label_name=["none"])
-
-    source = find_images(tmp_path)
-    numbers_alone = find_images(parquet(tmp_path / "numbers", image=images[:2], label=[10, 9]))
-
-    assert source.classes == ["none", "nine", "ten"]
-    assert source.labels.tolist() == [2, 1, 2, 0]
-    assert [data for _, data in source.files()] == images
-    assert numbers_alone.classes == ["9", "10"]
-    assert [data for _, data in numbers_alone.files()] == images[:2]
-
-
-@pytest.mark.parametrize("column", ["label", "label_name"])
-def test_parquets_classes_without_numbers_are_in_the_order_of_their_names(tmp_path: Path, column: str) -> None:
-    place = parquet(tmp_path / "x.parquet", image=[png(0), png(1)], **{column: ["dog", "cat"]})
-
-    source = find_images(place)
-
-    assert source.classes == ["cat", "dog"]
-    assert source.labels.tolist() == [1, 0]
-
-
-def test_places_without_labelled_images_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.txt").write_text("no")
-
-    for place, sentence in (
-        (tmp_path / "empty", "neither class folders"),
-        (tmp_path / "text.txt", "is not a Parquet file"),
-        (parquet(tmp_path / "a.parquet", picture=[b""], label=[1]), "has no columns image and label; it has picture"),
-        (parquet(tmp_path / "b.parquet", image=[b""]), "has no columns image and label"),
-        (parquet(tmp_path / "c.parquet", image=[b"", b""], label=[1, None]), "have no label"),
-    ):
-        with pytest.raises(NoImages, match=sentence):
-            find_images(place)
-
-
 def test_pixels_are_those_of_the_services_preprocessing(folder: Path, tmp_path: Path) -> None:
     source = find_images(folder)
 
     images = read_images(source, PREPROCESSING, tmp_path / "cache")
 
     mean, std = (torch.tensor(values)[:, None, None] for values in (PREPROCESSING.mean, PREPROCESSING.std))
-    for position, (_, data) in enumerate(source.files()):
-        expected = preprocess(Image.open(io.BytesIO(data)).convert("RGB"), PREPROCESSING)
+    for position, image in enumerate(source.read()):
+        expected = preprocess(Image.open(io.BytesIO(image.data)).convert("RGB"), PREPROCESSING)
         found = (images.take(torch.tensor([position]))[0] / 255 - mean) / std
         assert np.allclose(found.numpy(), expected, atol=1e-5)
     assert images.labels.tolist() == [0, 0, 1, 1, 2]
@@ -125,10 +71,8 @@ def test_images_are_read_once_until_a_file_changes(folder: Path, tmp_path: Path)
 
 
 def test_images_in_memory_are_the_same_as_in_the_cache(folder: Path, tmp_path: Path) -> None:
-    source = find_images(folder)
-
-    cached = read_images(source, PREPROCESSING, tmp_path)
-    in_memory = decode_images(source.files(), source.labels, source.classes, PREPROCESSING)
+    cached = read_images(find_images(folder), PREPROCESSING, tmp_path)
+    in_memory = decoded(folder)
 
     assert torch.equal(cached.pixels, in_memory.pixels)
     assert cached.digest == in_memory.digest
@@ -143,10 +87,14 @@ def test_a_damaged_image_is_named_and_leaves_no_entry(folder: Path, tmp_path: Pa
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def decoded(folder: Path) -> TrainingImages:
+    source = find_images(folder)
+    return decode_images(((image.where, image.data) for image in source.read()), source.classes(), PREPROCESSING)
+
+
 @pytest.fixture
 def images(folder: Path) -> TrainingImages:
-    source = find_images(folder)
-    return decode_images(source.files(), source.labels, source.classes, PREPROCESSING)
+    return decoded(folder)
 
 
 def test_chosen_classes_are_numbered_anew(images: TrainingImages) -> None:
