@@ -42,7 +42,7 @@ def run(
     )
     train, test = (load_images(place / f"{name}.parquet") for name in ("train", "test"))
     chosen = np.random.default_rng(_SEED).permutation(len(train))[:train_images]
-    networks = train_everything(train.take(chosen), recipe, lambda name: lambda done, total: None)
+    networks = train_everything(train.take(chosen), recipe, lambda _name: lambda _done, _total: None)
     inputs = [
         torch.from_numpy(embed(network, test, recipe).astype(np.float16)).float()
         for network in (networks.old_encoder, networks.old_side_information)

@@ -1,7 +1,6 @@
 """An API and worker processes on a benchmark's servers, as `gallery-upgrade serve` starts them, and their memory."""
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -9,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -18,6 +17,9 @@ from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
 from service.settings import Settings
 from workers.app import WorkerParts
+
+if TYPE_CHECKING:
+    import subprocess
 
 _START_SECONDS = 300.0
 _LOOK_EVERY_SECONDS = 0.2

@@ -4,13 +4,15 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.setting import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
 
 _COLUMNS = (
     "engine",

@@ -41,7 +41,7 @@ _ROWS_AT_ONCE = 100_000
 
 def machine() -> str:
     """Return a line that says where the figures come from."""
-    with open("/proc/cpuinfo") as stream:
+    with Path("/proc/cpuinfo").open() as stream:
         names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
     return f"{len(names)} x {names[0]}, torch {torch.__version__}, Python {platform.python_version()}"
 
@@ -92,8 +92,8 @@ def worker_with_servers(*, apart: bool = False, **own_settings: Any) -> Iterator
 
 def _stay_on(cores: Sequence[int]) -> None:
     """Bind every thread of this process; numpy and torch have made some already."""
-    for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), cores)
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
 
 
 def run_batches(parts: WorkerParts, upgrade_id: int) -> tuple[float, float]:

@@ -109,4 +109,4 @@ def _decoded(images: LabelledImages, recipe: Recipe) -> TrainingImages:
 
 
 def _run(progress: Progress) -> Run:
-    return Run(progress=lambda done, total, loss: progress(done, total))
+    return Run(progress=lambda done, total, _loss: progress(done, total))

@@ -26,7 +26,7 @@ def write_files(folder: Annotated[Path, typer.Argument(help="Where to write the 
         transformation=replace(DIGITS.transformation, epochs=6, inner_dim=256),
     )
     training, gallery = split(load_digits())
-    networks = train_everything(training, recipe, lambda name: lambda done, total: None)
+    networks = train_everything(training, recipe, lambda _name: lambda _done, _total: None)
     folder.mkdir(parents=True, exist_ok=True)
     named = {
         "phi_1": networks.old_encoder,

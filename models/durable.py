@@ -15,7 +15,7 @@ Step = Literal["written", "synced", "renamed"]
 
 
 def write_atomically(
-    path: Path, write: Callable[[Path], object], after: Callable[[Step, Path], object] = lambda step, file: None
+    path: Path, write: Callable[[Path], object], after: Callable[[Step, Path], object] = lambda _step, _file: None
 ) -> None:
     """Give `path` the file that `write(part)` makes, in one step: 1. write it under a temporary name in the same
     folder; 2. fsync it; 3. rename it; 4. fsync the folder.

@@ -122,14 +122,14 @@ class ImageParquet:
 ImageSet = ImageFolder | ImageParquet
 
 
-def find_images(place: Path, on_link: OnLink = lambda link: None) -> ImageSet:
+def find_images(place: Path, on_link: OnLink = lambda _link: None) -> ImageSet:
     """Return the images of `place`, a folder of class folders, a folder of Parquet files or one such file, in the order
     of their paths. Raises NoImages."""
     parquet = parquet_files(place, on_link)
     return _image_parquet(parquet) if parquet else _image_folder(place, on_link)
 
 
-def parquet_files(place: Path, on_link: OnLink = lambda link: None) -> list[Path]:
+def parquet_files(place: Path, on_link: OnLink = lambda _link: None) -> list[Path]:
     """Return `place` if it is a file, else the Parquet files in that folder, by name."""
     if place.is_file():
         return [place]

@@ -53,10 +53,10 @@ class _EnumeratedText(TypeDecorator[StrEnum]):
         super().__init__()
         self.enumeration = enumeration
 
-    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
         return None if value is None else self.enumeration(value).value
 
-    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002 - likewise
         return None if value is None else self.enumeration(value)
 
 

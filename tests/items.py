@@ -1,15 +1,17 @@
 """Posting, listing and finding items over HTTP."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from service.api.dependencies import Parts
 from service.tables import ModelVersion
 from tests.networks import image_bytes
+
+if TYPE_CHECKING:
+    from service.api.dependencies import Parts
 
 
 def post_one(client: TestClient, id_: str, seed: int, gallery: str = "g", **description: Any) -> str:

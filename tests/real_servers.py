@@ -9,11 +9,9 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psycopg
 import redis
@@ -28,6 +26,10 @@ from service.embedded.cluster import (
 )
 from service.embedded.processes import spawn, stop
 from tests.served import is_running
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
 
 Server = Literal["postgres", "redis"]
 

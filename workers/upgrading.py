@@ -234,7 +234,7 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     with ThreadPoolExecutor(count) as threads:  # each thread logs under the request id of this one
         running = [threads.submit(copy_context().run, run_one_after_another) for _ in range(count)]
     parts.throttle.worked(upgrade.id, time.monotonic() - began)
-    return any([future.result() for future in running])
+    return any(future.result() for future in running)
 
 
 def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:

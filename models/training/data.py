@@ -7,7 +7,6 @@ starts at once, and images may be more than memory holds.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -107,7 +106,7 @@ def _write_entry(
         _decode(files, pixels, preprocessing, progress)
         pixels.flush()
         (unfinished / "digest").write_text(_content_digest(pixels, classes))
-        os.rename(unfinished, entry)
+        unfinished.rename(entry)
     except OSError:
         if not entry.is_dir():  # where it is, another process has just written the same
             raise

@@ -45,7 +45,7 @@ class Parts:
 
 async def parts_of(request: Request) -> Parts:
     """Return the parts; not `def`, which would wait for a thread."""
-    return cast(Parts, request.app.state.parts)
+    return cast("Parts", request.app.state.parts)
 
 
 PartsDependency = Annotated[Parts, Depends(parts_of)]

@@ -165,7 +165,7 @@ def _begin(database: Database, key: str, path: str, digest: str) -> "_Running | 
         elif row.request_sha256 != digest:
             return problem(422, "This Idempotency-Key was used with another request.")
         elif row.status is not None:
-            headers = {name: value for name, value in row.headers or []}
+            headers = dict(row.headers or [])
             return Response(row.body or b"", row.status, {**headers, "Idempotent-Replay": "true"})
         keep = True
         return running

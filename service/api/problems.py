@@ -45,13 +45,13 @@ def _kind(error: Exception) -> str:
     return f"urn:gallery-upgrade:{words}"
 
 
-def _refused(request: Request, error: Exception) -> JSONResponse:
+def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GalleryError)
     headers = None if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     return problem(error.status_code, error.message, kind=_kind(error), errors=error.errors, headers=headers)
 
 
-def _invalid(request: Request, error: Exception) -> JSONResponse:
+def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     errors = [
         {"location": list(e["loc"]), "detail": e["msg"]}
@@ -61,7 +61,7 @@ def _invalid(request: Request, error: Exception) -> JSONResponse:
     return problem(422, f"The request is not valid: {where}", errors=errors)
 
 
-def _http(request: Request, error: Exception) -> JSONResponse:
+def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 

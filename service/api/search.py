@@ -4,19 +4,21 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
-from service.api.admission import Admission
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
 from service.api.problems import MEDIA_TYPE
 from service.api.uploads import read_upload_form
 from service.domain.search.queries import MAX_K, Answer, Neighbor, Query
 from service.errors import Unprocessable
+
+if TYPE_CHECKING:
+    from service.api.admission import Admission
 
 router = APIRouter(prefix="/galleries", tags=["search"])
 

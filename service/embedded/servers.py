@@ -20,12 +20,11 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import psycopg
 import redis
@@ -42,6 +41,9 @@ from service.embedded.cluster import (
 )
 from service.embedded.cluster import EmbeddedServerError as EmbeddedServerError  # callers of this module catch it
 from service.embedded.processes import Account, spawn, stop
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PORT = 5432  # only a part of the socket's name; said everywhere, or PGPORT would decide
 _POSTGRES_SOCKET = f".s.PGSQL.{_PORT}"

@@ -117,7 +117,7 @@ def worker_command() -> list[str]:
     return [sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options]
 
 
-def _raise_stop(number: int, frame: object) -> None:
+def _raise_stop(_number: int, _frame: object) -> None:
     raise _Stop
 
 
@@ -169,6 +169,6 @@ def _refuse_taken_port(host: str, port: int) -> None:
 
 def _loopback(host: str) -> str:
     """Return an address of this machine that reaches a server listening on `host`."""
-    if host in ("0.0.0.0", "::"):
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

@@ -57,9 +57,14 @@ def save_index(built: BuiltIndex, path: Path) -> str:
 
     def after(step: Step, file: Path) -> None:
         nonlocal digest
-        if step == "synced":
-            digest = _sha256(file)
-        crash_point(f"index.{step}")
+        match step:
+            case "written":
+                crash_point("index.written")
+            case "synced":
+                digest = _sha256(file)
+                crash_point("index.synced")
+            case "renamed":
+                crash_point("index.renamed")
 
     write_atomically(path, lambda part: faiss.write_index(built.index, str(part)), after)
     return digest

@@ -14,10 +14,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
@@ -35,6 +34,9 @@ from service.index.protocol import (
     no_rows,
     normalized,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Kind = Literal["flat", "hnsw"]
 

@@ -1,14 +1,16 @@
 """Binary COPY between PostgreSQL and numpy structured arrays. No Python loop touches a row."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psycopg
-from numpy.typing import NDArray
 from psycopg import sql
 
 from service.vectors.rows import EmbeddingRows, UnexpectedRow, VectorFormat
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)  # signature, flags, length of the header's extension
 _TRAILER = b"\xff\xff"

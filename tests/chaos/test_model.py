@@ -6,8 +6,8 @@ change nothing. `--hypothesis-profile=long` is the long form.
 """
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
@@ -24,6 +24,9 @@ from tests.chaos.readers import check_answers, check_candidate, check_lists, che
 from tests.chaos.world import WorkerDied, World
 from workers.sweep import sweep
 from workers.upgrading import advance_upgrade
+
+if TYPE_CHECKING:
+    import httpx
 
 _MANY_STEPS = 100
 

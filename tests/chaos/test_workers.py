@@ -3,7 +3,6 @@ killed, and do not mind a flood of nudges."""
 
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
@@ -38,6 +38,9 @@ from tests.scenario import (
 from tests.served import wait_for
 from workers.app import make_worker_parts
 from workers.upgrading import advance_upgrade
+
+if TYPE_CHECKING:
+    import subprocess
 
 WORKERS = ("worker-0", "worker-1", "worker-2")
 AT_ONCE = 2  # batches in one worker

@@ -11,14 +11,13 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pyarrow as pa
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from service.api.dependencies import Parts
 from service.app import create_app
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
@@ -31,6 +30,9 @@ from service.vectors.rows import EmbeddingRows, VectorFormat
 from tests.chaos.offline import Row, register
 from tests.networks import image_bytes
 from workers.app import WorkerParts
+
+if TYPE_CHECKING:
+    from service.api.dependencies import Parts
 
 MAX_BATCH_ATTEMPTS = 3
 

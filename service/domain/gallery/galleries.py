@@ -150,4 +150,4 @@ def delete_gallery(session: Session, name: str) -> int:
 
 def gallery_names(session: Session) -> dict[int, str]:
     """Return every gallery's name by its id."""
-    return {id_: name for id_, name in session.execute(select(Gallery.id, Gallery.name))}
+    return dict(session.execute(select(Gallery.id, Gallery.name)).tuples().all())

@@ -78,7 +78,7 @@ class FaissEngine:
         rebuilds = self.rebuilds if generation_id is None else Rebuilds()  # one that is asked for is looked at anew
         return rebuilds.find_due(session, self._settings, generation_id)
 
-    def remove_unneeded(self, wait_seconds: float) -> None:
+    def remove_unneeded(self, wait_seconds: float) -> None:  # noqa: ARG002 - no file is waited for
         remove_unneeded_files(self._database, self._blobs)
 
     def close(self) -> None:

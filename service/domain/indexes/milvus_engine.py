@@ -90,7 +90,7 @@ class MilvusEngine:
     def follow(self, encoders: Encoders) -> "MilvusSource":
         return MilvusSource(self._database, encoders, self._settings, self._collections, self)
 
-    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
+    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:  # noqa: ARG002 - as the protocol has it
         """Return None: collections take changes as they are."""
         return None
 
@@ -122,7 +122,7 @@ class MilvusEngine:
                 raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
         return parameters
 
-    def fill(self, generation: GenerationKey, progress: Report = lambda done, total: None) -> dict[str, Any]:
+    def fill(self, generation: GenerationKey, progress: Report = lambda _done, _total: None) -> dict[str, Any]:
         """Fill the generation's collection from its rows; return what was recorded about it.
 
         One that is named and there is left as it is. Raises `CollectionBusy`, and `GenerationGone`.
@@ -141,7 +141,7 @@ class MilvusEngine:
             return None
         return row.index_parameters or {}
 
-    def refill(self, generation: GenerationKey, progress: Report = lambda done, total: None) -> dict[str, Any]:
+    def refill(self, generation: GenerationKey, progress: Report = lambda _done, _total: None) -> dict[str, Any]:
         """Fill the collection anew, whatever is there; the generation's lock is held."""
         # 1.
         started = time.monotonic()
@@ -230,7 +230,7 @@ class MilvusSource:
         events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, collection=True)
         return ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
 
-    def open_file(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:
+    def open_file(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:  # noqa: ARG002 - likewise
         """Return None: a file that was built before the galleries moved to Milvus is not served."""
         return None
 

@@ -138,7 +138,7 @@ class _Reservoir:
             self._offered += 1
             if len(self.vectors) < _KEPT:
                 self.vectors.append(_bytes(vector))
-            elif (place := int(self._offered * random.random())) < _KEPT:
+            elif (place := int(self._offered * random.random())) < _KEPT:  # noqa: S311 - a sample, no secret
                 self.vectors[place] = _bytes(vector)
 
 

@@ -42,7 +42,7 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     if len({label for _, label in drawn}) == len(drawn):
         return None
     ids = np.array(sorted(id_ for id_, _ in drawn), np.int64)
-    label_of = {id_: label for id_, label in drawn}
+    label_of = {row.id: row.label for row in drawn}
     _, classes = np.unique([label_of[id_] for id_ in ids.tolist()], return_inverse=True)
     return LabelledSample(
         before.metric,

@@ -6,12 +6,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 import psycopg
@@ -20,6 +19,9 @@ from sqlalchemy import make_url
 from service.embedded.processes import spawn
 from tests.real_servers import RealServers, free_port
 from tests.served import command_line
+
+if TYPE_CHECKING:
+    import subprocess
 
 Killable = Literal["worker", "api", "broker", "postgres", "back end"]
 KINDS: tuple[Killable, ...] = ("worker", "api", "broker", "postgres", "back end")

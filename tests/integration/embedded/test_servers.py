@@ -70,7 +70,7 @@ def server_pids(folder: Path) -> list[int]:
         if entry.name.isdigit():
             try:
                 name = (entry / "comm").read_text().strip()
-                mentions = (entry / "cmdline").read_bytes() + os.readlink(entry / "cwd").encode()
+                mentions = (entry / "cmdline").read_bytes() + str((entry / "cwd").readlink()).encode()
             except OSError:  # it has ended meanwhile, or belongs to another user
                 continue
             if name in _PROGRAMS and str(folder).encode() in mentions:

@@ -77,7 +77,7 @@ def test_a_truncated_or_altered_file_is_refused(tmp_path: Path, kind: IndexKind)
     path = tmp_path / "a.faiss"
     digest = save_index(built("l2", *some_rows(100), kind), path)
     whole = path.read_bytes()
-    damaged = [whole[:length] for length in [*range(0, 200), *range(200, len(whole), 97), len(whole) - 1]]
+    damaged = [whole[:length] for length in [*range(200), *range(200, len(whole), 97), len(whole) - 1]]
     damaged += [whole + b"\0", os.urandom(1_000)]
     for at in range(0, len(whole), 211):
         damaged.append(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])

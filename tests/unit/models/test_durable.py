@@ -57,7 +57,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name_and_the_folder_after(
     fsync = os.fsync
 
     def noted(descriptor: int) -> None:
-        steps.append("fsync of " + ("the folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "the file"))
+        steps.append("fsync of " + ("the folder" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "the file"))
         fsync(descriptor)
 
     def after(step: Step, file: Path) -> None:

@@ -1,11 +1,12 @@
 """When a new index file is due: by the size of a gallery, its changes, the kind it asks for and the queries kept."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from service.api.dependencies import Parts
 from service.domain.indexes.faiss_engine import FaissEngine
 from service.settings import Settings
 from tests.rebuilds import (
@@ -33,6 +34,9 @@ from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
 from workers.rebuilding import rebuild_index
+
+if TYPE_CHECKING:
+    from service.api.dependencies import Parts
 
 
 @pytest.fixture

@@ -305,7 +305,7 @@ def test_an_outage_of_the_database_costs_what_was_to_be_written_and_a_line_in_th
     note_each(samples, 1, 1, numbered(0, 1))
     wait_for(lambda: numbers(kept(database)) == [0])
 
-    with out_of_reach(database):
+    with OutOfReach(database):
         note_each(samples, 1, 1, numbered(1, 50))
         wait_for(lambda: len(caplog.records) > 0)
     note_each(samples, 1, 1, numbered(50, 51))
@@ -327,7 +327,7 @@ def test_however_sharp_recall_is_wanted_the_queries_that_can_be_kept_are_enough(
     assert fewest(200, 0) > 0
 
 
-class out_of_reach:
+class OutOfReach:
     """The database refuses connections, and those that there were have broken."""
 
     def __init__(self, database: Database) -> None:

@@ -1,6 +1,7 @@
 """Which queries a search over HTTP gives to the sample that is kept."""
 
-import httpx
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -14,6 +15,9 @@ from tests.scenario import DIMS, create_upgradable_gallery, post_images, search,
 from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
+
+if TYPE_CHECKING:
+    import httpx
 
 
 def parts_of(client: TestClient) -> Parts:

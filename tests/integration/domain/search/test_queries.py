@@ -1,14 +1,13 @@
 """What a search finds: within a distance, without an item, by items, and in which generation."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from service.api.dependencies import Parts
 from service.domain.upgrade.cutover import request_cutover
 from service.index.faiss_index import FaissIndex
 from service.index.replica import NotServed, Replicas
@@ -27,6 +26,9 @@ from tests.scenario import (
 from tests.served import wait_for
 from tests.working import run_until
 from workers.app import WorkerParts
+
+if TYPE_CHECKING:
+    from service.api.dependencies import Parts
 
 SEARCH = "/v1/galleries/g/search"
 
