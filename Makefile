@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve test test-real-servers chaos bench paper lint format types openapi openapi-check lock compose-check clean
+.PHONY: help demo serve test test-real-servers chaos bench paper lint format types openapi openapi-check lock dockerfile-check clean
 .DEFAULT_GOAL := help
 
 help: ## List every target
@@ -50,9 +50,10 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, s
 paper: $(VENV)/.installed ## Rerun the paper's tables on CIFAR-100 and write docs/results.md; IMAGES=<folder with train and test.parquet>
 	$(BIN)/python -m benchmarks.paper "$(or $(IMAGES),../shared/data/cifar100)"
 
-lint: $(VENV)/.installed ## Check style
+lint: $(VENV)/.installed ## Check style, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.installed ## Rewrite files in the project's format
 	$(BIN)/ruff check --fix .
@@ -67,7 +68,7 @@ openapi: $(VENV)/.installed ## Write docs/openapi.json from the code
 openapi-check: $(VENV)/.installed ## Fail if docs/openapi.json is not what the code says
 	$(BIN)/gallery-upgrade openapi | diff docs/openapi.json -
 
-compose-check: $(VENV)/.installed ## Lint the Dockerfile
+dockerfile-check: $(VENV)/.installed ## Lint the Dockerfile
 	$(BIN)/hadolint Dockerfile
 
 lock: $(VENV)/.installed ## Resolve requirements.lock again from pyproject.toml

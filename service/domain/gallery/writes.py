@@ -89,7 +89,7 @@ class GalleryWriter:
         Raises `UnknownGallery` (404), and `busy` when the generations changed every time.
         """
         for _ in range(_ATTEMPTS):
-            with self.database.session_scope() as session:
+            with self.database.session_scope(snapshot=True) as session:
                 gallery = get_gallery(session, gallery_name)
                 target = Target(gallery, stored_generations(session, gallery.id))
             new = make(target)  # 1.
