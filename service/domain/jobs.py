@@ -1,18 +1,25 @@
 """Jobs: the record of long work that a client may look at."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from service.domain.job_state import TRANSITIONS, UNFINISHED, JobAction, JobState
-from service.domain.phases import BuildProgress
 from service.errors import Conflict, NotFound
 from service.tables import Job, JobKind
 
 TRAINING: JobKind = "transformation_training"
 INDEX_BUILD: JobKind = "index_build"
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How many rows the index has that a job builds."""
+
+    done: int
+    total: int
 
 
 class UnknownJob(NotFound):

@@ -14,14 +14,6 @@ class Phase:
     eta_seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class BuildProgress:
-    """How many rows the index has that a job builds."""
-
-    done: int
-    total: int
-
-
 def rate_of(count: float, seconds: float) -> float | None:
     """Return how many there were per second."""
     return count / seconds if seconds > 0 else None

@@ -175,7 +175,7 @@ def register_transformation(
         raise InvalidRegistration("A transformation leads from one model version to another.")
     if g is not None and after.side_information_dim is None:
         raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
-    architecture: dict[str, object] = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
+    architecture = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
     if g is not None and after.side_information_dim is not None:
         architecture["g"] = check_transformation_network(g, before, after.side_information_dim, settings)
     hold(session, AdvisoryLock.BLOBS, shared=True)
@@ -183,9 +183,9 @@ def register_transformation(
         from_version_id=before.id,
         to_version_id=after.id,
         h_digest=blobs.put(h),
-        h_kind=architecture["h"]["kind"],  # type: ignore[index]  # as check_transformation_network returns it
+        h_kind=architecture["h"]["kind"],
         g_digest=None if g is None else blobs.put(g),
-        g_kind=None if g is None else architecture["g"]["kind"],  # type: ignore[index]  # likewise
+        g_kind=None if g is None else architecture["g"]["kind"],
         architecture=architecture,
     )
     session.add(transformation)

@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,9 +191,7 @@ def check_encoder(data: bytes, output_dim: int, preprocessing: dict[str, object]
         raise InvalidArtifact(str(error)) from error
 
 
-def check_transformation_network(
-    data: bytes, version: ModelVersion, to_dim: int, settings: Settings
-) -> dict[str, object]:
+def check_transformation_network(data: bytes, version: ModelVersion, to_dim: int, settings: Settings) -> dict[str, Any]:
     """Try an h or g on rows of `version`'s dimensions and return what is known of it: its kind, and the network and its
     configuration when it is one of ours. Raises `InvalidArtifact` (422)."""
     try:

@@ -13,13 +13,13 @@ from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.engine import Build, IndexEngine
 from service.domain.jobs import (
     INDEX_BUILD,
+    BuildProgress,
     end_jobs_left_running,
     fail_job,
     record_progress,
     start_job,
     withdraw_job,
 )
-from service.domain.phases import BuildProgress
 from service.index.replica import GenerationGone
 from service.tables import Generation
 

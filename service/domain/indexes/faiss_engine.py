@@ -42,8 +42,7 @@ from service.domain.indexes.engine import Build, Report
 from service.domain.indexes.index_files import index_file, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
 from service.domain.indexes.row_reader import RowReader
-from service.domain.jobs import record_progress, succeed_job
-from service.domain.phases import BuildProgress
+from service.domain.jobs import BuildProgress, record_progress, succeed_job
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index, read_index, save_index
 from service.index.kinds import BuiltIndex, training_rows

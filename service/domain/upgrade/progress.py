@@ -15,8 +15,8 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
 from service.domain.batch_state import BatchState
-from service.domain.jobs import INDEX_BUILD
-from service.domain.phases import BuildProgress, Phase, phase_of, rate_of
+from service.domain.jobs import INDEX_BUILD, BuildProgress
+from service.domain.phases import Phase, phase_of, rate_of
 from service.domain.upgrade_state import WORKING, State
 from service.tables import Gallery, Generation, Job, ModelVersion, Upgrade, UpgradeBatch
 

@@ -15,8 +15,7 @@ from service.domain.gallery.current_rows import read_next_rows
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.indexes import builds as index_builds
 from service.domain.indexes.query_samples import sample_rows
-from service.domain.jobs import record_progress
-from service.domain.phases import BuildProgress
+from service.domain.jobs import BuildProgress, record_progress
 from tests.networks import image_bytes
 from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
 from tests.served import wait_for
