@@ -1,4 +1,5 @@
-"""Normalising, in one place."""
+"""Unit norm for what networks give. Indexes scale what they store by `service.index.protocol.normalized`, which imports
+no `models`, and takes vectors of users too: it sums in float64, where a value above 1e19 has no infinite square."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -82,7 +82,7 @@ def settle_precision(config: AnyTraining, run: Run) -> AnyTraining:
     return replace(config, precision=fastest_precision(run.device))
 
 
-def normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+def standardized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """(B, 3, H, W) of 0 to 255, of any type -> what a network is given of them, float32, in channels_last order."""
     mean, std = (torch.tensor(values, device=images.device) for values in (preprocessing.mean, preprocessing.std))
     inputs = (images / 255 - mean[:, None, None]) / std[:, None, None]
@@ -92,7 +92,7 @@ def normalized(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 def encode(network: nn.Module, images: Tensor, preprocessing: Preprocessing, precision: Precision | None) -> Tensor:
     """(B, 3, H, W) of 0 to 255, of any type -> (B, D) float32, the network having computed in `precision`."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        features: Tensor = network(normalized(images, preprocessing))
+        features: Tensor = network(standardized(images, preprocessing))
     return features.float()
 
 

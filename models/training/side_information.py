@@ -18,7 +18,7 @@ from models.side_information import Decoder, ProjectionHead
 from models.training.augmentation import contrastive_views, light_views
 from models.training.data import TrainingImages
 from models.training.encoder import EncoderTraining, train_encoder
-from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, normalized, settle_precision
+from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, settle_precision, standardized
 
 SideInformationKind = Literal["simclr", "autoencoder", "alternate", "alternate-mixup"]
 
@@ -98,7 +98,7 @@ def _train_autoencoder(
     def loss_of(positions: Tensor) -> Tensor:
         views = light_views(images.take(positions).to(run.device), flip=config.flip)
         decoded = decoder(encode(network, views, images.preprocessing, config.precision))
-        return functional.mse_loss(decoded, normalized(views, images.preprocessing))
+        return functional.mse_loss(decoded, standardized(views, images.preprocessing))
 
     return fit(learned, _adam(learned, config), loss_of, images, config, run)
 

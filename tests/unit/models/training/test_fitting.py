@@ -20,7 +20,7 @@ from models.training.checkpoints import CHECKPOINT, load_checkpoint, part_of
 from models.training.data import TrainingImages
 from models.training.encoder import ClassifierLoss, EncoderTraining, NotCompatible, OldClassifier, train_encoder
 from models.training.features import PairedFeatures
-from models.training.fitting import IN_MEMORY, Diverged, Run, embed_images, normalized
+from models.training.fitting import IN_MEMORY, Diverged, Run, embed_images, standardized
 from models.training.loop import shuffled_batches, warm_up_then_cosine
 from models.training.side_information import (
     SIDE_INFORMATION,
@@ -188,7 +188,7 @@ def test_simclr_brings_views_of_one_image_together_without_labels() -> None:
 
 def test_an_autoencoders_side_information_tells_what_an_image_looks_like() -> None:
     images = toy_images(192, seed=1)
-    constant = float(normalized(images.pixels, PREPROCESSING).var())
+    constant = float(standardized(images.pixels, PREPROCESSING).var())
     config = AutoencoderTraining(epochs=12, batch=32, learning_rate=3e-3, flip=False, precision="float32")
 
     trained = train_side_information(small_encoder, images, config)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from models.backbones import ConvEncoder
-from models.training import features
 from models.training.features import cached_features
 from models.training.fitting import embed_images
 from tests.unit.models.toy_images import toy_images
@@ -19,15 +18,14 @@ def encoder(seed: int) -> ConvEncoder:
     return ConvEncoder(4, 6).eval()
 
 
-def test_features_are_computed_once_and_view_0_is_the_image_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_computed_once_and_view_0_is_the_image_as_it_is(tmp_path: Path) -> None:
     images, network = toy_images(20, seed=0), encoder(0)
+    computed: list[tuple[int, int]] = []
 
-    first = cached_features(tmp_path, network, images, views=3)
-    monkeypatch.setattr(features, "encode", None)  # whatever would be computed again fails
-    again = cached_features(tmp_path, network, images, views=3)
+    first = cached_features(tmp_path, network, images, 3, lambda *views: computed.append(views))
+    again = cached_features(tmp_path, network, images, 3, lambda *views: computed.append(views))
 
+    assert computed == [(1, 3), (2, 3), (3, 3)]
     assert first.shape == (3, 20, 6)
     assert np.array_equal(first, again)
     np.testing.assert_allclose(first[0], embed_images(network, images).numpy(), rtol=1e-5)
