@@ -298,9 +298,8 @@ class UpgradeEvent(Base):
 class Job(Base):
     """Long work that is not an upgrade, or a part of one; its states are in `service.domain.job_state`.
 
-    Of a training, `request` is what was asked for,
-    `file_prefix` begins the names of its files in the blob store, and `attempts` counts the time slices that were begun
-    since one was brought to its end.
+    Of a training, `request` is what was asked for, `file_prefix` begins the names of its files in the blob store, and
+    `attempts` counts the time slices that were begun since one was brought to its end.
     """
 
     __tablename__ = "jobs"
@@ -342,7 +341,7 @@ class QuerySample(Base):
 
 
 class IdempotencyKey(Base):
-    """The answer to a POST that carried `Idempotency-Key`; `status` is null while the request runs."""
+    """The answer to a POST that carried `Idempotency-Key`; `status` is null until it was answered."""
 
     __tablename__ = "idempotency_keys"
 

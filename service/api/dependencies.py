@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session as Session  # what views of rows take; no module of this package imports more of it
 
 from service.api.admission import Admission
 from service.blobs import BlobStore
