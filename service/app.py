@@ -45,15 +45,18 @@ def make_parts(settings: Settings) -> Parts:
     """Connect to the database, the broker, the blob store and the index server that `settings` names."""
     if settings.database_url is None:
         raise ValueError("Settings.database_url is not set")
+
     queue = TaskQueue(celery_application(settings))
     database = Database(create_database_engine(settings.database_url), queue)
     blobs = BlobStore(settings.blob_location)
+
     query_metrics = QueryMetrics()
     encoders = Encoders(blobs, settings, query_metrics)
     image_queries = Admission(settings.queries_at_once, settings.queries_waiting, query_metrics)
     engine = choose_engine(database, blobs, settings)
     replicas = Replicas(engine.follow(encoders), settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
+
     return Parts(
         settings,
         database,
@@ -70,7 +73,7 @@ def make_parts(settings: Settings) -> Parts:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; connections are made when it starts, not here."""
+    """Return the application; it connects when it starts, not here."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

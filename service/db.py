@@ -34,6 +34,7 @@ def create_database_engine(url: str, pool_size: int = 20) -> Engine:
     """
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.split("://", 1)[1]
+
     engine = create_engine(url, pool_size=pool_size, max_overflow=20)
 
     def note_use(_: object, record: ConnectionPoolEntry) -> None:

@@ -123,6 +123,7 @@ def _digest(scope: Scope, body: IO[bytes]) -> str:
     content_type = Headers(scope=scope).get("content-type", "")
     kind, _, boundary_part = content_type.partition("boundary=")
     boundary = boundary_part.strip('"').encode() or None
+
     digest = hashlib.sha256(scope["query_string"] + b"\0" + kind.encode() + b"\0")
     body.seek(0)
     carried = b""
@@ -135,5 +136,6 @@ def _digest(scope: Scope, body: IO[bytes]) -> str:
         keep = len(boundary) - 1  # the start of a boundary that goes on in the next block
         carried = data[-keep:] if keep else b""
         digest.update(data[: len(data) - len(carried)])
+
     digest.update(carried)
     return digest.hexdigest()

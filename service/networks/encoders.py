@@ -1,4 +1,5 @@
-"""Encoders: runs φ and ψ of a model version, and tries artifacts before they are registered."""
+"""Encoders, which run φ and ψ of a model version; and the trial of every network, h and g too, before it is
+registered."""
 
 import threading
 from collections import OrderedDict
@@ -109,8 +110,11 @@ class _Slot:
 
 
 class Encoders:
-    """The encoders in use, each loaded once; digests are checked at every load. Safe to use from many threads: who asks
-    for one that is loading waits for it, who asks for another does not. `images` decodes what they encode."""
+    """The encoders that were asked for last, up to eight; digests are checked at every load.
+
+    Safe to use from many threads: who asks for one that is loading waits for it, who asks for another does not.
+    `images` decodes what they encode.
+    """
 
     def __init__(self, blobs: BlobStore, settings: Settings, metrics: QueryMetrics | None = None) -> None:
         self.images = ImageDecoder(settings)
@@ -140,6 +144,7 @@ class Encoders:
             side_information_model = self._network(
                 version.side_information_model_digest, version.side_information_dim, preprocessing.size
             )
+
         return VersionEncoder(
             version.name,
             preprocessing,
