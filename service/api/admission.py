@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from math import ceil
 
 from service.errors import TooManyRequests
-from service.networks.micro_batching import QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics
 
 _LONGEST_RETRY_SECONDS = 60
 _MEAN_OF = 32  # intervals, each between the ends of two queries
@@ -25,7 +25,7 @@ class Admission:
     """
 
     def __init__(
-        self, at_once: int, waiting: int, metrics: QueryMetrics, clock: Callable[[], float] = time.monotonic
+        self, at_once: int, waiting: int, metrics: ImageQueryMetrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._turns = asyncio.Semaphore(at_once)
         self._most = at_once + waiting

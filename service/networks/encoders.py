@@ -25,7 +25,7 @@ from models.threads import sharing_long_runs
 from service.blobs import BlobStore
 from service.errors import GalleryError, Unprocessable
 from service.networks.images import ImageDecoder
-from service.networks.micro_batching import MicroBatcher, QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
 from service.settings import Settings
 from service.tables import ModelVersion
 
@@ -116,11 +116,11 @@ class Encoders:
     `images` decodes what they encode.
     """
 
-    def __init__(self, blobs: BlobStore, settings: Settings, metrics: QueryMetrics | None = None) -> None:
+    def __init__(self, blobs: BlobStore, settings: Settings, metrics: ImageQueryMetrics | None = None) -> None:
         self.images = ImageDecoder(settings)
         self._blobs = blobs
         self._settings = settings
-        self._metrics = metrics or QueryMetrics()
+        self._metrics = metrics or ImageQueryMetrics()
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -21,7 +21,7 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WAIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
-class QueryMetrics:
+class ImageQueryMetrics:
     """What one process counts of image queries, in a registry of its own."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class MicroBatcher:
     """
 
     def __init__(
-        self, run: Callable[[Vectors], Vectors], batch_images: int, wait_seconds: float, metrics: QueryMetrics
+        self, run: Callable[[Vectors], Vectors], batch_images: int, wait_seconds: float, metrics: ImageQueryMetrics
     ) -> None:
         self._run = run
         self._batch_images = batch_images
