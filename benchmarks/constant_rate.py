@@ -97,7 +97,7 @@ def _ask_until_stopped(load: Load, stopping: Event, connection: Connection) -> N
 
 
 def _keep_asking(load: Load, first: int, began: float, stopping: Event, replies: list[Reply]) -> None:
-    """Ask every so-manieth query."""
+    """Ask query `first` and every `clients`-th one from there on, each when it is due."""
     with httpx.Client(base_url=load.url, timeout=_TIMEOUT_SECONDS) as http:
         client = Client(load, http)
         for number in count(first, load.clients):

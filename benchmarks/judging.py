@@ -24,7 +24,7 @@ from rich.table import Table
 from sklearn.metrics import average_precision_score
 
 from benchmarks.setting import machine
-from models.metrics import Labels, QueryMetrics, Vectors, query_metrics
+from models.metrics import Labels, RetrievalPerQuery, Vectors, query_metrics
 
 _MIB = 2**20
 _SPREAD = 2.0  # of a class, in units of the distance between its centre's coordinates and zero
@@ -36,7 +36,7 @@ _FEW_QUERIES = 200
 class _Way:
     name: str
     queries: int
-    judge: Callable[[Vectors, Labels, int], QueryMetrics]
+    judge: Callable[[Vectors, Labels, int], RetrievalPerQuery]
 
 
 def run(
@@ -86,11 +86,11 @@ def _gallery(items: int, dim: int, classes: int) -> tuple[Vectors, Labels]:
     return centres[labels] + np.float32(_SPREAD) * generator.standard_normal((items, dim), np.float32), labels
 
 
-def _ours(vectors: Vectors, labels: Labels, queries: int) -> QueryMetrics:
+def _ours(vectors: Vectors, labels: Labels, queries: int) -> RetrievalPerQuery:
     return query_metrics(vectors[:queries], labels[:queries], vectors, labels, self_match=True)
 
 
-def _query_by_query(vectors: Vectors, labels: Labels, queries: int) -> QueryMetrics:
+def _query_by_query(vectors: Vectors, labels: Labels, queries: int) -> RetrievalPerQuery:
     ranks, average_precisions = [], []
     for query in range(queries):
         distances = np.linalg.norm(vectors - vectors[query], axis=1)
@@ -99,19 +99,19 @@ def _query_by_query(vectors: Vectors, labels: Labels, queries: int) -> QueryMetr
         precision = np.cumsum(matches) / np.arange(1, len(matches) + 1)
         ranks.append(np.argmax(matches))
         average_precisions.append(precision[matches].mean())
-    return QueryMetrics(np.array(ranks), np.array(average_precisions))
+    return RetrievalPerQuery(np.array(ranks), np.array(average_precisions))
 
 
-def _whole_matrix(vectors: Vectors, labels: Labels, queries: int) -> QueryMetrics:
+def _whole_matrix(vectors: Vectors, labels: Labels, queries: int) -> RetrievalPerQuery:
     distances = _distance_matrix(vectors, queries)
     np.fill_diagonal(distances, np.inf)
     order = np.argsort(distances, axis=1)[:, :-1]
     matches = labels[order] == labels[:queries, None]
     precision = np.cumsum(matches, axis=1) / np.arange(1, matches.shape[1] + 1)
-    return QueryMetrics(np.argmax(matches, axis=1), (precision * matches).sum(axis=1) / matches.sum(axis=1))
+    return RetrievalPerQuery(np.argmax(matches, axis=1), (precision * matches).sum(axis=1) / matches.sum(axis=1))
 
 
-def _scikit_learn(vectors: Vectors, labels: Labels, queries: int) -> QueryMetrics:
+def _scikit_learn(vectors: Vectors, labels: Labels, queries: int) -> RetrievalPerQuery:
     """As the paper's public code: a matrix of distances, then its function on each row."""
     distances = _distance_matrix(vectors, queries)
     ranks, average_precisions = [], []
@@ -120,7 +120,7 @@ def _scikit_learn(vectors: Vectors, labels: Labels, queries: int) -> QueryMetric
         matches, row = (labels == labels[query])[others], distances[query, others]
         ranks.append(np.argmax(matches[np.argsort(row)]))
         average_precisions.append(average_precision_score(matches, -row))
-    return QueryMetrics(np.array(ranks), np.array(average_precisions))
+    return RetrievalPerQuery(np.array(ranks), np.array(average_precisions))
 
 
 def _distance_matrix(vectors: Vectors, queries: int) -> NDArray[np.float32]:
@@ -139,11 +139,11 @@ def _exact(vectors: Vectors, labels: Labels, queries: int) -> NDArray[np.float64
     return np.array(exact)
 
 
-def _error(exact: NDArray[np.float64], found: QueryMetrics) -> float:
+def _error(exact: NDArray[np.float64], found: RetrievalPerQuery) -> float:
     return float(np.abs(found.average_precisions[: len(exact)] - exact).max())
 
 
-def _memory_of(work: Callable[[], QueryMetrics]) -> tuple[QueryMetrics, int]:
+def _memory_of(work: Callable[[], RetrievalPerQuery]) -> tuple[RetrievalPerQuery, int]:
     """Return what the work returns, and the bytes that it took at its largest over what was resident before."""
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _resident_bytes("VmRSS")

@@ -77,6 +77,7 @@ def run(
     console.print(
         f"{len(training):,} images to train on, {len(gallery):,} in the gallery, {len(gallery.classes)} classes"
     )
+
     columns = (TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn())
     bars = Progress(*columns, console=console, disable=not console.is_terminal)
     with bars, tempfile.TemporaryDirectory(prefix="demo-") as folder:
@@ -84,6 +85,7 @@ def run(
         networks = train_everything(training, recipe, steps.bar)
         with serving(Path(folder), steps.bar("start the service")) as client:
             metrics, examples, depth = measure(client, networks, recipe, gallery, queries, steps)
+
     tables = [quality_table(metrics, depth, len(gallery)), time_table(steps.times)]
     for table in tables:
         console.print(table)
@@ -101,10 +103,12 @@ def measure(
         client.register_transformation("v1", "v2", networks.h, networks.g)
         client.create_gallery("photos", "v1")
         client.create_gallery("re-encoded", "v2")  # what the upgrade saves: here only to compare with
+
     asked = np.sort(np.random.default_rng(0).permutation(len(gallery))[:queries])
     files = [gallery.files[position] for position in asked]
     depth = min(MAX_DEPTH, len(gallery))
     answers: dict[str, Neighbors] = {}
+
     with steps.step("ingest under v1", len(gallery)) as progress:
         client.post_images("photos", gallery, progress)
     with steps.step("query old/old", len(files)) as progress:
@@ -112,14 +116,17 @@ def measure(
     with steps.step("query new/old", len(files)) as progress:
         vectors = embed(networks.new_encoder, gallery.take(asked), recipe)
         answers["new/old"] = client.search_vectors("photos", vectors, depth, progress)
+
     with steps.step("upgrade v1 -> v2", len(gallery)) as progress:
         client.upgrade("photos", "v2", progress)
     with steps.step("query new/h(old)", len(files)) as progress:
         answers["new/h(old)"] = client.search_images("photos", files, depth, progress)
+
     with steps.step("ingest under v2, to compare", len(gallery)) as progress:
         client.post_images("re-encoded", gallery, progress)
     with steps.step("query new/new", len(files)) as progress:
         answers["new/new"] = client.search_images("re-encoded", files, depth, progress)
+
     metrics = {row: _metrics(found, asked, gallery) for row, found in answers.items()}
     return metrics, _examples(answers, asked, gallery), depth
 

@@ -25,8 +25,10 @@ def write_files(folder: Annotated[Path, typer.Argument(help="Where to write the 
         simclr=replace(DIGITS.simclr, epochs=5),
         transformation=replace(DIGITS.transformation, epochs=6, inner_dim=256),
     )
+
     training, gallery = split(load_digits())
     networks = train_everything(training, recipe, lambda _name: lambda _done, _total: None)
+
     folder.mkdir(parents=True, exist_ok=True)
     named = {
         "phi_1": networks.old_encoder,
@@ -38,11 +40,13 @@ def write_files(folder: Annotated[Path, typer.Argument(help="Where to write the 
     }
     for name, network in named.items():
         (folder / f"{name}.safetensors").write_bytes(save_network(network))
+
     dim = recipe.embedding_dim
     spec = {"embedding_dim": dim, "side_information_dim": dim, "preprocessing": recipe.preprocessing.to_json()}
     (folder / "spec.json").write_text(json.dumps(spec, indent=2))
     for position in range(IMAGES):
         (folder / f"{position}.png").write_bytes(gallery.files[position * len(gallery) // IMAGES])
+
     typer.echo(f"wrote {len(named)} networks, spec.json and {IMAGES} images to {folder}")
 
 

@@ -43,7 +43,7 @@ class RetrievalMetrics:
 
 
 @dataclass(frozen=True)
-class QueryMetrics:
+class RetrievalPerQuery:
     """What each query scores; the other metrics are means of these, and `models.statistics` compares them in pairs.
 
     first_match_ranks: (Q,) int64, how many items rank before the first positive, N where there is none; among equal
@@ -77,7 +77,7 @@ def query_metrics(
     self_match: bool = False,
     metric: Metric = "l2",
     device: str = "cpu",
-) -> QueryMetrics:
+) -> RetrievalPerQuery:
     """Return what each query scores. On the CPU, as many threads as torch would use share the queries.
 
     Raises ValueError for values that are not finite, vectors without a label each, and a self-match of unequal numbers.
@@ -89,7 +89,7 @@ def query_metrics(
     scale = _scale(query, gallery)
     positives = _find_positives(query_labels, gallery_labels, self_match)
     tiles = _tiles(_item_factor(_on(gallery, scale, device), metric))
-    found = QueryMetrics(np.full(len(query), len(gallery)), np.full(len(query), np.nan))
+    found = RetrievalPerQuery(np.full(len(query), len(gallery)), np.full(len(query), np.nan))
 
     def judge(blocks: list[Rows]) -> None:
         room = _Room(max(map(len, blocks)), tiles)
@@ -143,7 +143,7 @@ def first_match_ranks(
     metric: Metric = "l2",
     device: str = "cpu",
 ) -> NDArray[np.int64]:
-    """Return (Q,) int64 `QueryMetrics.first_match_ranks`: `ranks < k` are the hits that CMC top-k and the flip rates
+    """Return (Q,) int64 `RetrievalPerQuery.first_match_ranks`: `ranks < k` are the hits that CMC top-k and flip rates
     count."""
     return query_metrics(query, query_labels, gallery, gallery_labels, self_match, metric, device).first_match_ranks
 

@@ -33,7 +33,7 @@ from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
-from service.networks.micro_batching import QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 
@@ -45,15 +45,18 @@ def make_parts(settings: Settings) -> Parts:
     """Connect to the database, the broker, the blob store and the index server that `settings` names."""
     if settings.database_url is None:
         raise ValueError("Settings.database_url is not set")
+
     queue = TaskQueue(celery_application(settings))
     database = Database(create_database_engine(settings.database_url), queue)
     blobs = BlobStore(settings.blob_location)
-    query_metrics = QueryMetrics()
-    encoders = Encoders(blobs, settings, query_metrics)
-    image_queries = Admission(settings.queries_at_once, settings.queries_waiting, query_metrics)
+
+    image_query_metrics = ImageQueryMetrics()
+    encoders = Encoders(blobs, settings, image_query_metrics)
+    image_queries = Admission(settings.queries_at_once, settings.queries_waiting, image_query_metrics)
     engine = choose_engine(database, blobs, settings)
     replicas = Replicas(engine.follow(encoders), settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
+
     return Parts(
         settings,
         database,
@@ -63,14 +66,14 @@ def make_parts(settings: Settings) -> Parts:
         GalleryWriter(database, encoders, replicas, settings),
         Search(database, encoders, replicas, samples),
         samples,
-        query_metrics,
+        image_query_metrics,
         image_queries,
         UpgradeActions(database, engine, replicas, settings),
     )
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the application; connections are made when it starts, not here."""
+    """Return the application; it connects when it starts, not here."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,8 +1,8 @@
 """Named points between the numbered steps of the engine at which a test makes a process die, as if by SIGKILL.
 
 Armed by `GALLERY_CRASH_AT=<name>`; in a process that is not armed, a point does nothing. The names are listed where
-the steps are: `batches`, `index_builds`, `collections`, `cutover`, `removal`, and `service.index.files`.
-`tests/chaos/test_crash_points.py` dies at each of them.
+the steps are: in `service.domain.upgrade` (`batches`, `cutover`), `service.domain.indexes` (`faiss_engine`,
+`milvus_engine`, `removal`), and `service.index.files`. `tests/chaos/test_crash_points.py` dies at each of them.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""The database: one engine per process and `session_scope()`, the one place that commits."""
+"""The database: one engine per process and `session_scope()`, the one place that commits what rules write.
+
+The exception is `service.domain.request_keys`, whose statements commit by themselves.
+"""
 
 import math
 import time
@@ -9,13 +12,16 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.advisory_locks import AdvisoryLock, key_of
 from service.queue import Sender
 
+# What the database raises when it is away, does not answer, or when all connections to it are taken.
+AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _LOCK_POLL_SECONDS = 0.02
 _TRUSTED_SECONDS = 1.0  # a connection that was in use so short ago lives
 
@@ -28,6 +34,7 @@ def create_database_engine(url: str, pool_size: int = 20) -> Engine:
     """
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.split("://", 1)[1]
+
     engine = create_engine(url, pool_size=pool_size, max_overflow=20)
 
     def note_use(_: object, record: ConnectionPoolEntry) -> None:

@@ -1,5 +1,5 @@
-"""Every setting of the service and its workers. Nothing else reads the environment: `Settings` is built once by an
-entry point (`cli`, `workers.app`) and passed on; tests construct it directly."""
+"""Every setting of the service and its workers. Nothing else reads a setting from the environment: `Settings` is built
+once by an entry point (`service.cli`, `workers.app`) and passed on; tests construct it directly."""
 
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     max_json_bytes: int = 32 * 2**20
     max_metadata_bytes: int = 64 * 2**10
 
-    # Training. Data sets are read below this folder only; unset, none is. Features are held in memory: so many at most.
+    # Training. Data sets are read below this folder only; unset, none is. Features are held in memory, up to this size.
     datasets: Path | None = None
     max_training_bytes: int = Field(default=4 * 2**30, ge=1)
 
@@ -40,11 +40,11 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bfloat16"] | None = None
     encode_batch_items: int = 256
 
-    # Image queries. So many run at once, of the 40 threads that answer requests, and so many more wait for their turn.
+    # Image queries: how many run at once, of the 40 threads that answer requests, and how many more wait for a turn.
     queries_at_once: int = Field(default=32, ge=1, le=36)
     queries_waiting: int = Field(default=256, ge=0)
-    # Those that run share batches of the encoder of at most so many; with 1, each is encoded by itself. A batch that is
-    # not full waits so long for queries whose images are being preprocessed.
+    # Those that run share batches of the encoder, of at most this many images; with 1, each is encoded by itself. How
+    # long a batch that is not full waits for queries whose images are being preprocessed.
     query_batch_images: int = Field(default=32, ge=1)
     query_batch_wait_ms: float = Field(default=0.0, ge=0)
 
@@ -64,16 +64,16 @@ class Settings(BaseSettings):
     # For tests only: the name of a point at which the process dies (see `service.crash_points`).
     crash_at: str | None = None
 
-    # Index. From so many rows on, walking a graph beats scanning (measured: docs/search.md).
+    # Index. From this many rows on, walking a graph beats scanning (measured: docs/search.md).
     flat_below_rows: int = Field(default=50_000, ge=0)
-    # Index files of active generations, and of those kept for a rollback. A first one from so many rows on; a new one
-    # when so many items, and so many against its rows, have changed since it was built.
+    # Index files of active generations, and of those kept for a rollback: from how many rows on there is one; and after
+    # how many changed items, which are also at least this share of its rows, a new one is built.
     index_file_from_rows: int = Field(default=50_000, ge=1)
     rebuild_after_changes: int = Field(default=10_000, ge=1)
     rebuild_after_share: float = Field(default=0.1, ge=0)
     rebuild_pause_seconds: float = Field(default=300.0, ge=0)  # after a build that failed or whose worker died
     follow_every_seconds: float = 0.5
-    # An index's width is chosen by so many of the queries that are kept of a gallery, or of its rows.
+    # How many queries, or else rows, of a gallery an index's width is chosen by; and how many queries are kept for it.
     recall_sample_items: int = Field(default=200, ge=1)
     query_sample_items: int = Field(default=1_000, ge=0)
     evaluation_sample_items: int = 2_000

@@ -298,9 +298,8 @@ class UpgradeEvent(Base):
 class Job(Base):
     """Long work that is not an upgrade, or a part of one; its states are in `service.domain.job_state`.
 
-    Of a training, `request` is what was asked for,
-    `file_prefix` begins the names of its files in the blob store, and `attempts` counts the time slices that were begun
-    since one was brought to its end.
+    Of a training, `request` is what was asked for, `file_prefix` begins the names of its files in the blob store, and
+    `attempts` counts the time slices that were begun since one was brought to its end.
     """
 
     __tablename__ = "jobs"
@@ -325,8 +324,8 @@ class Job(Base):
 
 
 class QuerySample(Base):
-    """One of the queries that a gallery was asked by image or by vector, drawn at random, as the model version that
-    answered has it.
+    """One of the queries that a gallery was asked by image or by vector, drawn at random: its vector under the model
+    version that answered.
 
     `vector` is (D,) float32, little-endian. A later query takes a random `slot` of a fixed number, so that the sample
     is bounded and stays fresh (`service.domain.indexes.query_samples`).
@@ -342,7 +341,7 @@ class QuerySample(Base):
 
 
 class IdempotencyKey(Base):
-    """The answer to a POST that carried `Idempotency-Key`; `status` is null while the request runs."""
+    """The answer to a POST that carried `Idempotency-Key`; `status` is null until it was answered."""
 
     __tablename__ = "idempotency_keys"
 
@@ -369,7 +368,7 @@ def create_embeddings_table(
     """Create a generation's table; the types are SQL, such as `halfvec(128)`.
 
     A row stays in one piece up to half a page; a wider one keeps its vectors in the TOAST table, uncompressed. The
-    primary key is kept during a load: `ON CONFLICT` needs it, and ids ascend, so that it costs little.
+    primary key is there while rows are loaded: `ON CONFLICT` needs it, and it costs little, because ids ascend.
     """
     side_information = f", side_information {side_information_type} NOT NULL" if side_information_type else ""
     session.execute(

@@ -23,7 +23,7 @@ from benchmarks.paper.transformations import (
     load,
     seconds_of,
 )
-from models.metrics import QueryMetrics, linear_cka, negative_flip_rate, positive_flip_rate, query_metrics
+from models.metrics import RetrievalPerQuery, linear_cka, negative_flip_rate, positive_flip_rate, query_metrics
 from models.statistics import paired_bootstrap
 from models.training.fitting import embed_images
 
@@ -35,7 +35,7 @@ _HEAD = "| query/gallery | CMC@1 | CMC@5 | mAP | G CMC@1 | G CMC@5 | G mAP |\n|-
 class Judged:
     """One gallery's results, a seed of h each."""
 
-    seeds: tuple[QueryMetrics, ...]
+    seeds: tuple[RetrievalPerQuery, ...]
 
     def values(self) -> NDArray[np.float64]:
         """Return (seeds, 3): CMC@1, CMC@5 and mAP in percent."""
@@ -52,7 +52,7 @@ class Judged:
         return means
 
 
-def _percent(metrics: QueryMetrics) -> tuple[float, float, float]:
+def _percent(metrics: RetrievalPerQuery) -> tuple[float, float, float]:
     ranks = metrics.first_match_ranks
     hits = [100 * float((ranks < k).mean()) for k in (1, 5)]
     return hits[0], hits[1], 100 * float(np.nanmean(metrics.average_precisions))
@@ -68,7 +68,7 @@ class Tables:
         self.direct = lru_cache(maxsize=None)(self._direct)
         self.by_h = lru_cache(maxsize=None)(self._by_h)
 
-    def _judge(self, query: Vectors, gallery: Vectors) -> QueryMetrics:
+    def _judge(self, query: Vectors, gallery: Vectors) -> RetrievalPerQuery:
         return query_metrics(query, self._labels, gallery, self._labels, self_match=True)
 
     def _direct(self, query: str, gallery: str) -> Judged:
@@ -147,7 +147,7 @@ class Tables:
         seeds = SEEDS[:1] if through else SEEDS
         return Judged(tuple(self._one_chain(with_side, variant, through, seed) for seed in seeds))
 
-    def _one_chain(self, with_side: bool, variant: str, through: bool, seed: int) -> QueryMetrics:
+    def _one_chain(self, with_side: bool, variant: str, through: bool, seed: int) -> RetrievalPerQuery:
         side = "first-simclr" if with_side else None
         old = torch.from_numpy(self.gallery(Spec("first", side, "old", variant, seed)))
         new_side = None
@@ -226,7 +226,7 @@ class Tables:
         apply_map = linear_map(self._features, Spec("old", "simclr", "new"))
         return apply_map(*(torch.from_numpy(self._features.test(name)) for name in ("old", "simclr"))).numpy()
 
-    def _with_disagreement(self, galleries: Sequence[Vectors]) -> QueryMetrics:
+    def _with_disagreement(self, galleries: Sequence[Vectors]) -> RetrievalPerQuery:
         """Members of an ensemble disagree where the target is uncertain: one more coordinate, 0 in queries, puts such
         items farther away."""
         mean = np.mean(galleries, axis=0)
@@ -326,8 +326,8 @@ def wanted() -> list[Spec]:
     return [*longest, *specs]
 
 
-def _of(metrics: QueryMetrics, chosen: NDArray[np.bool_]) -> QueryMetrics:
-    return QueryMetrics(metrics.first_match_ranks[chosen], metrics.average_precisions[chosen])
+def _of(metrics: RetrievalPerQuery, chosen: NDArray[np.bool_]) -> RetrievalPerQuery:
+    return RetrievalPerQuery(metrics.first_match_ranks[chosen], metrics.average_precisions[chosen])
 
 
 def _cell(values: NDArray[np.float64], digits: int = 2) -> str:

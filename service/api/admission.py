@@ -7,25 +7,25 @@ from contextlib import asynccontextmanager
 from math import ceil
 
 from service.errors import TooManyRequests
-from service.networks.micro_batching import QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics
 
 _LONGEST_RETRY_SECONDS = 60
-_MEAN_OF = 32  # intervals between two ends
+_MEAN_OF = 32  # intervals, each between the ends of two queries
 
 
 class TooManyQueries(TooManyRequests):
-    """So many image queries wait already that one more would only wait longer."""
+    """As many image queries run or wait as may."""
 
 
 class Admission:
     """Lets `at_once` image queries run, lets `waiting` more wait for their turn, and refuses the others at once.
 
-    Who waits holds no thread: other requests find one free, as long as `at_once` is below their number. Belongs to one
-    event loop.
+    A query that waits holds no thread, so other requests find one free as long as there are more than `at_once`.
+    Belongs to one event loop.
     """
 
     def __init__(
-        self, at_once: int, waiting: int, metrics: QueryMetrics, clock: Callable[[], float] = time.monotonic
+        self, at_once: int, waiting: int, metrics: ImageQueryMetrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._turns = asyncio.Semaphore(at_once)
         self._most = at_once + waiting
@@ -70,6 +70,6 @@ class Admission:
         self._last_progress = now
 
     def _retry_after_seconds(self) -> int:
-        """Return in how many seconds those who are admitted will have been answered, at the recent rate."""
+        """Return in how many seconds all that are admitted will have been answered, at the recent rate."""
         interval = max(self._interval_seconds, self._clock() - self._last_progress)
         return min(max(ceil(self._admitted * interval), 1), _LONGEST_RETRY_SECONDS)

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session as Session  # what views of rows take; no module of this package imports more of it
 
 from service.api.admission import Admission
 from service.blobs import BlobStore
@@ -17,7 +17,7 @@ from service.domain.indexes.query_samples import QuerySamples
 from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
-from service.networks.micro_batching import QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics
 from service.settings import Settings
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -38,7 +38,7 @@ class Parts:
     writer: GalleryWriter
     search: Search
     query_samples: QuerySamples
-    query_metrics: QueryMetrics
+    image_query_metrics: ImageQueryMetrics
     image_queries: Admission
     upgrade_actions: UpgradeActions
 

@@ -48,5 +48,5 @@ def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
     names = gallery_names(session)
     for gallery_id, size in parts.replicas.sizes().items():
         vectors.labels(names.get(gallery_id, str(gallery_id))).set(size)
-    content = generate_latest(registry) + generate_latest(parts.query_metrics.registry)
+    content = generate_latest(registry) + generate_latest(parts.image_query_metrics.registry)
     return Response(content, media_type=CONTENT_TYPE_LATEST)

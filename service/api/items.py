@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel
-from sqlalchemy.orm import Session
 
-from service.api.dependencies import NamePath, PartsDependency, SessionDependency
+from service.api.dependencies import NamePath, PartsDependency, Session, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.domain.gallery import items
 from service.tables import Item

@@ -41,8 +41,11 @@ class RequestIdMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 when a body is, or grows, larger than `max_bytes`, or `max_json_bytes` where it is not of files: JSON
-    is held in memory before anything is known of it."""
+    """Answers 413 when a body says that it is larger than allowed, or grows to be.
+
+    The limit is `max_bytes` for the routes of files, and `max_json_bytes` for others: JSON is held in memory before
+    anything is known of it.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int) -> None:
         self._app = app

@@ -102,6 +102,7 @@ def register_model_version(
         ]
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
         raise registry.InvalidRegistration(f"The name or the spec is not valid: {where}", errors) from error
+
     version = registry.register_model_version(
         session,
         parts.blobs,
@@ -113,6 +114,7 @@ def register_model_version(
         file_part(form, "embedding_model"),
         optional_file_part(form, "side_information_model"),
     )
+
     response.headers["Location"] = f"/v1/model-versions/{version.name}"
     return _view(version)
 
@@ -135,7 +137,4 @@ def get_model_version(name: NamePath, session: SessionDependency) -> ModelVersio
 @router.delete("/{name}", status_code=204)
 def delete_model_version(name: NamePath, parts: PartsDependency) -> None:
     """Delete a model version; 409 while a gallery or a transformation refers to it."""
-    with parts.database.session_scope() as session:
-        digests = registry.delete_version(session, name)
-    with parts.database.session_scope() as session:
-        registry.delete_unreferenced_blobs(session, parts.blobs, digests)
+    registry.remove_version(parts.database, parts.blobs, name)

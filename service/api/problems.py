@@ -1,17 +1,15 @@
-"""Errors as `application/problem+json` (RFC 9457): the one place where an exception becomes an answer."""
+"""Errors as `application/problem+json` (RFC 9457): how an exception becomes an answer."""
 
 from http import HTTPStatus
 
-import psycopg
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
 from service import logs
+from service.db import AWAY
 from service.errors import GalleryError
 from service.index.protocol import IndexAway
 
@@ -64,10 +62,6 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
 def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
-
-
-# What the database raises when it is away, does not answer, or when all connections to it are taken.
-AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 
 
 def database_away(request: Request, error: Exception) -> JSONResponse:

@@ -223,7 +223,4 @@ def get_transformation(transformation_id: IdPath, session: SessionDependency) ->
 @router.delete("/{transformation_id}", status_code=204)
 def delete_transformation(transformation_id: IdPath, parts: PartsDependency) -> None:
     """Delete a transformation that no upgrade used."""
-    with parts.database.session_scope() as session:
-        digests = registry.delete_transformation(session, transformation_id)
-    with parts.database.session_scope() as session:
-        registry.delete_unreferenced_blobs(session, parts.blobs, digests)
+    registry.remove_transformation(parts.database, parts.blobs, transformation_id)

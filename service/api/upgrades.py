@@ -4,24 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, SessionDependency
+from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.domain.phases import Phase
 from service.domain.upgrade import planning, upgrades
 from service.domain.upgrade.dry_run import DryRun, dry_run
 from service.domain.upgrade.planning import WantedUpgrade
-from service.domain.upgrade.progress import UpgradeDetails, describe_upgrades, progress_of
-from service.domain.upgrade_state import OPEN, State
+from service.domain.upgrade.progress import UpgradeDetails, UpgradeNews, describe_upgrades, news_of
 from service.networks.transformations import TransformationNetworks
-from service.tables import CutoverOption, Upgrade, UpgradeEvent
+from service.tables import CutoverOption, Upgrade
+
+if TYPE_CHECKING:
+    from service.domain.phases import Phase
 
 router = APIRouter(tags=["upgrades"])
 
@@ -177,26 +177,22 @@ async def stream_events(
     (`progress`, whenever it changed); ends when the upgrade has ended."""
     shown: dict[str, Phase] | None = None
     while True:
-        changes, progress, ended = await run_in_threadpool(_look, parts, upgrade_id, last_event_id)
-        for change in changes:
+        news = await run_in_threadpool(_look, parts, upgrade_id, last_event_id)
+        for change in news.changes:
             last_event_id = change.id
             data = {"state": change.state, "error": change.error, "at": change.at}
             yield ServerSentEvent(event="state", id=str(change.id), data=data)
-        if progress != shown:
-            shown = progress
-            yield ServerSentEvent(event="progress", data=progress)
-        if ended:
+        if news.progress != shown:
+            shown = news.progress
+            yield ServerSentEvent(event="progress", data=shown)
+        if news.ended:
             return
         await asyncio.sleep(parts.settings.follow_every_seconds)
 
 
-def _look(parts: Parts, upgrade_id: int, after: int) -> tuple[list[UpgradeEvent], dict[str, Phase], bool]:
-    """Return the changes of state after an event, the progress, and whether there is nothing more to come."""
+def _look(parts: Parts, upgrade_id: int, after_event_id: int) -> UpgradeNews:
     with parts.database.session_scope(snapshot=True) as session:
-        upgrade = upgrades.get_upgrade(session, upgrade_id)
-        ended = upgrade.state not in OPEN | {State.LIVE}
-        progress = progress_of(session, [upgrade])[upgrade_id]
-        return upgrades.events_after(session, upgrade_id, after), progress, ended
+        return news_of(session, upgrade_id, after_event_id)
 
 
 @router.patch("/upgrades/{upgrade_id}")

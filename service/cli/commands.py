@@ -1,4 +1,5 @@
-"""The command `gallery-upgrade`: `serve` runs everything; `api`, `worker` and `migrate` one part alone."""
+"""The command `gallery-upgrade`: `serve` runs everything; `api`, `worker` and `migrate` one part alone;
+`train-transformation` is a client of a running service, and `openapi` prints what its API is."""
 
 import json
 import os

@@ -27,16 +27,17 @@ def ask_for_training(server: str, wanted: dict[str, Any], pairs: Path | None) ->
     with httpx.Client(base_url=server, timeout=_REQUEST_SECONDS) as client:
         try:
             if pairs is None:
-                answer = client.post("/v1/transformations/train", json=wanted, headers=headers)
+                answer = client.post(_PATH, json=wanted, headers=headers)
             else:
                 fields = {
                     name: value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()
                 }
                 with pairs.open("rb") as stream:
                     files = {"pairs": (pairs.name, stream)}
-                    answer = client.post("/v1/transformations/train", data=fields, files=files, headers=headers)
+                    answer = client.post(_PATH, data=fields, files=files, headers=headers)
         except httpx.HTTPError as error:
             raise TrainingFailed(f"{server} does not answer: {error}") from error
+
     job_id: int = _body(answer)["id"]
     return job_id
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from service.advisory_locks import AdvisoryLock, hold
 from service.blobs import BlobStore
+from service.db import Database
 from service.errors import Conflict, NotFound, Unprocessable
 from service.networks.encoders import check_encoder, check_preprocessing, check_transformation_network
 from service.settings import Settings
@@ -229,6 +230,22 @@ def delete_transformation(session: Session, transformation_id: int) -> list[str]
     except IntegrityError as error:
         raise TransformationInUse(f"Transformation {transformation_id} has just been put to use.") from error
     return [digest for digest in digests if digest is not None]
+
+
+def remove_version(database: Database, blobs: BlobStore, name: str) -> None:
+    """Delete a version as `delete_version` does, and then its blobs that no other row refers to."""
+    with database.session_scope() as session:
+        digests = delete_version(session, name)
+    with database.session_scope() as session:
+        delete_unreferenced_blobs(session, blobs, digests)
+
+
+def remove_transformation(database: Database, blobs: BlobStore, transformation_id: int) -> None:
+    """Delete a transformation as `delete_transformation` does, and then its blobs that no other row refers to."""
+    with database.session_scope() as session:
+        digests = delete_transformation(session, transformation_id)
+    with database.session_scope() as session:
+        delete_unreferenced_blobs(session, blobs, digests)
 
 
 def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: list[str]) -> None:

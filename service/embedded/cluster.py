@@ -89,8 +89,9 @@ def make_cluster(
 def make_stale(postmaster_pid: Path) -> None:
     """Let no pid that another process has by now pass for a running PostgreSQL.
 
-    PostgreSQL knows its parent's pid for a stale one. The rest of the file stays, for its own check that no process
-    uses the cluster's shared memory; without a rest, after a power cut, it would refuse the file.
+    The pid becomes ours: PostgreSQL takes its parent's pid for a stale one. The rest of the file stays, because
+    PostgreSQL checks by it that no process uses the cluster's shared memory. A file that has no rest, as after a power
+    cut, is removed: PostgreSQL would refuse it.
     """
     if postmaster_pid.exists():
         _, _, rest = postmaster_pid.read_bytes().partition(b"\n")

@@ -1,8 +1,8 @@
 """Start a program that dies with its parent: `launch.py <parent pid> <signal> <account> <program> [arguments]`.
 
-`account` is `self` or `uid:gid`: PostgreSQL refuses to run as root, so root runs it as another account,
-which keeps one of root's capabilities: passing through folders that are closed to it, such as a clone under /root.
-Used by `processes.spawn`; it replaces itself by the program.
+`account` is `self` or `uid:gid`. PostgreSQL refuses to run as root, so root runs it as another account, which keeps one
+of root's capabilities: passing through folders that are closed to it, such as a clone under /root.
+Used by `processes.spawn` and `processes.run`; it replaces itself by the program.
 
 The order matters: a change of user clears the death signal, so the user comes first; and a parent that died before the
 signal was set is noticed by its pid.

@@ -45,7 +45,7 @@ from service.embedded.processes import Account, spawn, stop
 if TYPE_CHECKING:
     import subprocess
 
-_PORT = 5432  # only a part of the socket's name; said everywhere, or PGPORT would decide
+_PORT = 5432  # only a part of the socket's name; given in every connection, or PGPORT would decide
 _POSTGRES_SOCKET = f".s.PGSQL.{_PORT}"
 _MAX_SOCKET_PATH_BYTES = 107
 _START_SECONDS = 300.0  # the recovery after a crash included
@@ -181,8 +181,8 @@ class EmbeddedServers:
     def _end_leftovers(self) -> None:
         """End what a killed owner left behind, if it does not end by itself, and take the servers' lock.
 
-        The pid files are only good for sending signals: what counts is the lock, which every process that was started
-        below us inherited, an orphaned back end included.
+        The pid files only say where to send signals. Whether all have ended is known by the lock: every process that
+        was started below us inherited it, an orphaned back end too.
         """
         servers_lock = self._servers_lock = (self._folder / "servers.lock").open("w")
         postmaster_pid = self._cluster / "postmaster.pid"
@@ -201,11 +201,13 @@ class EmbeddedServers:
             if time.monotonic() > ends:
                 raise EmbeddedServerError(f"Servers of an earlier run still work in {self._folder}; try again later.")
             time.sleep(0.1)
+
         make_stale(postmaster_pid)
         (self._sockets / f"{_POSTGRES_SOCKET}.lock").unlink(missing_ok=True)
 
     def _make_cluster(self) -> None:
         self._account = servers_account()
+
         if self._cluster.exists():
             give_folder(self._cluster, self._account)
             major = (self._cluster / "PG_VERSION").read_text().strip()
@@ -215,6 +217,7 @@ class EmbeddedServers:
                     f" {POSTGRES_MAJOR}."
                 )
             return
+
         make_cluster(
             self._cluster,
             ["--auth=trust"],

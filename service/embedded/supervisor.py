@@ -1,23 +1,27 @@
 """`serve`: one supervising process with PostgreSQL, Valkey, the API and a worker as its children.
 
 Children are told to die when this process dies, even by SIGKILL, so nothing is ever left behind. A worker or an API
-that dies is started again; an embedded server that dies ends `serve`, because its data should be looked at.
+that dies is started again; when an embedded server dies, both are stopped and started again. One that cannot start ends
+`serve`.
 """
 
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import httpx
 
 from service import logs
-from service.embedded.processes import spawn
+from service.embedded.processes import spawn, stop
 from service.embedded.servers import EmbeddedServers, ServerDied
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    import subprocess
 
 events = logs.Events(__name__)
 
@@ -50,13 +54,7 @@ class _Child:
             self.process = self._start()
 
     def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        stop(self.process, signal.SIGTERM, _STOP_SECONDS)
 
 
 def serve_everything(settings: Settings, host: str, port: int) -> None:
@@ -70,12 +68,15 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
             "Milvus Lite opens a file in one process, and `serve` starts several: run `milvus-lite server --data-dir"
             f" {settings.index_url}` and set GALLERY_INDEX_URL to its http:// address."
         )
+
     _refuse_taken_port(host, port)
     settings.data.mkdir(parents=True, exist_ok=True)
+
     servers: EmbeddedServers | None = None
     children: list[_Child] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _raise_stop)
+
     try:
         if settings.database_url is None or settings.broker_url is None:
             servers = EmbeddedServers(settings.data / "servers")
@@ -86,17 +87,21 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
                     "broker_url": settings.broker_url or servers.broker_url,
                 }
             )
+
         environment = {**os.environ, **settings.environment()}
         api_command = [sys.executable, "-m", "service.cli", "api", "--host", host, "--port", str(port)]
         api = _Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
         children.append(api)
         _wait_until_ready(api, f"http://{_loopback(host)}:{port}")
+
         log_path = settings.data / "worker.log"
         children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
+
         print(
             f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})",
             flush=True,
         )
+
         _watch(children, servers)
     except _Stop:
         events.info("serve.stopping")

@@ -1,2 +1,2 @@
-"""Nearest-neighbour search: the `VectorIndex` protocol, FAISS behind it, index files, and the replicas that follow a
-gallery. Knows FAISS and numpy; no HTTP, no SQL, no torch."""
+"""Nearest-neighbour search: the `VectorIndex` protocol, FAISS and Milvus behind it, index files, and the replicas that
+follow galleries. Knows FAISS, pymilvus and numpy; no HTTP, no SQL, no torch."""

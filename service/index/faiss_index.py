@@ -36,8 +36,9 @@ from service.index.tail import Tail
 _GATHERED_ROWS = 2_000
 _GATHERED_SHARE = 0.01
 _BLOCK_ROWS = 65_536
-# Of a batch so many are searched while whoever adds or removes waits, and with them everybody else. They have less than
-# 128,000 numbers: from there on, FAISS computes L2 as |q|² - 2qv + |v|², which loses small distances to large norms.
+# A batch of queries is searched in parts, because whoever adds or removes waits for the end of a part, and those who
+# search after them wait too. A part has less than 128,000 numbers: from there on, FAISS computes L2 as
+# |q|² - 2qv + |v|², which loses small distances to large norms.
 _QUERIES_AT_ONCE = 64
 _NUMBERS_AT_ONCE = 120_000
 
@@ -45,10 +46,10 @@ _NUMBERS_AT_ONCE = 120_000
 class _Sealed:
     """The rows of a built index, and which of them are live.
 
-    An approximate search that not all rows take part in has no selector: when the query is far from the rows that
-    pass, a walk through a graph with one returns k wrong rows and no sign of it (recall 0.4 for a filter on one label),
-    and the lists near the query hold strays only. It looks for more than k rows among all, and what passes is right if
-    k do; for queries with fewer, the codes are scanned.
+    Where only some rows take part, an approximate search looks for more than k rows among all of them and keeps those
+    that take part. When k are left, they are right; for a query with fewer, the codes are scanned. FAISS's own way, a
+    selector, is not used there: when the query is far from the rows that pass, a walk through a graph returns k wrong
+    rows and no sign of it (recall 0.4 for a filter on one label), and the lists near the query hold few that pass.
     """
 
     def __init__(self, metric: Metric, built: BuiltIndex, device: str) -> None:
@@ -100,8 +101,8 @@ class _Sealed:
     def _nearest(
         self, queries: Vectors, k: int, among: NDArray[np.bool_], count: int
     ) -> tuple[Vectors, NDArray[np.int64], bool]:
-        """Return FAISS's (Q, k) scores and positions of the nearest of `count` rows, and whether each was compared: an
-        approximate search is only for where it compares fewer."""
+        """Return FAISS's (Q, k) scores and positions of the nearest of the `count` rows `among`, and whether every one
+        was compared. Rows are scanned where an approximate search would compare as many."""
         rows = self._rows
         if isinstance(rows, ApproximateRows):
             fetch = k if count == len(among) else math.ceil((2 * k + 20) * len(among) / count)
@@ -131,7 +132,7 @@ class _Sealed:
 
 
 class FaissIndex:
-    """`service.index.protocol.VectorIndex`; vectors have `dim` numbers. What can be searched on the device is
+    """A `service.index.protocol.VectorIndex`; vectors have `dim` numbers. Searches run on `device` where they can
     (`service.index.gpu`)."""
 
     def __init__(self, metric: Metric, dim: int, sealed: BuiltIndex | None = None, device: str = "cpu") -> None:
@@ -146,7 +147,7 @@ class FaissIndex:
 
     @property
     def tail_size(self) -> int:
-        """How many rows are searched exhaustively; its owner may rebuild when this is large."""
+        """How many rows came after the file was built: every search compares them all."""
         return len(self._tail)
 
     @property
@@ -179,7 +180,7 @@ class FaissIndex:
     def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
         """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given.
 
-        Between some queries of many, who waits to add or remove has a turn.
+        Many queries are searched in parts, and between two parts whoever waits to add or remove has a turn.
         """
         if self._metric == "cosine":
             queries = normalized(queries)
@@ -202,7 +203,7 @@ class FaissIndex:
         return replace(merged, is_exact=sealed.is_exact)
 
     def _in_tail(self, allowed: Ids | None) -> Ids | None:
-        """Return those of the sorted `allowed` ids that the tail has: it looks up each id it is given."""
+        """Return those of the sorted `allowed` ids that the tail has: the tail would look up each that it is given."""
         if allowed is None or len(allowed) == 0:
             return allowed
         ids = self._tail.ids()

@@ -4,8 +4,8 @@
 in the same folder (`index.written`); 2. fsync (`index.synced`); 3. rename (`index.renamed`); 4. fsync the folder
 (`index.published`, which the caller passes).
 A crash after 1 or 2 leaves a `.part` file; after 3, the whole file, which is not named in any row until its digest is.
-Every build has a name of its own, so a file is never changed once it has its name, and processes that have an older one
-mapped keep it. What is left is removed by `service.domain.indexes.removal`, or by the next build of the same name.
+Every build has a name of its own. So a file never changes once it has its name, and processes that have an older file
+mapped keep that. What is left is removed by `service.domain.indexes.index_files`, or by the next build of the name.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def build_index(
     """Build a sealed index of streamed (ids (N,), vectors (N, dim) float32).
 
     `training` is (T, dim), as many of the rows as `service.index.kinds.training_rows` says, drawn from all of them;
-    without it, an index of lists has a single one.
+    without it, an index of lists has a single list.
     """
     started = time.monotonic()
     learnt_from = np.empty((0, dim), np.float32) if training is None else _prepared(metric, training)
@@ -58,15 +58,15 @@ def save_index(built: BuiltIndex, path: Path) -> str:
     def after(step: Step, file: Path) -> None:
         nonlocal digest
         match step:
-            case "written":
+            case "written":  # 1.
                 crash_point("index.written")
-            case "synced":
+            case "synced":  # 2.
                 digest = _sha256(file)
                 crash_point("index.synced")
-            case "renamed":
+            case "renamed":  # 3.
                 crash_point("index.renamed")
 
-    write_atomically(path, lambda part: faiss.write_index(built.index, str(part)), after)
+    write_atomically(path, lambda part: faiss.write_index(built.index, str(part)), after)  # 1. to 4.
     return digest
 
 

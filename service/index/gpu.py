@@ -6,6 +6,7 @@
 | ivf, ivf_sq8 | every approximate search, with a filter too: it looks wider | exact scans with a filter or tombstones |
 | hnsw | | everything: FAISS has no graphs on a GPU |
 
+A search for more than 2,048 neighbours, or in more than 2,048 lists, is on the CPU too: it is FAISS's limit on a GPU.
 What goes on the CPU goes to the index that the file holds, which stays mapped beside the GPU's copy. FAISS's GPU
 resources are not safe for concurrent use, so searches of all copies, and copying itself, take turns.
 """
@@ -63,7 +64,7 @@ class GpuListRows(ListRows):
 
 
 def rows_on(device: str, rows: Rows) -> Rows:
-    """Return the rows as they are searched on a device, named as torch does; as they are where FAISS cannot use it."""
+    """Return rows that are searched on a device, which is named as torch does; the same rows if FAISS cannot use it."""
     kind, _, number = device.partition(":")
     if kind != "cuda" or faiss.get_num_gpus() == 0:
         return rows
@@ -76,7 +77,7 @@ def rows_on(device: str, rows: Rows) -> Rows:
 
 
 def with_copy(rows: Rows, copy: Callable[[Any], Any]) -> Rows:
-    """Return rows that are searched in a copy of their FAISS index, where its kind has searches that run there."""
+    """Return rows that are searched in a copy of their FAISS index; the same rows if their kind has none there."""
     if isinstance(rows, FlatRows):
         return GpuFlatRows(rows, copy(rows.index))
     if isinstance(rows, ListRows):

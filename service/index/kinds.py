@@ -30,15 +30,15 @@ _EF_CONSTRUCTION = 80
 _EF_SEARCH = [64, 96, 128, 192, 256, 384, 512, 768, 1024]
 
 _ROWS_PER_LIST = 64  # of the training sample
-_LISTS_PER_ROOT = 4  # lists of n rows are 4 √n, unless the sample is bounded
+_LISTS_PER_ROOT = 4  # n rows get 4 √n lists; fewer where the training sample is bounded
 _SAMPLE_BYTES = 2**28
 _FEWEST_LISTS_PROBED = 8  # whatever the sample says: queries need not be like the rows
-_ROWS_PER_NEIGHBOUR = 32  # that a search compares for each row it is to return, at least
-_MEASURED_NEIGHBOURS = 10  # that a width was chosen for
+_ROWS_PER_NEIGHBOUR = 32  # a search compares at least so many for each row that it is to return
+_MEASURED_NEIGHBOURS = 10  # a width is chosen for so many
 
 
 class Rows(ABC):
-    """The rows of a FAISS index that `owner` owns. A row is a position: the how-manieth it was to be added."""
+    """The rows of a FAISS index that `owner` owns. A row is a position: how many were added before it."""
 
     kind: IndexKind
 
@@ -58,7 +58,7 @@ class Rows(ABC):
 
     @abstractmethod
     def scan(self, queries: Vectors, k: int, selector: Any) -> Scored:
-        """Compare every row that the selector lets pass (or every row: None) with every query; exact on the codes."""
+        """Return the k nearest of the rows that the selector lets pass (None: of all), exactly by their codes."""
 
 
 class ApproximateRows(Rows):
@@ -172,8 +172,8 @@ class ListRows(ApproximateRows):
         return {"lists": self.index.nlist, "nprobe": self.width, "codes": codes}
 
     def width_for(self, count: int) -> int:
-        """Measured on clustered and on smooth rows: more neighbours need about the root as many more lists, or, past
-        the end of a cluster, a like number of rows each."""
+        """Return the larger of two widths, both measured on clustered and on smooth rows: the number of lists grows
+        with the root of the number of neighbours; past the end of a cluster, each neighbour takes a number of rows."""
         lists = int(self.index.nlist)
         by_root = self.width * math.sqrt(max(1, count / _MEASURED_NEIGHBOURS))
         by_rows = _ROWS_PER_NEIGHBOUR * count * lists / max(1, int(self.index.ntotal))
@@ -211,8 +211,8 @@ class BuiltIndex:
         raise ValueError(f"{type(inner).__name__} is no kind of index that is searched here.")
 
     def all_rows(self, known: Iterable[tuple[Ids, Vectors]], chunk: int) -> Iterator[tuple[Ids, Vectors]]:
-        """Yield every row that is here once: (n,) ids and (n, D) vectors, of those that `known` has as that has them,
-        and then of the others, in chunks, as their codes have them."""
+        """Yield every row that is here once, as (n,) ids and (n, D) vectors: first those that `known` has, with its
+        vectors; then the others in chunks, with the vectors of their codes."""
         own: Ids = faiss.vector_to_array(self.index.id_map)
         if len(own) == 0:
             return
@@ -255,6 +255,7 @@ def empty_index(kind: IndexKind, metric: Metric, dim: int, training: Vectors) ->
         graph.hnsw.efConstruction = _EF_CONSTRUCTION
         graph.train(np.zeros((1, dim), np.float32))  # float16 codes learn nothing; FAISS asks for the call
         return graph
+
     centres = faiss.IndexFlat(dim, faiss_metric(metric))
     codes = faiss.ScalarQuantizer.QT_fp16 if kind == "ivf" else faiss.ScalarQuantizer.QT_8bit
     lists = max(1, len(training) // _ROWS_PER_LIST)

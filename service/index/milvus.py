@@ -1,8 +1,8 @@
 """`MilvusIndex`: an index that lies in a Milvus server, for galleries past one machine's memory.
 
 One index is one collection with the fields `id` and `embedding`; `Collections` makes, opens and drops them. Nothing is
-kept in this process, so all that use one collection see the same rows; who may write to it is for its owner to decide
-(`service.domain.indexes.milvus_engine`). Reads are strongly consistent: a search sees every write that was
+kept in this process, so all processes that use a collection see the same rows. Which of them may write to it is decided
+by `service.domain.indexes.milvus_engine`. Reads are strongly consistent: a search sees every write that was
 acknowledged.
 
 What Milvus does not give: of several rows at the same distance as the k-th, any may be found, not those with the
@@ -137,14 +137,13 @@ class Collections:
 
     def _aliases(self, name: str = "") -> list[str]:
         """Return a collection's aliases, or all."""
-        answer: Any = self._client.list_aliases(
-            name, timeout=self._timeout_seconds
-        )  # annotated as a list; it is a dict
+        # Annotated as a list; it is a dict.
+        answer: Any = self._client.list_aliases(name, timeout=self._timeout_seconds)
         return list(answer["aliases"])
 
 
 class MilvusIndex:
-    """`service.index.protocol.VectorIndex` in the collection `name`; vectors have `dim` numbers.
+    """A `service.index.protocol.VectorIndex` in the collection `name`; vectors have `dim` numbers.
 
     Under cosine, vectors are stored at unit norm. Every method raises `IndexAway` when the server does not answer, and
     `IndexGone` when the collection was dropped.
@@ -215,17 +214,20 @@ class MilvusIndex:
     def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
         """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given.
 
-        Few allowed rows are fetched and scored here. Of many, Milvus is asked for more neighbours than k without a
-        condition, and those that pass are kept; queries that are left with fewer than k, and every query where that
-        would be too many neighbours, search with the ids as a condition, some at a time.
+        Few allowed rows are fetched and scored here. For many, Milvus is asked for more neighbours than k without a
+        condition, and those that are allowed are kept. Queries that are left with fewer than k search again, with the
+        ids as a condition, some ids at a time. So do all queries if the ids fit into one condition, or if more
+        neighbours would be asked for than Milvus allows.
         """
         if self._metric == "cosine":
             queries = normalized(queries)
+
         if allowed is None:
             return self._search(queries, k)
         allowed = np.unique(allowed)
         if len(allowed) <= self._gathered_rows:
             return self._gather(queries, k, allowed)
+
         fetch = math.ceil((2 * k + 20) * max(1.0, len(self) / len(allowed)))
         if len(allowed) <= self._limits.ids_per_expression or fetch > self._limits.neighbors:
             return self._search_among(queries, k, allowed)
@@ -234,10 +236,12 @@ class MilvusIndex:
         result = nearest(
             np.where(passing, found.ids, NO_ID), np.where(passing, found.distances, np.inf).astype(np.float32), k
         )
+
         missed = result.ids[:, -1] == NO_ID
         if missed.any():
             rest = self._search_among(queries[missed], k, allowed)
             result.ids[missed], result.distances[missed] = rest.ids, rest.distances
+
         return SearchResult(result.ids, result.distances, self._is_flat)
 
     def _search(self, queries: Vectors, k: int, condition: str = "") -> SearchResult:
@@ -259,6 +263,7 @@ class MilvusIndex:
             for row, hits in enumerate(answer, start=part.start):
                 ids[row, : len(hits)] = [hit["id"] for hit in hits]
                 scores[row, : len(hits)] = [hit["distance"] for hit in hits]
+
         distances = np.where(ids == NO_ID, np.inf, from_faiss(self._metric, scores)).astype(np.float32)
         found = nearest(ids, distances, k)
         return SearchResult(found.ids, found.distances, self._is_flat)

@@ -29,8 +29,8 @@ class SearchResult:
     """ids (Q, k) int64, padded with -1, and distances (Q, k) float32, padded with +inf; nearest first.
 
     Distances are pgvector's: Euclidean for l2, 1 - cosine similarity, negative inner product for ip. `is_exact` when
-    every row that may be found was compared with every query: by its codes, which in some kinds of index are rounded to
-    float16 or 8 bits. False when a graph was walked or some lists were left out for any of the queries.
+    every row that may be found was compared with every query, by its codes, which some kinds of index round to float16
+    or 8 bits. It is false when a graph was walked, or lists were left out, for any of the queries.
     """
 
     ids: Ids
@@ -77,7 +77,7 @@ def exact_distances(metric: Metric, queries: Vectors, vectors: Vectors) -> Vecto
 def _euclidean(products: Vectors, queries: Vectors, vectors: Vectors) -> Vectors:
     """Return (Q, N) distances from (Q, N) inner products, by |q|² - 2qv + |v|².
 
-    Where that is a small difference of large numbers, its rounding error would hide it: those pairs are subtracted.
+    Where the result is small beside the norms, rounding would hide it: those pairs are subtracted from each other.
     """
     squared = products
     norms: Vectors = np.einsum("qd,qd->q", queries, queries)[:, None] + np.einsum("nd,nd->n", vectors, vectors)
@@ -92,7 +92,7 @@ def _euclidean(products: Vectors, queries: Vectors, vectors: Vectors) -> Vectors
 
 
 def from_faiss(metric: Metric, scores: Vectors) -> Vectors:
-    """Convert FAISS's scores: squared L2 distances, or inner products where larger is closer."""
+    """Return distances from FAISS's scores: squared L2 distances, or inner products, of which larger is closer."""
     if metric == "cosine":
         return np.clip(1 - scores, 0, 2)  # rounding can leave the range; pgvector clips too
     if metric == "ip":
@@ -107,6 +107,7 @@ def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:
     ids = np.broadcast_to(ids, distances.shape)
     found = np.full((queries, k), NO_ID, np.int64)
     nearest_distances = np.full((queries, k), np.inf, np.float32)
+
     if count <= 4 * k:
         order = np.lexsort((ids, distances), axis=1)[:, :k]
         found[:, : order.shape[1]] = np.take_along_axis(ids, order, axis=1)
@@ -118,6 +119,7 @@ def nearest(ids: Ids, distances: Vectors, k: int) -> SearchResult:
             order = columns[np.lexsort((ids[row, columns], distances[row, columns]))][:k]
             found[row, : len(order)] = ids[row, order]
             nearest_distances[row, : len(order)] = distances[row, order]
+
     missing = ~np.isfinite(nearest_distances)  # also where a float32 overflowed
     found[missing], nearest_distances[missing] = NO_ID, np.inf
     return SearchResult(found, nearest_distances)

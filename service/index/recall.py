@@ -1,9 +1,9 @@
 """Recall: the share of the true nearest rows that an index finds, and the width of search that is chosen by it.
 
-The questions are a sample of the queries that the index gets, where there is one: how far these are from the rows
+The questions are a sample of the queries that the index gets, where there is one: how far they are from the rows
 decides how wide a search must be. Else they are rows of the index. A row finds itself at distance 0 in almost any
 index, so it is left out of its own answer and of its true neighbours: what is measured is how well *other* rows are
-found. In a gallery of near copies they are found at any width, and queries are not.
+found. Rows are the weaker questions: in a gallery of near copies they are found at any width, and queries are not.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ _TIE_SHARE = 1e-5  # distances this close, relatively, differ by float32's round
 class Sample:
     """What to ask: ids (Q,), vectors (Q, D) float32.
 
-    An id is that of the row which the vector is, and which is left out of its answer; `NO_ID` where it is no row but a
-    query, and nothing is left out.
+    Where a vector is a row, `ids` has the row's id, and the row is left out of its answer. Where it is a query, `ids`
+    has `NO_ID`, and nothing is left out.
     """
 
     ids: Ids
@@ -83,17 +83,19 @@ def find_others(index: VectorIndex, sample: Sample, k: int = 10) -> Ids:
 def measure_recall(
     metric: Metric, sample: Sample, answers: Sequence[Ids], rows: Iterable[tuple[Ids, Vectors]]
 ) -> list[float]:
-    """Return, of each answer of (Q, k) ids, the share of the true k nearest other rows that it has.
+    """Return each answer's recall: the share of the true k nearest other rows that its (Q, k) ids have.
 
     `rows` are all that could be found, in chunks. What counts is the distance: of ten copies of one image, any is as
     good as another. 1 where there is nothing to find.
     """
     queries = normalized(sample.vectors) if metric == "cosine" else sample.vectors
     k = answers[0].shape[1]
+
     found = np.hstack(answers)
     found_distances = np.full(found.shape, np.inf, np.float32)
     ids = np.empty((len(queries), 0), np.int64)
     true = np.empty((len(queries), 0), np.float32)
+
     for block_ids, vectors in rows:
         if len(block_ids) == 0:
             continue
@@ -104,6 +106,7 @@ def measure_recall(
         block[np.flatnonzero(here), columns[here]] = np.inf
         best = nearest(np.hstack([ids, np.broadcast_to(block_ids, block.shape)]), np.hstack([true, block]), k)
         ids, true = best.ids, best.distances
+
     found_distances[found == sample.ids[:, None]] = np.inf
     last = np.max(true, axis=1, where=np.isfinite(true), initial=np.finfo(np.float32).min)[:, None]
     hits = np.isfinite(found_distances) & (found_distances <= last + _TIE_SHARE * np.abs(last))

@@ -1,7 +1,7 @@
 """The replicas in one API process: every gallery's generations as indexes that follow the rows by revision.
 
 A replica holds each complete generation (the active one, and the previous one until finalize) and the next one as soon
-as its index file is published. So cutover and rollback are one reference assignment here, and nobody waits for an
+as its index is published. So cutover and rollback are one reference assignment here, and nobody waits for an
 index to load. No SQL and no HTTP: rows come from a `GenerationSource`.
 """
 
@@ -57,7 +57,7 @@ class GenerationSource(Protocol):
         """Return the state of every gallery, or of one."""
 
     def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration":
-        """Return a generation with its index, as far as that is."""
+        """Return a generation with its index, and with the revision that the index has followed to."""
 
     def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None":
         """Return a generation with the index of its file, or None where it has no file to be loaded."""
@@ -72,7 +72,7 @@ class ServedGeneration:
     """The serving pair: the index of one generation, and the version whose encoder its queries need.
 
     `revision` is how far the index has followed the gallery; `pending` are live items without a current row here yet.
-    Such rows come without a new revision, up to the moment of the cutover: `is_settled` once that was looked at.
+    Until the cutover, their rows may still come, without a new revision; `is_settled` once they were looked for after.
     `index_sha256` is the digest of the newest index file that was loaded here, or that could not be.
     """
 
@@ -101,8 +101,8 @@ class _GalleryReplica:
 class Replicas:
     """All galleries of this process, followed by one background thread and by the requests that write.
 
-    Once what there was at the start is loaded, another thread loads what appears, one index at a time, so that
-    following never waits for it: generations that are new, and newer index files of those that are held. While such a
+    Once everything that there was at the start is loaded, another thread loads what appears: new generations, and newer
+    index files of those that are held. It loads one index at a time, and following never waits for it. While a newer
     file is loaded, and only then, memory holds two indexes of one generation.
     """
 
@@ -176,7 +176,7 @@ class Replicas:
                 self._apply(replica, state)
 
     def fold_in(self, gallery_id: int) -> None:
-        """Load what has a newer index file than is held of it, and serve that instead."""
+        """Load each newer index file of the generations that are held, and serve from it."""
         for state in self._source.galleries(only=gallery_id):
             for generation in self._outdated(state):
                 self._fold_in(state, generation)
@@ -207,6 +207,7 @@ class Replicas:
             gone = set(self._galleries) - {state.id for state in states}
         for gallery_id in gone:
             self.forget(gallery_id)
+
         followed = [
             self._try(
                 "replica.sync_failed",
@@ -217,6 +218,7 @@ class Replicas:
         ]
         if all(followed) and not any(map(self._is_missing, states)):
             self._loaded.set()
+
         to_load = [state.id for state in states if self._is_missing(state) or self._outdated(state)]
         if to_load and (self._loading is None or not self._loading.is_alive()):
             self._loading = threading.Thread(target=self._load_each, args=(to_load,), name="loading", daemon=True)
@@ -236,7 +238,7 @@ class Replicas:
         return any(generation.id not in held for generation in state.generations)
 
     def _outdated(self, state: GalleryState) -> list[GenerationState]:
-        """Return the generations that are held here and have another index file than the one that was looked at."""
+        """Return the generations that are held here and have another index file than the newest that was tried."""
         held = self._replica(state.id).held
         with_file = [generation for generation in state.generations if generation.index_sha256 is not None]
         return [g for g in with_file if g.id in held and held[g.id].index_sha256 != g.index_sha256]
@@ -244,17 +246,19 @@ class Replicas:
     def _fold_in(self, state: GalleryState, generation: GenerationState) -> None:
         """Serve a generation from its newer index file.
 
-        The file follows the rows beside the index that serves. The replica's lock is held for what is missing then:
-        nothing that was found before, as by the request that wrote it, is missed after.
+        The new index first follows the rows beside the one that serves. Then, under the replica's lock, it is brought
+        to the same revision and takes its place: a write that was found before is found after.
         """
         replica = self._replica(state.id)
         served = replica.held.get(generation.id)
         if served is None:
             return
+
         fresh = self._source.open_file(state.id, generation.id)
         if fresh is None:
             served.index_sha256 = generation.index_sha256
             return
+
         follow(self._source, fresh, served.revision, look_for_pending=True)
         with replica.lock:
             if replica.held.get(generation.id) is not served:
@@ -266,6 +270,7 @@ class Replicas:
                 replica.active = fresh
             if replica.next is served:
                 replica.next = fresh
+
         events.info("replica.folded_in", gallery_id=state.id, generation_id=generation.id, rows=len(fresh.index))
 
     def _try(self, event: str, step: Callable[[], None], **fields: object) -> bool:
@@ -297,8 +302,7 @@ class Replicas:
     def _open_missing(self, replica: _GalleryReplica, state: GalleryState, every_generation: bool) -> bool:
         """Load the active generation, or every one, beside what is served; return whether there was one to load.
 
-        Where nothing is to be loaded nothing is waited for; and while another thread loads for long, a request goes on
-        without.
+        It waits for nothing if nothing is to be loaded. If another thread is loading for long, it returns without.
         """
         wanted = [g.id for g in state.generations if every_generation or g.id == state.active_generation_id]
         if all(id_ in replica.held for id_ in wanted) or not replica.opening.acquire(timeout=_OPENING_SECONDS):

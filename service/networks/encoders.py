@@ -1,4 +1,5 @@
-"""Encoders: runs φ and ψ of a model version, and tries artifacts before they are registered."""
+"""Encoders, which run φ and ψ of a model version; and the trial of every network, h and g too, before it is
+registered."""
 
 import threading
 from collections import OrderedDict
@@ -25,7 +26,7 @@ from models.threads import sharing_long_runs
 from service.blobs import BlobStore
 from service.errors import GalleryError, Unprocessable
 from service.networks.images import ImageDecoder
-from service.networks.micro_batching import MicroBatcher, QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
 from service.settings import Settings
 from service.tables import ModelVersion
 
@@ -110,14 +111,17 @@ class _Slot:
 
 
 class Encoders:
-    """The encoders in use, each loaded once; digests are checked at every load. Safe to use from many threads: who asks
-    for one that is loading waits for it, who asks for another does not. `images` decodes what they encode."""
+    """The encoders that were asked for last, up to eight; digests are checked at every load.
 
-    def __init__(self, blobs: BlobStore, settings: Settings, metrics: QueryMetrics | None = None) -> None:
+    Safe to use from many threads: who asks for one that is loading waits for it, who asks for another does not.
+    `images` decodes what they encode.
+    """
+
+    def __init__(self, blobs: BlobStore, settings: Settings, metrics: ImageQueryMetrics | None = None) -> None:
         self.images = ImageDecoder(settings)
         self._blobs = blobs
         self._settings = settings
-        self._metrics = metrics or QueryMetrics()
+        self._metrics = metrics or ImageQueryMetrics()
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -141,6 +145,7 @@ class Encoders:
             side_information_model = self._network(
                 version.side_information_model_digest, version.side_information_dim, preprocessing.size
             )
+
         return VersionEncoder(
             version.name,
             preprocessing,

@@ -1,8 +1,8 @@
 """Queries that arrive together share a run of φ; and the figures that `/metrics` shows of them.
 
-There is no thread here. Of the threads that wait for φ one leads: it takes what is queued, runs φ, hands out the
-results and lets the first of those that came meanwhile lead. So a batch begins at once when φ is idle, grows with the
-load by itself, and nothing has to be stopped: a batcher that nobody calls any more just goes.
+There is no thread here. One of the threads that wait for φ leads: it takes what is queued, runs φ, hands out the
+results, and lets the first of those that came meanwhile lead. So a batch begins at once when φ is idle, and grows with
+the load by itself. Nothing has to be stopped: a batcher that nobody calls any more is garbage.
 """
 
 import threading
@@ -21,7 +21,7 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WAIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
-class QueryMetrics:
+class ImageQueryMetrics:
     """What one process counts of image queries, in a registry of its own."""
 
     def __init__(self) -> None:
@@ -61,12 +61,12 @@ class MicroBatcher:
     """Runs φ for many threads, at most one batch at a time.
 
     `batch_images` is the most that a batch takes; with 1, every caller runs φ by itself and at the same time as others.
-    A batch that is not full waits up to `wait_seconds` for callers that prepare their inputs just then, and for nobody
-    else. Invariants: who leads has the first query of the queue, and while nobody leads the queue is empty.
+    A batch that is not full waits up to `wait_seconds` for callers that are preparing their inputs just then, and for
+    nobody else. Invariants: the thread that leads has the first query of the queue; while none leads, it is empty.
     """
 
     def __init__(
-        self, run: Callable[[Vectors], Vectors], batch_images: int, wait_seconds: float, metrics: QueryMetrics
+        self, run: Callable[[Vectors], Vectors], batch_images: int, wait_seconds: float, metrics: ImageQueryMetrics
     ) -> None:
         self._run = run
         self._batch_images = batch_images
@@ -131,7 +131,7 @@ class MicroBatcher:
                 query.woken.set()
 
     def _take(self) -> list[_Query]:
-        """Return the first queries of the queue, the leader's among them, in all at most a batch or one query."""
+        """Return the first queries of the queue, the leader's among them: a batch at most, or one larger query."""
         with self._changed:
             self._changed.wait_for(lambda: not self._preparing or self._is_full(), self._wait_seconds)
             batch = [self._queue.popleft()]
@@ -149,7 +149,7 @@ class MicroBatcher:
         return sum(len(query.inputs) for query in self._queue) >= self._batch_images
 
     def _answer(self, batch: Sequence[_Query]) -> None:
-        """Give each query its rows of one run; when that fails, run each alone to find whose fault it is."""
+        """Give each query its rows of one run; when the run fails, run each query alone, so that one fails alone."""
         try:
             outputs = self._run(np.concatenate([query.inputs for query in batch]))
             ends = np.cumsum([len(query.inputs) for query in batch])

@@ -1,1 +1,2 @@
-"""How vectors move between PostgreSQL and numpy: binary COPY, and nothing else. No rules about galleries here."""
+"""Rows of vectors as numpy arrays: from and to PostgreSQL by binary COPY, and from tables that a user sends. No rules
+about galleries here."""

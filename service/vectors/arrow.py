@@ -25,6 +25,7 @@ def read_table(body: BinaryIO) -> pa.Table:
     """Return the whole table, checked to be sound. Raises `UnknownFormat` (415) and `InvalidImport` (422)."""
     magic = body.read(4)
     body.seek(0)
+
     try:
         if magic == b"PAR1":
             table = pq.read_table(body)
@@ -38,6 +39,7 @@ def read_table(body: BinaryIO) -> pa.Table:
         table.validate(full=True)
     except pa.ArrowException as error:
         raise InvalidImport(f"The table is damaged: {error}") from error
+
     return table
 
 

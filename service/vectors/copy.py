@@ -34,6 +34,7 @@ def read_rows(
         chunk_bytes = rows_per_chunk * vector_format.row_dtype.itemsize
         pending = bytearray()
         skipped = 0
+
         with cursor.copy(f"COPY ({statement}) TO STDOUT (FORMAT BINARY)") as copy:
             for block in copy:
                 if skipped < len(_HEADER):  # the header comes first, in the first block
@@ -44,6 +45,7 @@ def read_rows(
                 while len(pending) >= chunk_bytes + len(_TRAILER):
                     yield _parse(bytes(pending[:chunk_bytes]), vector_format)
                     del pending[:chunk_bytes]
+
         if bytes(pending[-len(_TRAILER) :]) != _TRAILER:
             raise UnexpectedRow("A COPY stream ended without its trailer.")
         if len(pending) > len(_TRAILER):
@@ -77,7 +79,7 @@ def write_rows(
 
 
 def _check_vectors(rows: EmbeddingRows, vector_format: VectorFormat) -> None:
-    """Refuse what numpy would bend to fit: it rounds to another dtype, and repeats a single number over a row."""
+    """Refuse vectors that numpy would fit silently: it rounds to another dtype, and repeats one number over a row."""
     expected = {"embedding": vector_format.embedding_dim, "side_information": vector_format.side_information_dim}
     for name, dim in expected.items():
         vectors = getattr(rows, name)
@@ -97,13 +99,16 @@ def _format(rows: EmbeddingRows, part: slice, vector_format: VectorFormat) -> me
 def _parse(data: bytes, vector_format: VectorFormat) -> EmbeddingRows:
     if len(data) % vector_format.row_dtype.itemsize:
         raise UnexpectedRow("A row of a COPY stream has another width than its generation's rows.")
+
     array: NDArray[Any] = np.frombuffer(data, vector_format.row_dtype)
+
     template = vector_format.template
     assert vector_format.row_dtype.names is not None
     for name in vector_format.row_dtype.names:
         fixed = name == "field_count" or name.endswith(("_length", "_dim"))
         if fixed and not (array[name] == template[name][0]).all():
             raise UnexpectedRow(f"A row of a COPY stream has an unexpected {name}; is a value NULL?")
+
     native = np.float16 if vector_format.dtype == "float16" else np.float32
     has_side_information = vector_format.side_information_dim is not None
     return EmbeddingRows(

@@ -31,7 +31,7 @@ class Origin(IntEnum):
 
 
 class NotStorable(ValueError):
-    """A value of row `row` is not finite, or does not fit the stored dtype."""
+    """A value in row number `row` is not finite, or does not fit the stored dtype."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(f"a value of row {row} {reason}.")
@@ -40,7 +40,7 @@ class NotStorable(ValueError):
 
 
 class UnexpectedRow(RuntimeError):
-    """A row of a COPY stream has another width than its generation's rows."""
+    """A COPY stream is not one of a generation's rows: a row has another width, or the end is missing."""
 
 
 @dataclass(frozen=True)

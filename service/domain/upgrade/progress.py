@@ -17,8 +17,9 @@ from sqlalchemy.orm import Session, aliased
 from service.domain.batch_state import BatchState
 from service.domain.jobs import INDEX_BUILD, BuildProgress
 from service.domain.phases import Phase, phase_of, rate_of
-from service.domain.upgrade_state import WORKING, State
-from service.tables import Gallery, Generation, Job, ModelVersion, Upgrade, UpgradeBatch
+from service.domain.upgrade.upgrades import events_after, get_upgrade
+from service.domain.upgrade_state import OPEN, WORKING, State
+from service.tables import Gallery, Generation, Job, ModelVersion, Upgrade, UpgradeBatch, UpgradeEvent
 
 _RATE_BATCHES = 33
 _STEADY_BATCHES = 6
@@ -34,6 +35,16 @@ class UpgradeDetails:
     from_version: str
     to_version: str
     progress: dict[str, Phase]
+
+
+@dataclass(frozen=True)
+class UpgradeNews:
+    """What happened to an upgrade: its changes of state after a known one, and its progress. `ended` when its state
+    will not change any more."""
+
+    changes: list[UpgradeEvent]
+    progress: dict[str, Phase]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,16 @@ def describe_upgrades(session: Session, upgrades: Sequence[Upgrade]) -> list[Upg
         UpgradeDetails(upgrade, gallery, from_name, to_name, progress[upgrade.id])
         for upgrade, gallery, from_name, to_name in session.execute(query.order_by(Upgrade.id))
     ]
+
+
+def news_of(session: Session, upgrade_id: int, after_event_id: int) -> UpgradeNews:
+    """Return what happened to an upgrade after one of its events; in a session of one snapshot it fits together."""
+    upgrade = get_upgrade(session, upgrade_id)
+    return UpgradeNews(
+        events_after(session, upgrade_id, after_event_id),
+        progress_of(session, [upgrade])[upgrade_id],
+        upgrade.state not in OPEN | {State.LIVE},
+    )
 
 
 def progress_of(session: Session, upgrades: Sequence[Upgrade]) -> dict[int, dict[str, Phase]]:

@@ -41,7 +41,7 @@ class HeldEncoders(Encoders):
     breaks them, and a white image has an embedding that is not finite."""
 
     def __init__(self, parts: Parts) -> None:
-        super().__init__(parts.blobs, parts.settings, parts.query_metrics)
+        super().__init__(parts.blobs, parts.settings, parts.image_query_metrics)
         self.batches: list[int] = []
         self.free = threading.Event()
         self.free.set()
@@ -105,7 +105,7 @@ def ask(client: httpx.AsyncClient, image: bytes) -> Coroutine[Any, Any, httpx.Re
 
 
 def admitted(app: FastAPI) -> float:
-    value = app.state.parts.query_metrics.registry.get_sample_value("gallery_queries_admitted")
+    value = app.state.parts.image_query_metrics.registry.get_sample_value("gallery_queries_admitted")
     assert value is not None
     return float(value)
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from service.api.admission import Admission, TooManyQueries
-from service.networks.micro_batching import QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics
 
 
 class Clock:
@@ -26,7 +26,7 @@ async def take(admission: Admission, clock: Clock, seconds: float) -> None:
 
 def test_one_more_than_run_and_wait_is_refused_until_one_has_ended() -> None:
     async def scenario() -> None:
-        admission = Admission(2, 1, QueryMetrics())
+        admission = Admission(2, 1, ImageQueryMetrics())
         async with admission.turn():
             async with AsyncExitStack() as second:
                 await second.enter_async_context(admission.turn())
@@ -45,7 +45,7 @@ def test_one_more_than_run_and_wait_is_refused_until_one_has_ended() -> None:
 
 def test_one_that_gives_up_waiting_leaves_its_place() -> None:
     async def scenario() -> None:
-        admission = Admission(1, 1, QueryMetrics())
+        admission = Admission(1, 1, ImageQueryMetrics())
         async with admission.turn():
             waiting = asyncio.create_task(take(admission, Clock(), 0))
             await asyncio.sleep(0)
@@ -67,7 +67,7 @@ def retry_after(admission: Admission) -> int:
 def test_a_refused_query_is_told_when_those_before_it_will_have_been_answered() -> None:
     async def scenario() -> None:
         clock = Clock()
-        admission = Admission(3, 0, QueryMetrics(), clock)
+        admission = Admission(3, 0, ImageQueryMetrics(), clock)
         for _ in range(10):
             await take(admission, clock, 1.5)
         clock.now += 1_000_000  # idle meanwhile
@@ -83,7 +83,7 @@ def test_a_refused_query_is_told_when_those_before_it_will_have_been_answered() 
 
 def test_a_refused_query_is_told_at_least_one_second() -> None:
     async def scenario() -> None:
-        admission = Admission(1, 0, QueryMetrics(), Clock())
+        admission = Admission(1, 0, ImageQueryMetrics(), Clock())
         async with admission.turn():
             assert retry_after(admission) == 1
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.networks.micro_batching import MicroBatcher, QueryMetrics
+from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
 
 Vectors = NDArray[np.float32]
 FOR_EVER = 3600.0
@@ -40,7 +40,7 @@ class Network:
 def batcher_of(
     run: Callable[[Vectors], Vectors], batch_images: int = 32, wait_seconds: float = FOR_EVER
 ) -> MicroBatcher:
-    return MicroBatcher(run, batch_images, wait_seconds, QueryMetrics())
+    return MicroBatcher(run, batch_images, wait_seconds, ImageQueryMetrics())
 
 
 def inputs_of(value: float, count: int = 1) -> Vectors:

@@ -1,0 +1,107 @@
+"""The keys of requests (`Idempotency-Key`): which of them were answered, and how. No HTTP here.
+
+An answer is kept for a day under (key, path). An advisory lock, held on a connection of its own while the request runs,
+tells a request that still runs from one whose process died, which may be run again. Each statement on that connection
+commits by itself: a key is taken before the request's own transaction begins, and its answer is kept after that ended.
+"""
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, delete, func, insert, select, text, update
+
+from service.advisory_locks import idempotency_lock
+from service.db import Database
+from service.errors import Conflict, Unprocessable
+from service.tables import IdempotencyKey
+
+_KEPT_INTERVAL = text("interval '1 day'")
+
+
+class RequestStillRuns(Conflict):
+    """Another request with this key has not been answered yet."""
+
+    retry_after_seconds = 1
+
+
+class KeyOfAnotherRequest(Unprocessable):
+    """The key came with a request of another content before."""
+
+
+@dataclass
+class Answer:
+    """What a request is answered; a failure of ours until it is known."""
+
+    status: int = 500
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class RunningRequest:
+    """The right to run a request: the connection holds its lock."""
+
+    connection: Connection
+    key: str
+    path: str
+
+
+def take_key(database: Database, key: str, path: str, request_sha256: str) -> RunningRequest | Answer:
+    """Return the right to run a request, or the answer that it was given before.
+
+    Raises `RequestStillRuns` (409) and `KeyOfAnotherRequest` (422). Whoever runs the request calls `keep_answer` after.
+    """
+    connection = database.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+    running = RunningRequest(connection, key, path)
+    try:
+        answer = _lock_key(running, request_sha256)
+    except BaseException:
+        _release(running)
+        raise
+
+    if answer is None:
+        return running
+    _release(running)
+    return answer
+
+
+def keep_answer(running: RunningRequest, answer: Answer) -> None:
+    """Keep the answer; after a failure of ours, free the key, so that a retry tries again."""
+    this = (IdempotencyKey.key == running.key) & (IdempotencyKey.path == running.path)
+    try:
+        if answer.status >= 500:
+            running.connection.execute(delete(IdempotencyKey).where(this))
+        else:
+            values = {"status": answer.status, "headers": answer.headers, "body": answer.body}
+            running.connection.execute(update(IdempotencyKey).where(this).values(values))
+    finally:
+        _release(running)
+
+
+def _lock_key(running: RunningRequest, request_sha256: str) -> Answer | None:
+    """Lock the key and note that the request runs, or return the answer that is kept."""
+    connection, key, path = running.connection, running.key, running.path
+    if not connection.scalar(select(func.pg_try_advisory_lock(idempotency_lock(key, path)))):
+        raise RequestStillRuns("A request with this Idempotency-Key is still running.")
+
+    connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - _KEPT_INTERVAL))
+    row = connection.execute(
+        select(IdempotencyKey.request_sha256, IdempotencyKey.status, IdempotencyKey.headers, IdempotencyKey.body).where(
+            IdempotencyKey.key == key, IdempotencyKey.path == path
+        )
+    ).one_or_none()
+
+    if row is None:
+        connection.execute(insert(IdempotencyKey).values(key=key, path=path, request_sha256=request_sha256))
+        return None
+    if row.request_sha256 != request_sha256:
+        raise KeyOfAnotherRequest("This Idempotency-Key was used with another request.")
+    if row.status is None:  # its process died
+        return None
+    return Answer(row.status, [(name, value) for name, value in row.headers or []], row.body or b"")
+
+
+def _release(running: RunningRequest) -> None:
+    try:
+        running.connection.execute(select(func.pg_advisory_unlock(idempotency_lock(running.key, running.path))))
+    finally:
+        running.connection.close()
