@@ -114,8 +114,9 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
 def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -> Upgrade:
     """Make the previous generation active again and drop the next one.
 
-    Items that the previous generation does not have (vectors imported in the new space since the cutover) refuse the
-    rollback with `RollbackWouldLose`, which names them; with `accept_loss` they are deleted.
+    Raises `RollbackWouldLose`, which names them, for items that the previous generation does not have (vectors imported
+    in the new space since the cutover); with `accept_loss` they are deleted. Raises `OtherUpgradeFirst` while another
+    upgrade stands on the next generation, and `IllegalTransition` unless the upgrade is live.
     """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.ROLLBACK) == upgrade.state:
@@ -146,7 +147,11 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
 
 
 def finalize(session: Session, upgrade_id: int) -> Upgrade:
-    """Drop the previous generation: from here on there is no way back."""
+    """Drop the previous generation: from here on there is no way back.
+
+    Raises `OtherUpgradeFirst` while another upgrade needs that generation, and `IllegalTransition` unless the upgrade
+    is live.
+    """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.FINALIZE) == upgrade.state:
         return upgrade
