@@ -1,4 +1,4 @@
-"""Building a new index file for a generation whose file is out of date, or that has none."""
+"""Building a new index for a generation whose index is out of date, or that has none."""
 
 from psycopg.errors import UndefinedTable
 from sqlalchemy.exc import ProgrammingError
@@ -14,15 +14,19 @@ events = logs.Events(__name__)
 
 
 def rebuild_index(parts: WorkerParts, generation_id: int) -> bool:
-    """Build the file if it is still due and no other worker builds one. Returns False: the sweep finds what is due
-    next."""
+    """Build the index if it is still due and no other worker rebuilds one.
+
+    Return False, as there is no next time slice: the sweep finds what is due next.
+    """
     with parts.database.advisory_lock(AdvisoryLock.REBUILD) as mine:
         if not mine:
             return False
+
         with parts.database.session_scope() as session:
             due = find_due_build(session, parts.engine, generation_id)
         if due is None:
             return False
+
         try:
             build_generation_index(
                 parts.database,

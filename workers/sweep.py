@@ -1,5 +1,5 @@
-"""The sweep: one thread per worker that sends lost nudges again, finds index files that are due, and removes what
-dropped generations, replaced index files and ended trainings leave."""
+"""The sweep: one thread per worker that sends lost nudges again, finds index builds that are due, and removes what
+dropped generations, replaced indexes and ended trainings leave."""
 
 import socket
 import threading
@@ -28,16 +28,19 @@ def sweep(parts: WorkerParts) -> None:
     (parts.settings.data / f"worker-{socket.gethostname()}.alive").touch()
     if parts.working.is_set():
         return
+
     with parts.database.session_scope() as session:
         upgrade_ids = unfinished_upgrades(session)
         job_ids = unfinished_trainings(session, parts.settings)
         due = find_due_build(session, parts.engine)
+
     for upgrade_id in upgrade_ids:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     for job_id in job_ids:
         parts.database.queue.send(ADVANCE_TRAINING, job_id)
     if due is not None:
         parts.database.queue.send(BUILD_INDEX, due.generation.generation_id)
+
     if not job_ids:
         parts.training.forget()  # another worker may have ended what this one once worked on
     remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))

@@ -35,9 +35,9 @@ def advance_a_training(job_id: int) -> None:
 
 @app.task(name=BUILD_INDEX)
 def build_index(generation_id: int) -> None:
-    """Build a new index file for a generation.
+    """Build a new index for a generation.
 
-    Safe to run twice: one worker builds at a time, and it asks the rows first whether the file is still due.
+    Safe to run twice: one worker rebuilds at a time, and it asks the rows first whether the build is still due.
     """
     _work(BUILD_INDEX, rebuild_index, generation_id)
 

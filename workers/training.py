@@ -1,7 +1,7 @@
 """Advancing a training of h and g by one time slice.
 
 1. encode the images of a data set by both versions, a part at a time (paired vectors are stored when they are posted);
-2. train h, then g, an epoch at a time; the state goes into the blob store when the slice ends;
+2. train h, then g, an epoch at a time; the state goes into the blob store when the slice, or the last epoch, ends;
 3. measure both on rows that they never saw, and register them as a transformation.
 Every step begins where the blob store says that the last one ended: a worker that dies costs its slice. The state after
 each epoch of the slice is in a scratch file in the data folder, which is used only if the blob store has the same.
@@ -120,6 +120,7 @@ def advance_training(parts: WorkerParts, job_id: int) -> bool:
             return False
         with parts.database.session_scope() as session:
             job = begin_slice(session, job_id, parts.settings)
+
         try:
             if job is not None:
                 with _all_cores(parts.settings):
@@ -139,6 +140,7 @@ def advance_training(parts: WorkerParts, job_id: int) -> bool:
             events.exception("training.slice_failed", error, job_id=job_id)
             with parts.database.session_scope() as session:
                 record_failed_attempt(session, job_id, f"{type(error).__name__}: {error}")
+
     parts.training.forget()
     remove_files_of_ended(parts.database, parts.blobs, scratch_folder(parts.settings))
     return False
@@ -153,8 +155,12 @@ def _run(parts: WorkerParts, job: Job) -> None:
     files = TrainingFiles(parts.blobs, job.file_prefix)
     ends = time.monotonic() + parts.settings.task_slice_seconds
     time_slice = _Slice(parts, job, job.file_prefix, request, files, before, after, ends)
+
+    # 1.
     if isinstance(request.learns_from, ListedImages):
         _encode(time_slice, request.learns_from)
+
+    # 2.
     precision = parts.settings.precision or fastest_precision(parts.settings.device)
     config = TransformationTraining(**request.options, precision=precision)
     rows = parts.training.keep(job.file_prefix, "rows", lambda: _load(time_slice, config.seed))
@@ -163,6 +169,8 @@ def _run(parts: WorkerParts, job: Job) -> None:
     if request.with_g:
         assert rows.g is not None
         g = _train(time_slice, "g", rows.g, config)
+
+    # 3.
     _register(time_slice, rows, config, h, g)
 
 
@@ -172,9 +180,11 @@ def _encode(time_slice: _Slice, listed: ListedImages) -> None:
     done = max((row_range.end for row_range in time_slice.files.row_ranges()), default=0)
     if done >= total:
         return
+
     clock = _PhaseClock(time_slice, "encoding", "images")
     images = parts.training.keep(time_slice.prefix, "images", lambda: _find_images(time_slice, listed))
     encoders = parts.training.keep(time_slice.prefix, "encoders", lambda: Encoders(parts.blobs, parts.settings))
+
     remaining = images.read(done)
     while batch := list(islice(remaining, parts.settings.encode_batch_items)):
         time_slice.files.add_rows(done, done + len(batch), _encode_batch(time_slice, encoders, batch))
@@ -204,6 +214,7 @@ def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledIm
             events.info("training.image_skipped", job_id=time_slice.job.id, label=image.label, reason=error.message)
             continue
         labels.append(image.label)
+
     before, after = (
         encoders.get(version).encode(readable) if readable else _nothing(version)
         for version in (time_slice.before, time_slice.after)
@@ -248,6 +259,7 @@ def _train(
         scratch.unlink(missing_ok=True)
         if stored:
             time_slice.files.fetch_checkpoint(name, stored, scratch)
+
     clock = _PhaseClock(time_slice, f"training_{name}", "epochs")
 
     def progress(done: int, total: int) -> None:
@@ -267,8 +279,8 @@ def _register(
     """Measure what was trained and register it."""
     clock = _PhaseClock(time_slice, "evaluating", "evaluation")
     clock(0, 1)
-    parts, request = time_slice.parts, time_slice.request
-    learnt = request.learns_from
+    parts, request, learnt = time_slice.parts, time_slice.request, time_slice.request.learns_from
+
     h_bytes, g_bytes = save_network(h), None if g is None else save_network(g)
     metrics = held_out_metrics(
         rows.held_out,
@@ -278,6 +290,7 @@ def _register(
         device=parts.settings.device,
     )
     clock(1, 1)
+
     with parts.database.session_scope() as session:
         phases = phases_of(session.get_one(Job, time_slice.job.id))
         training = {

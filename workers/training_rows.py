@@ -42,6 +42,7 @@ def load_rows(
     held_out = np.zeros(count, bool)
     chosen = np.random.default_rng(seed).permutation(count)[: min(_MOST_HELD_OUT, count // _HELD_OUT_SHARE)]
     held_out[chosen] = True
+
     learning, holding = _Columns(count - len(chosen)), _Columns(len(chosen))
     digest, looked_at = hashlib.sha256(), 0
     first = 0
@@ -56,6 +57,7 @@ def load_rows(
         if rows.source_sha256 is not None:
             digest.update(rows.source_sha256.tobytes())
             looked_at += len(rows.source_sha256)
+
     _number_labels(learning.arrays, holding.arrays)
     features = {name: torch.from_numpy(values).to(device) for name, values in learning.arrays.items()}
     return TrainingRows(
@@ -68,7 +70,7 @@ def load_rows(
 
 
 class _Columns:
-    """Arrays by name, filled from the front: no row is in memory twice."""
+    """Arrays by name, filled from the front, so that no row is in memory twice but those of the file being read."""
 
     def __init__(self, count: int) -> None:
         self.arrays: dict[str, NDArray[Any]] = {}

@@ -1,7 +1,7 @@
 """Advancing an upgrade: what the next step is in each state, until there is none or the time slice ends.
 
-Each step may be run by any worker, twice, or be cut off anywhere: batches by their claims, the phases by an advisory
-lock and the guarded change of state.
+Any worker may run a step, a step may run twice, and it may be cut off anywhere. For batches that is safe by their
+claims; for the other steps, by an advisory lock and the guarded change of state.
 """
 
 import time
@@ -53,9 +53,11 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
                 upgrade = get_upgrade(session, upgrade_id)
         except UnknownUpgrade:
             return False  # its gallery was deleted
+
         step = _STEPS.get(upgrade.state)
         if step is None:
             return False
+
         if upgrade.cutover_requested_at is None:  # somebody waits for a cutover: it is not throttled
             if upgrade.speed == 0:
                 return False
@@ -63,6 +65,7 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
             if rest > 0:
                 time.sleep(min(rest, _REST_SLICE_SECONDS))  # short: other upgrades get their turn, the speed may change
                 return True
+
         try:
             if not step(parts, upgrade):
                 return False
@@ -83,8 +86,8 @@ def _phase(parts: WorkerParts, upgrade_id: int) -> AbstractContextManager[bool]:
 
 
 def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    """Plan the batches. Under the phase lock: a second worker would wait for the first one's batches to end, and hold
-    up all new ones meanwhile, only to find that it is late."""
+    """Plan the batches, under the phase lock: else a second worker would wait for the first one's batches to end, hold
+    up all new ones meanwhile, and then find that it is late."""
     with _phase(parts, upgrade.id) as mine:
         if not mine:
             time.sleep(_REST_SLICE_SECONDS)
@@ -92,6 +95,7 @@ def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
         with parts.database.session_scope() as session:
             if get_upgrade(session, upgrade.id).state is not State.PLANNED:
                 return True
+
         with suppress(Exception):  # the batch that needs a network reports that it is missing or damaged
             _load_networks(parts, upgrade)  # so that the first batches do not wait for them
         try:
@@ -118,8 +122,11 @@ def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _verify(parts: WorkerParts, upgrade_id: int) -> Behind | None:
-    """Return how far the next generation is behind; None while a batch is in another worker's hands, or rests after a
-    failure: that worker goes on itself, or the sweep finds it later. The phase lock is held."""
+    """Return how far the next generation is behind, while the phase lock is held.
+
+    None while a batch is in another worker's hands, or rests after a failure: that worker goes on by itself, or the
+    sweep nudges one later.
+    """
     with parts.database.session_scope() as session:
         return None if unfinished_batches(session, upgrade_id) else verify(session, upgrade_id)
 
@@ -158,6 +165,7 @@ def _evaluate(parts: WorkerParts, upgrade: Upgrade) -> bool:
             return False
         with parts.database.session_scope(snapshot=True) as session:
             sample = labelled_sample(session, upgrade.id, parts.settings.evaluation_sample_items)
+
         before = after = None
         if sample is not None:
             metric = sample.metric
@@ -165,6 +173,7 @@ def _evaluate(parts: WorkerParts, upgrade: Upgrade) -> bool:
                 cmc(vectors, sample.labels, vectors, sample.labels, ks=(1,), self_match=True, metric=metric)[1]
                 for vectors in (sample.before, sample.after)
             )
+
         with parts.database.session_scope() as session:
             record_evaluation(session, upgrade.id, 0 if sample is None else len(sample.labels), before, after)
         return _change(parts, upgrade.id, Action.EVALUATED)
@@ -243,6 +252,7 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
     claim = claim_batch(parts.database, upgrade_id, settings.lease_seconds)
     if claim is None:
         return False
+
     if claim.attempts > settings.max_batch_attempts:
         _fail(
             parts,
@@ -251,6 +261,7 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
             f" {claim.last_error or 'none, its worker died'}. Retry the upgrade when the cause is gone.",
         )
         return False
+
     try:
         with parts.database.session_scope() as session:
             work_on_batch(session, claim, parts.networks.transform)
@@ -282,7 +293,7 @@ def _give_back(parts: WorkerParts, claim: Claim) -> None:
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:
-    """Take a worker's edge; False when a user's action (pause, cancel) came first."""
+    """Change the state as a worker does; return False when a user's action (pause, cancel) came first."""
     try:
         with parts.database.session_scope() as session:
             change_state(session, upgrade_id, action)

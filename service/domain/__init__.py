@@ -1,1 +1,1 @@
-"""The product's rules and the queries they need. No HTTP here, and networks only through callables passed in."""
+"""The product's rules and the queries they need. No HTTP here, and no torch: `service.networks` runs networks."""

@@ -4,8 +4,9 @@
        ├───────────────── fail (c) ────────▶ failed
        └──────────────── cancel (d) ───────▶ cancelled
 
-a is taken again by every time slice of a training; c and d leave `queued` and `running` alike. Nothing leaves a state
-on the right: a job that was ended stays as it was ended, whoever still works on it.
+An index build is recorded as running; a training is queued, and takes a again for every time slice. c and d leave
+`queued` and `running` alike. Nothing leaves a state on the right: a job that was ended stays as it was ended, whoever
+still works on it.
 """
 
 from enum import StrEnum
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 class JobState(StrEnum):
     QUEUED = "queued"  # recorded; no worker has begun it
-    RUNNING = "running"  # a worker works on it, or died while it did
+    RUNNING = "running"  # a worker works on it, will go on with it, or died while it did
     SUCCEEDED = "succeeded"  # `result` names what it made
     FAILED = "failed"  # stopped with a sentence in `error`
     CANCELLED = "cancelled"  # given up: by a user, or for something more urgent; nothing of it is kept

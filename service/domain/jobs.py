@@ -95,7 +95,7 @@ def end_jobs_left_running(session: Session, generation_id: int) -> None:
 def cancel_job(session: Session, job_id: int) -> Job:
     """Give a training up; nothing of it is kept. A worker stops at its next step, and can register nothing any more.
 
-    Raises `NotCancellable` (409) for a job that has ended otherwise, or that builds an index.
+    Raises `UnknownJob` (404), and `NotCancellable` (409) for a job that has ended otherwise, or that builds an index.
     """
     job = session.get(Job, job_id, with_for_update=True)
     if job is None or job.state is JobState.CANCELLED:

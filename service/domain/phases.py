@@ -22,6 +22,6 @@ def rate_of(count: float, seconds: float) -> float | None:
 def phase_of(
     done: int, total: int, unit: str, rate: float | None = None, *, since_seconds: float = 0.0, moving: bool = True
 ) -> Phase:
-    """Return a phase of which `done` was counted `since_seconds` ago. What rests has no estimate."""
+    """Return a phase of which `done` was counted `since_seconds` ago. What rests has no estimate, unless it is done."""
     eta_seconds = max(0.0, (total - done) / rate - since_seconds) if rate and moving else None
     return Phase(done, total, unit, rate, 0.0 if done >= total else eta_seconds)

@@ -8,7 +8,7 @@ its blobs were stored (it lost the race for a name, or the process died) leaves 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -89,11 +89,13 @@ def register_model_version(
         raise InvalidRegistration("side_information_dim and the file side_information_model are given both or neither.")
     if session.scalar(select(ModelVersion.id).where(ModelVersion.name == name)) is not None:
         raise VersionExists(f"A model version named {name!r} exists.")
+
     check_preprocessing(spec.preprocessing)
     embedding_kind = check_encoder(embedding_model, spec.embedding_dim, spec.preprocessing, settings)
     side_kind = None
     if side_information_model is not None and spec.side_information_dim is not None:
         side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, settings)
+
     hold(session, AdvisoryLock.BLOBS, shared=True)
     version = ModelVersion(
         name=name,
@@ -106,6 +108,7 @@ def register_model_version(
         side_information_model_digest=None if side_information_model is None else blobs.put(side_information_model),
         side_information_model_kind=side_kind,
     )
+
     session.add(version)
     try:
         session.flush()  # the unique name decides between two requests at once
@@ -132,7 +135,7 @@ def list_versions(session: Session, after_id: int, limit: int) -> list[ModelVers
 def delete_version(session: Session, name: str) -> list[str]:
     """Delete a version that nothing refers to, and return the digests that it held.
 
-    Raises `VersionInUse` (409) naming what refers to it.
+    Raises `UnknownVersion` (404), and `VersionInUse` (409) naming what refers to it, where that is known.
     """
     version = get_version(session, name)
     gallery = session.scalar(
@@ -149,6 +152,7 @@ def delete_version(session: Session, name: str) -> list[str]:
     )
     if transformation is not None:
         raise VersionInUse(f"Transformation {transformation} is from or to model version {name!r}.")
+
     digests = [version.embedding_model_digest, version.side_information_model_digest]
     session.delete(version)
     try:
@@ -176,9 +180,11 @@ def register_transformation(
         raise InvalidRegistration("A transformation leads from one model version to another.")
     if g is not None and after.side_information_dim is None:
         raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
+
     architecture = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
     if g is not None and after.side_information_dim is not None:
         architecture["g"] = check_transformation_network(g, before, after.side_information_dim, settings)
+
     hold(session, AdvisoryLock.BLOBS, shared=True)
     transformation = Transformation(
         from_version_id=before.id,
@@ -189,6 +195,7 @@ def register_transformation(
         g_kind=None if g is None else architecture["g"]["kind"],
         architecture=architecture,
     )
+
     session.add(transformation)
     try:
         session.flush()  # its id is the answer
@@ -218,11 +225,15 @@ def describe_transformation(session: Session, transformation: Transformation) ->
 
 
 def delete_transformation(session: Session, transformation_id: int) -> list[str]:
-    """Delete a transformation that no generation or upgrade used, and return the digests that it held."""
+    """Delete a transformation that no generation or upgrade used, and return the digests that it held.
+
+    Raises `UnknownTransformation` (404), and `TransformationInUse` (409) naming what uses it, where that is known.
+    """
     transformation = get_transformation(session, transformation_id)
     used = session.scalar(select(Upgrade.id).where(Upgrade.legs.contains([{"transformations": [transformation_id]}])))
     if used is not None:
         raise TransformationInUse(f"Upgrade {used} uses transformation {transformation_id}.")
+
     digests = [transformation.h_digest, transformation.g_digest]
     session.delete(transformation)
     try:
@@ -253,23 +264,11 @@ def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: list[
     nothing names, never a row without its blob."""
     hold(session, AdvisoryLock.BLOBS)
     for digest in digests:
-        references = session.scalar(
-            select(func.count())
-            .select_from(ModelVersion)
-            .where(
-                or_(
-                    ModelVersion.embedding_model_digest == digest,
-                    ModelVersion.side_information_model_digest == digest,
-                )
-            )
+        version = select(ModelVersion.id).where(
+            or_(ModelVersion.embedding_model_digest == digest, ModelVersion.side_information_model_digest == digest)
         )
-        references = (references or 0) + (
-            session.scalar(
-                select(func.count())
-                .select_from(Transformation)
-                .where(or_(Transformation.h_digest == digest, Transformation.g_digest == digest))
-            )
-            or 0
+        transformation = select(Transformation.id).where(
+            or_(Transformation.h_digest == digest, Transformation.g_digest == digest)
         )
-        if references == 0:
+        if all(session.scalar(query.limit(1)) is None for query in (version, transformation)):
             blobs.delete(digest)

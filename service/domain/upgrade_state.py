@@ -18,17 +18,17 @@ from service.errors import Conflict
 
 
 class State(StrEnum):
-    PLANNED = "planned"  # the next generation's table exists and is empty; no batch exists
+    PLANNED = "planned"  # the next generation's table exists, for what is written from now on; no batch does
     TRANSFORMING = "transforming"  # batches exist; finished ones have committed their rows
-    INDEXING = "indexing"  # every item that existed when the bulk pass ended had a current row
-    EVALUATING = "evaluating"  # an index file of the next generation is named in its row
+    INDEXING = "indexing"  # complete up to `verified_revision`, with few changes since when the batches ended
+    EVALUATING = "evaluating"  # the next generation's index is named in its row
     READY = "ready"  # evaluated; the catch-up keeps the remainder small; cutover may be asked for
     LIVE = "live"  # the next generation is active; the previous one is kept and written to
-    FINALIZED = "finalized"  # the previous generation's table is dropped
+    FINALIZED = "finalized"  # the previous generation is dropped
     PAUSED = "paused"  # no batch is in flight and none will start; `resume_state` says where to go on
-    CANCELLED = "cancelled"  # the next generation's table is dropped; the active one was never touched
+    CANCELLED = "cancelled"  # the next generation is dropped; the active one was never touched
     FAILED = "failed"  # stopped with a sentence in `error`; finished batches are kept for a retry
-    ROLLED_BACK = "rolled_back"  # the previous generation is active again; the next one's table is dropped
+    ROLLED_BACK = "rolled_back"  # the previous generation is active again; the next one is dropped
 
 
 class Action(StrEnum):

@@ -32,8 +32,8 @@ def is_current(row: str, item: str = "i") -> str:
 
 
 def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
-    """Return the SQL condition that a live item has no current row in a generation's table; `within` is said of the
-    rows of the table, as `c`, to be looked at."""
+    """Return the SQL condition that a live item has no current row in a generation's table. `within` limits the rows of
+    the table that are looked at; they are `c` in it."""
     return f"NOT EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)} AND {within})"
 
 
@@ -81,8 +81,8 @@ def read_next_rows(
 def stream_rows(
     database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
 ) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-    """Give current rows of the revision or before, by item id: (n,) ids and (n, D) embeddings at a time, each from a
-    short transaction of its own."""
+    """Give the rows that are current and no newer than a revision, by item id: (n,) ids and (n, D) float32 embeddings
+    at a time, each from a short transaction of its own."""
     last = 0
     while True:
         with database.session_scope() as session:
@@ -154,7 +154,7 @@ def delete_orphans(
 
 @contextmanager
 def _gone_if_dropped(stored: StoredGeneration) -> Iterator[None]:
-    """Say of a table that was dropped since its generation was looked up what it means."""
+    """Raise `GenerationGone` when the table was dropped since its generation was looked up."""
     try:
         yield
     except UndefinedTable as error:

@@ -63,6 +63,7 @@ def create_gallery(
         session.flush()  # the unique name decides between two requests at once
     except IntegrityError as error:
         raise GalleryExists(f"A gallery named {name!r} exists.") from error
+
     generation = add_generation(
         session,
         gallery,
@@ -135,11 +136,15 @@ def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery
 
 
 def delete_gallery(session: Session, name: str) -> int:
-    """Delete a gallery with its items and tables; return its id. 409 while an upgrade of it is open."""
+    """Delete a gallery with its items and tables; return its id.
+
+    Raises `UnknownGallery` (404), and `GalleryBusy` (409) while an upgrade of it is open.
+    """
     gallery = lock_gallery(session, get_gallery(session, name).id)
     open_upgrade = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
     if open_upgrade is not None:
         raise GalleryBusy(f"Upgrade {open_upgrade} of gallery {name!r} is open; cancel it first.")
+
     gallery.active_generation_id = None
     session.flush()  # the generations cannot go while the gallery points at one
     for generation_id in session.scalars(select(Generation.id).where(Generation.gallery_id == gallery.id)):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
@@ -14,6 +14,7 @@ from service.tables import (
     Gallery,
     Generation,
     GenerationStage,
+    Item,
     ModelVersion,
     Upgrade,
     create_embeddings_table,
@@ -68,6 +69,7 @@ def add_generation(
     )
     session.add(generation)
     session.flush()  # its id names the table
+
     vector_format = format_of(gallery, generation, version)
     side_dim = vector_format.side_information_dim
     create_embeddings_table(
@@ -80,8 +82,10 @@ def add_generation(
 
 
 def drop_generation(session: Session, generation_id: int) -> None:
-    """Give a generation up: nothing writes to it any more. `service.domain.indexes.removal` removes its table and its
-    file, outside of this transaction, because dropping a table waits for who still reads it. Its row stays as history.
+    """Give a generation up: nothing writes to it any more. Its row stays as history.
+
+    `service.domain.indexes.removal` removes its table and its index after this transaction, because dropping a table
+    waits for whoever still reads it.
     """
     session.get_one(Generation, generation_id).state = "dropped"
     end_jobs_left_running(session, generation_id)
@@ -167,5 +171,5 @@ def count_rows(session: Session, stored: StoredGeneration) -> int:
 
 def count_live(session: Session, gallery_id: int) -> int:
     """Return how many items of the gallery are not deleted."""
-    query = text("SELECT count(*) FROM items WHERE gallery_id = :gallery_id AND deleted_at IS NULL")
-    return session.scalar(query, {"gallery_id": gallery_id}) or 0
+    query = select(func.count()).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None))
+    return session.scalar(query) or 0

@@ -72,6 +72,7 @@ def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], target: Targe
     for start in range(0, len(uploads), chunk_items):
         images: list[Image] = []
         first = len(items)
+
         for position, upload in enumerate(uploads[start : start + chunk_items], start):
             try:
                 image = writer.encoders.images.decode(upload.read())
@@ -81,9 +82,11 @@ def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], target: Targe
             thumbnail = thumbnail_jpeg(image) if target.gallery.thumbnails else None
             items.append(replace(upload.item, thumbnail=thumbnail))
             images.append(image)
+
         if images:
             for generation in target.generations:
                 chunks[generation.id].append(_rows(writer.encoders, generation, images, first))
+
     if not items:
         raise NoImageAccepted("No image of the request could be stored.", _as_errors(uploads, rejected))
     return _Encoded(items, {id_: EmbeddingRows.concatenate(rows) for id_, rows in chunks.items()}, rejected=rejected)

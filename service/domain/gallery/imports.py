@@ -71,6 +71,7 @@ def _rows_for(writer: GalleryWriter, table: _Table, model_version: str | None, t
             f"The active generation of {target.gallery.name!r} is under model version {active.version.name!r}, not"
             f" {model_version!r}."
         )
+
     rows = {active.id: _rows(table.active, active)}
     if table.previous is not None:
         with writer.database.session_scope() as session:
@@ -91,10 +92,12 @@ def _parse(table: pa.Table) -> _Table:
             raise InvalidImport(f"The column {required!r} is missing.")
     if table.num_rows == 0:
         raise InvalidImport("The table has no rows.")
+
     ids = _strings(table, "id", nullable=False)
     labels = _strings(table, "label", nullable=True)
     metadata = _metadata(table)
     items = [NewItem(str(id_), metadata[row], label) for row, (id_, label) in enumerate(zip(ids, labels, strict=True))]
+
     previous = None
     if "previous_embedding" in table.column_names:
         previous = _vectors_of(table, "previous_")
@@ -134,6 +137,7 @@ def _metadata(table: pa.Table) -> list[dict[str, Any]]:
         values = table.column("metadata").to_pylist(maps_as_pydicts="strict")
     except (ValueError, KeyError, OverflowError) as error:  # a key that occurs twice, a date that Python has not
         raise InvalidImport(f"The column 'metadata' cannot be read as JSON objects: {error}") from error
+
     rows: list[dict[str, Any]] = []
     for number, value in enumerate(values):
         try:
@@ -154,6 +158,7 @@ def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
     if (side_information is None) != (vector_format.side_information_dim is None):
         verb = "needs" if side_information is None else "has no"
         raise InvalidImport(f"The generation under {generation.version.name!r} {verb} {names[1]}.")
+
     stored_side = None
     if side_information is not None and vector_format.side_information_dim is not None:
         stored_side = _stored(side_information, vector_format.side_information_dim, names[1], generation)

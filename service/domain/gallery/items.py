@@ -64,7 +64,7 @@ def get_thumbnail(session: Session, gallery_name: str, external_id: str) -> byte
 
 
 def delete_item(writer: GalleryWriter, gallery_name: str, external_id: str) -> None:
-    """Delete one item everywhere; deleting one that is not there is a 404."""
+    """Delete one item everywhere, or raise `UnknownItem` (404)."""
     check_external_id(external_id)
     with writer.database.session_scope() as session:
         gallery = get_gallery(session, gallery_name)

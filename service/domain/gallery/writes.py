@@ -186,6 +186,7 @@ def _stage_items(session: Session, items: Sequence[NewItem]) -> None:
             " label text, thumbnail bytea) ON COMMIT DROP"
         )
     )
+
     columns = "position, external_id, metadata, label, thumbnail"
     with (
         driver_connection(session).cursor() as cursor,
@@ -198,7 +199,7 @@ def _stage_items(session: Session, items: Sequence[NewItem]) -> None:
 
 
 def delete_items(session: Session, gallery_id: int, external_ids: Sequence[str]) -> tuple[int, int]:
-    """Delete live items and their rows in every generation; return the gallery's revision and how many there were."""
+    """Delete live items and their rows in every generation; return the gallery's revision and how many were deleted."""
     gallery = lock_gallery(session, gallery_id, changes=len(external_ids))
     deleted = session.scalars(
         text(
@@ -215,6 +216,7 @@ def delete_items(session: Session, gallery_id: int, external_ids: Sequence[str])
         },
     ).all()
     gallery.items -= len(deleted)
+
     for generation in stored_generations(session, gallery_id):
         session.execute(
             text(f"DELETE FROM {embeddings_table(generation.id)} WHERE item_id = ANY(:ids)"),

@@ -1,10 +1,12 @@
-"""When a generation that takes the gallery's writes gets a new index file.
+"""When a complete generation, the active one or one that is kept for a rollback, gets a new index file.
 
 Rows that changed since a file was built are searched exhaustively or skipped one by one, in every API process. A file
 is due when they are many, in number and against the rows in the file, when a large generation has none, or when the
-gallery asks for another kind of index than the file is of. A file whose width was chosen by rows, as that of a next
-generation, which nobody has asked anything, is due once enough queries of its model version are kept: these choose
-anew; and so is one that few queries chose, once twice as many can.
+gallery asks for another kind of index than the file is of.
+
+How wide a file is searched is chosen by rows where few queries were kept, as for a next generation, which nobody has
+asked anything. Such a file is due once enough queries of its model version are kept, and one whose width few queries
+chose, once there are twice as many: then only the width is chosen anew.
 
 How many changed is bounded by how far the revision has moved, so that most generations are decided without a look at
 their items; a count ends at the number that makes a file due, and is not repeated before the revision has moved by what
@@ -73,8 +75,8 @@ class DueRebuild:
 
 @dataclass
 class Rebuilds:
-    """Finds what is due. `not_before` has, of generations of which too little had changed, the gallery's revision from
-    which on it may be enough: every revision changes one item at most."""
+    """Finds what is due. For a generation of which too little had changed, `not_before` has the first revision of the
+    gallery at which it may be enough: every revision changes one item at most."""
 
     not_before: dict[int, int] = field(default_factory=dict)
 
@@ -89,14 +91,18 @@ class Rebuilds:
             "full_sample": full_sample(settings),
             "only": generation_id,
         }
+
         for id_, gallery_id, revision, built_at, has_file, due_changes, only_width in session.execute(
             text(_CANDIDATES), parameters
         ).all():
             if due_changes > 0 and revision < self.not_before.get(id_, 0):
                 continue
+
             since = {"gallery_id": gallery_id, "after": built_at, "has_file": has_file, "most": due_changes}
             changed = session.scalars(text(_CHANGED), since).one()
             if changed >= due_changes:
                 return DueRebuild(GenerationKey(gallery_id, id_), only_width)
+
             self.not_before[id_] = revision + due_changes - changed
+
         return None

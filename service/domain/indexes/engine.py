@@ -45,8 +45,10 @@ class IndexEngine(Protocol):
         """Return a generation whose index is to be built anew, or that one if its is; None where there is none."""
 
     def remove_unneeded(self, wait_seconds: float) -> None:
-        """Remove every index that no stored generation names; raises `Unavailable` (503) when one is in use for longer
-        than `wait_seconds`."""
+        """Remove every index that no stored generation names and no running job builds.
+
+        Raises `Unavailable` (503) when one is in use for longer than `wait_seconds`.
+        """
 
     def close(self) -> None:
         """Let go of connections."""

@@ -10,8 +10,8 @@ The steps of a build:
    fsync of the folder (the steps of `service.index.files`, then `index.published`);
 4. name it, its SHA-256 and R in the generation's row, and end the job (`index.named`);
 5. remove the file that it replaces.
-Until 4 the generation keeps the file that it had. A crash after 1 or 2 leaves nothing but a temporary file; after 3, a
-file that no row names; after 4, the one that was replaced. `service.domain.indexes.index_files` removes each of them,
+Until 4 the generation keeps the file that it had. A crash after 1 or 2 leaves no file; within 3, a temporary one; after
+3, one that no row names; after 4, the one that was replaced. `service.domain.indexes.index_files` removes each of them,
 once the next build of the generation has ended the job that seems to run.
 
 Where only the width is to be chosen anew, the file that is there is opened instead of 1, and named again without 3 when
@@ -39,7 +39,7 @@ from service.domain.gallery.generations import count_rows, get_stored_generation
 from service.domain.indexes.builds import name_index
 from service.domain.indexes.due import DueRebuild, Rebuilds
 from service.domain.indexes.engine import Build, Report
-from service.domain.indexes.index_files import index_file, remove_unneeded_files
+from service.domain.indexes.index_files import index_file, named_files, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
 from service.domain.indexes.row_reader import RowReader
 from service.domain.jobs import BuildProgress, record_progress, succeed_job
@@ -103,6 +103,7 @@ class FaissEngine:
             stored = get_stored_generation(session, gallery.id, build.generation.generation_id)
             count = count_rows(session, stored)
             sample = draw_recall_sample(session, stored, self._settings)
+
         dim = stored.vector_format.embedding_dim
         kind = _kind(gallery.index, count, self._settings)
         with self._database.session_scope() as session:
@@ -120,15 +121,17 @@ class FaissEngine:
         return _Built(built, gallery.revision, built.index.ntotal, sample.describe(recall))
 
     def _with_other_width(self, build: Build) -> "_Built | None":
-        """Return the index of the generation's file with its width chosen anew, or None if the file cannot be read.
+        """Do steps 1 and 2 with the file that is there: only its width is chosen anew. None if it cannot be read.
 
         Rows that changed since are compared as the file has them.
         """
+        # 1.
         generation_id = build.generation.generation_id
         with self._database.session_scope() as session:
             stored = get_stored_generation(session, build.generation.gallery_id, generation_id)
             name, sha256, revision, parameters = session.execute(text(_FILE), {"generation_id": generation_id}).one()
             sample = draw_recall_sample(session, stored, self._settings)
+
         with tempfile.TemporaryDirectory() as folder:
             try:
                 path = self._blobs.fetch_file(name, Path(folder))
@@ -137,6 +140,7 @@ class FaissEngine:
                 events.warning("index.unusable", generation_id=generation_id, error=str(error))
                 return None
 
+        # 2.
         before = built.rows.parameters
         size = self._settings.batch_items
         rows = built.all_rows(stream_rows(self._database, stored, revision, size), size)
@@ -148,6 +152,7 @@ class FaissEngine:
     def _publish(self, build: Build, built: "_Built") -> dict[str, Any]:
         """Do steps 3 and 4; return what was recorded."""
         generation_id = build.generation.generation_id
+
         # 3.
         if built.published is None:
             name = index_file(generation_id, build.job_id)
@@ -200,7 +205,7 @@ def _counted(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_
 
 
 def _watched(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_Chunk]:
-    """Read the rows again when all are in the index, and stop when the build is not wanted any more."""
+    """Give the rows again when all are in the index; `progress` stops a build that is not wanted any more."""
     for chunk in rows:
         yield chunk
         progress(total, total)
@@ -255,11 +260,11 @@ class FaissSource:
             return self._settled(ServedGeneration(gallery_id, generation_id, stored.version, index, revision, sha256))
 
     def _remove_copies(self) -> None:
-        """Remove this machine's copies of a remote store's files that no generation has any more, and what is left of
-        copying that died. One that is mapped stays so."""
+        """Remove this machine's copies of a remote store's files that no generation names any more, and what is left of
+        copying that died. A process that has one mapped keeps it."""
         found = [path for path in self._cache.glob("*/*") if path.suffix != ".part" or _is_old(path)]
         with self._database.session_scope() as session:
-            named = set(session.scalars(text("SELECT index_name FROM generations WHERE state <> 'dropped'")))
+            named = named_files(session)
         for path in found:
             if str(path.relative_to(self._cache)) not in named:
                 path.unlink(missing_ok=True)
@@ -275,16 +280,17 @@ class FaissSource:
                 for rows in read_current_rows(session, stored, self._settings.rows_per_chunk)
             )
             built = build_index(stored.metric, dim, vectors, "flat")
+
         index = FaissIndex(stored.metric, dim, built, self._settings.device)
         served = ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision)
         served.index_sha256 = generation.index_sha256
         return self._settled(served)
 
     def _settled(self, served: ServedGeneration) -> ServedGeneration:
-        """Leave out of a loaded index what is not live, note what it has not got, and load the encoder.
+        """Leave out of a loaded index what is not live, note what it lacks, and load the encoder.
 
-        What it has not got are rows that became current without a new revision (transformed late), and items that have
-        no current row yet.
+        It lacks rows that became current without a new revision (transformed late), and items that have no current row
+        yet.
         """
         with self._database.session_scope() as session:
             live = live_ids(session, served.gallery_id)

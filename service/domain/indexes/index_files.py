@@ -2,11 +2,14 @@
 
 import re
 
-from sqlalchemy import text
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from service import logs
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.job_state import JobState
+from service.tables import Generation, Job
 
 events = logs.Events(__name__)
 
@@ -19,18 +22,25 @@ def index_file(generation_id: int, job_id: int) -> str:
     return f"{INDEX_FOLDER}/generation_{generation_id}.{job_id}.faiss"
 
 
+def named_files(session: Session) -> set[str | None]:
+    """Return the names of the indexes of all stored generations; None is among them where one has no index."""
+    return set(session.scalars(select(Generation.index_name).where(Generation.state != "dropped")))
+
+
 def remove_unneeded_files(database: Database, blobs: BlobStore) -> None:
     """Remove index files, whole or half-written, that no stored generation names and no running job builds.
 
-    A file is named in the transaction that ends its job, and the files are listed before rows are looked at, all at one
-    moment, so that one that is about to be named is never removed.
+    A file is named in the transaction that ends its job. The files are listed first, and then the rows are read in one
+    snapshot, so that a file which is about to be named is never removed.
     """
     found = [(name, match["job_id"]) for name in blobs.list_files(INDEX_FOLDER) if (match := _INDEX_FILE.match(name))]
     if not found:
         return
+
     with database.session_scope(snapshot=True) as session:
-        named = set(session.scalars(text("SELECT index_name FROM generations WHERE state <> 'dropped'")))
-        building = {str(id_) for id_ in session.scalars(text("SELECT id FROM jobs WHERE state = 'running'"))}
+        named = named_files(session)
+        building = {str(id_) for id_ in session.scalars(select(Job.id).where(Job.state == JobState.RUNNING))}
+
     for name, job_id in found:
         if f"{INDEX_FOLDER}/{name}" not in named and job_id not in building:
             blobs.delete_file(f"{INDEX_FOLDER}/{name}")

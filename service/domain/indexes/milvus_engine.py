@@ -95,7 +95,8 @@ class MilvusEngine:
         return None
 
     def remove_unneeded(self, wait_seconds: float) -> None:
-        """Drop the collections of generations that are gone, and index files from before the galleries moved here.
+        """Drop the collections of generations that are gone, and remove the index files that the galleries had before
+        they moved here.
 
         Raises `CollectionBusy` (503) when one is still being filled after `wait_seconds`; the next call tries again.
         """
@@ -103,8 +104,10 @@ class MilvusEngine:
         found = {name: int(match[1]) for name in self._collections.names() if (match := _COLLECTION.fullmatch(name))}
         if not found:
             return
+
         with self._database.session_scope() as session:
             stored = set(session.scalars(text("SELECT id FROM generations WHERE state <> 'dropped'")))
+
         for name, generation_id in found.items():
             if generation_id not in stored:
                 with _locked(self._database, AdvisoryLock.COLLECTION, generation_id, wait_seconds):
@@ -245,6 +248,7 @@ class MilvusSource:
                 self._engine.refill(key)
             with self._database.session_scope() as session:
                 reached = _reached(session, key)
+
             missing = _Missing()
             for chunk in self._chunks(served, reached):
                 apply_changes(served.index, np.array(list(chunk.items), np.int64), chunk.added, chunk.vectors)
@@ -269,6 +273,7 @@ class MilvusSource:
                 wanted = served.pending[start : start + size].tolist()
                 chunk = self._chunk(session, served, "id = ANY(:wanted)", {"wanted": wanted})
             yield chunk
+
         after = max(served.revision, reached.index_revision)
         while after < reached.gallery_revision:
             with self._database.session_scope() as session:
@@ -310,6 +315,7 @@ class MilvusSource:
         except (IndexAway, LookupError, CollectionBusy) as error:
             events.warning("index.alias_failed", gallery_id=gallery_id, reason=str(error))
             return
+
         self._aliased[gallery_id] = generation_id
         events.info("index.alias_pointed", gallery_id=gallery_id, generation_id=generation_id)
 

@@ -65,7 +65,7 @@ class QuerySamples:
         self._thread = threading.Thread(target=self._write_until_stopped, name="query-samples", daemon=True)
 
     def start(self) -> None:
-        """Write what is noted every 10 s, in the background; at first, remove what is beyond the slots."""
+        """Remove what is beyond the slots; then write what is noted every 10 s. Both in the background."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -164,8 +164,8 @@ def full_sample(settings: Settings) -> int:
 
 
 def draw_recall_sample(session: Session, stored: StoredGeneration, settings: Settings) -> Sample:
-    """Return what a new index of a generation is asked: kept queries of its model version, or rows of its own where too
-    few were kept."""
+    """Return what a generation's new index is tried with: kept queries of its model version, or rows of its own where
+    too few were kept."""
     dim, count = stored.vector_format.embedding_dim, settings.recall_sample_items
     queries = read_query_sample(session, stored.gallery_id, stored.version.id, dim, count)
     if len(queries) >= fewest_queries(settings):
@@ -174,12 +174,13 @@ def draw_recall_sample(session: Session, stored: StoredGeneration, settings: Set
 
 
 def sample_rows(session: Session, stored: StoredGeneration, count: int, rows_at_once: int) -> Sample:
-    """Return up to `count` of the generation's own rows, drawn at random from all: ids come in the order of arrival,
-    and the first ones may be of one kind."""
+    """Return up to `count` of the generation's own rows, drawn at random from all: ids are in the order of arrival, so
+    that the first ones may all be alike."""
     drawn = session.scalars(
         text(f"SELECT item_id FROM {stored.table} ORDER BY random() LIMIT :count"), {"count": count}
     ).all()
     wanted = np.sort(np.array(drawn, np.int64))
+
     ids = np.empty(len(wanted), np.int64)
     vectors = np.empty((len(wanted), stored.vector_format.embedding_dim), np.float32)
     filled = 0
@@ -189,4 +190,5 @@ def sample_rows(session: Session, stored: StoredGeneration, count: int, rows_at_
             end = filled + len(rows.item_id)
             ids[filled:end], vectors[filled:end] = rows.item_id, rows.embedding
             filled = end
+
     return Sample(ids[:filled], vectors[:filled])

@@ -4,8 +4,8 @@
    point `removal.table` before it);
 2. let the engine remove the indexes (`removal.files` before it, `removal.done` after it): those of dropped generations,
    those that a newer one has replaced, and what a build that failed or died has left.
-Cancel, rollback and finalize call it before they answer, and an index build when it has ended; a crash before or
-between leaves the rest to every worker's sweep. A process that has a file mapped keeps it.
+Cancel, rollback and finalize do both before they answer. A crash before or between leaves the rest to every worker's
+sweep. A process that has a file mapped keeps it.
 """
 
 from sqlalchemy import text
@@ -41,6 +41,7 @@ def remove_dropped(database: Database, engine: IndexEngine, wait_seconds: float)
     for generation_id in generation_ids:
         crash_point("removal.table")
         _drop_table(database, generation_id, wait_seconds)
+
     # 2.
     crash_point("removal.files")
     engine.remove_unneeded(wait_seconds)

@@ -90,6 +90,7 @@ def _compare(field: ColumnElement[Any], key: str, name: str, operand: Any) -> Co
             _check_scalar(key, value)
         # One parameter for the whole list, and a hash of it in the plan.
         return func.coalesce(field.in_(select(func.jsonb_array_elements(_json(operand)))), false())
+
     _check_scalar(key, operand)
     value = _json(operand)
     if name == "eq":

@@ -163,7 +163,7 @@ class Search:
         raise Unavailable("The gallery's generations change just now; try again.")
 
     def _answer_from(self, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
-        revision = served.revision  # the index may have followed further by the time it is searched, and not less far
+        revision = served.revision  # read first: by the time the index is searched, it has followed at least as far
         probe = probe_for(served)
         with self.database.reading() as connection:
             allowed = None
@@ -280,6 +280,7 @@ def _describe(connection: Connection, generation_id: int, found: SearchResult) -
         {"ids": ids},
     )
     items = {row[0]: row for row in rows.all()}
+
     return [
         [
             Neighbor(items[id_][1], float(distance), Origin(items[id_][2]).label, *items[id_][3:])

@@ -36,6 +36,7 @@ def find_dataset(root: Path | None, name: str) -> PairFiles | ImageSet:
         raise DatasetRefused(
             "This service reads no data sets: its operator has not set GALLERY_DATASETS. Upload pairs."
         )
+
     root = root.resolve()
     try:
         place = (root / name).resolve()
@@ -44,6 +45,7 @@ def find_dataset(root: Path | None, name: str) -> PairFiles | ImageSet:
         inside = False
     if not inside:
         raise DatasetRefused(f"There is no data set {name!r} below the folder that the operator set.")
+
     try:
         return _open(root, place, name)
     except (pa.ArrowException, OSError) as error:

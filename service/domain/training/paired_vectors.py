@@ -102,11 +102,13 @@ def _check_columns(found: Sequence[list[str]], limits: PairLimits, with_g: bool)
     unknown = set(columns) - {*_REQUIRED, *_OPTIONAL}
     if unknown or len(set(columns)) != len(columns):
         raise InvalidPairs(f"Columns are {', '.join((*_REQUIRED, *_OPTIONAL))}, each once; got {columns}.")
+
     missing = [name for name in _REQUIRED if name not in columns]
     if with_g and "side_information_to" not in columns:
         missing.append("side_information_to")
     if missing:
         raise InvalidPairs(f"The column {missing[0]!r} is missing{', and g learns from it' if with_g else ''}.")
+
     for name, version in (("side_information_from", limits.before), ("side_information_to", limits.after)):
         if name in columns and version.side_information_dim is None:
             raise InvalidPairs(
@@ -121,6 +123,7 @@ def _check_size(opened: Sequence[pq.ParquetFile], limits: PairLimits, columns: l
         raise InvalidPairs(f"A training needs at least {limits.least_rows} rows; there are {rows}.")
     dims = limits.dims()
     check_bytes(rows, (dims[name] for name in columns if name in dims), limits.max_bytes)
+
     for file in opened:
         # Before anything is decoded: a small file can hold vectors of any length.
         for name in dims:

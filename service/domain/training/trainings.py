@@ -125,6 +125,7 @@ def plan_training(
         raise TrainingRefused(f"Model version {after.name!r} has no side-information, so there is no g to it.")
     if (wanted.dataset is None) == (pairs is None):
         raise TrainingRefused("A training learns from a dataset or from uploaded pairs: give one of them.")
+
     hold(session, AdvisoryLock.TRAINING_FILES, shared=True)
     prefix = uuid.uuid4().hex
     source = PairFiles([]) if wanted.dataset is None else find_dataset(settings.datasets, wanted.dataset)
@@ -135,6 +136,7 @@ def plan_training(
         learns_from = store_pairs(parts, limits, wanted.with_g, TrainingFiles(blobs, prefix))
     else:
         learns_from = _check_images(source, limits)
+
     request = TrainingRequest(
         before.name, before.id, after.name, after.id, wanted.with_g, wanted.dataset, wanted.options, learns_from
     )
@@ -148,6 +150,7 @@ def plan_training(
     session.add(job)
     session.flush()  # its id is the answer
     session.refresh(job)
+
     send_after_commit(session, ADVANCE_TRAINING, job.id)
     events.info("training.queued", job_id=job.id, from_version=before.name, to_version=after.name)
     return job
@@ -190,12 +193,14 @@ def begin_slice(session: Session, job_id: int, settings: Settings) -> Job | None
     )
     if job is None:
         return None
+
     if job.attempts >= settings.max_batch_attempts:
         cause = job.error or "none, its worker died"
         fail_training(
             session, job_id, f"It was tried {job.attempts} times without getting on; its last error: {cause}."
         )
         return None
+
     change_jobs(session, Job.id == job_id, JobAction.BEGIN, attempts=Job.attempts + 1)
     session.refresh(job)
     return job
@@ -236,10 +241,14 @@ def versions_of(session: Session, request: TrainingRequest) -> tuple[ModelVersio
 def complete_training(
     session: Session, blobs: BlobStore, settings: Settings, job_id: int, trained: TrainedTransformation
 ) -> Transformation:
-    """Register the transformation and end the job, in one transaction. Raises `TrainingEnded` when it does not run."""
+    """Register the transformation and end the job, in one transaction.
+
+    Raises `TrainingEnded` when the job does not run any more, and what `versions_of` and the registration raise.
+    """
     job = session.scalar(select(Job).where(_runs(job_id)).with_for_update())
     if job is None:
         raise TrainingEnded
+
     before, after = versions_of(session, TrainingRequest.of(job))
     transformation = registry.register_transformation(
         session, blobs, settings, before.name, after.name, trained.h, trained.g

@@ -60,13 +60,13 @@ class UpgradeActions:
         self._act(upgrade_id, get_upgrade)
 
     def roll_back(self, upgrade_id: int, *, accept_loss: bool) -> None:
-        """Make the previous generation active again; `service.domain.upgrade.cutover.roll_back`."""
+        """Make the previous generation active again, and drop the next one. Raises what `cutover.roll_back` does."""
         self._give_up_a_generation(
             upgrade_id, lambda session, id_: cutover.roll_back(session, id_, accept_loss=accept_loss)
         )
 
     def finalize(self, upgrade_id: int) -> None:
-        """Drop the previous generation of a live upgrade."""
+        """Drop the previous generation of a live upgrade. Raises what `cutover.finalize` does."""
         self._give_up_a_generation(upgrade_id, cutover.finalize)
 
     def _wait_until_live(self, upgrade_id: int) -> None:
@@ -80,6 +80,7 @@ class UpgradeActions:
             if upgrade.state is not State.READY:
                 raise CutoverRefused(upgrade.error or f"The upgrade is {upgrade.state} now.")
             time.sleep(_POLL_SECONDS)
+
         with self.database.session_scope() as session:
             upgrade = cutover.withdraw_cutover(session, upgrade_id)
         if upgrade.state is not State.LIVE:

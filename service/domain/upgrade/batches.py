@@ -1,13 +1,13 @@
 """The batches of an upgrade: ranges of item ids, claimed from rows, each one transaction of work.
 
-A batch is first claimed in a short transaction that counts the attempt; then one transaction locks the batch's row,
-reads, transforms, writes and marks it done. The row lock says that the worker lives: it ends with the worker's
-connection. The lease only covers the moment between the two transactions.
-
-A crash after each step (and at the crash point of its name) leaves:
-1. `batch.claimed`: the claim, which the next claimer takes over when its lease has ended;
-2. `batch.transformed`, `batch.staged` (only where rows met others), `batch.written`: the same, the transaction is gone;
-3. `batch.committed`: the rows and the `done` mark together.
+The steps, the last two in one transaction, with their crash points and what a crash there leaves:
+1. claim a batch, in a short transaction that counts the attempt (`batch.claimed`): the claim, which the next claimer
+   takes over when its lease has ended;
+2. lock the batch's row, read, transform and write (`batch.transformed`, `batch.staged` where rows met others,
+   `batch.written`): the same, since the transaction is gone;
+3. mark the batch done; the caller commits (`batch.committed`): the rows and the `done` mark together.
+The row lock says that the worker lives: it ends with the worker's connection. The lease only covers the moment between
+the two transactions.
 
 A batch that fails is tried again after a pause that doubles with every attempt. A row that cannot be transformed or
 stored (`service.networks.transformations.PoisonedItem`) is not tried again: the upgrade fails at once and names the
@@ -46,7 +46,6 @@ from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
 
 events = logs.Events(__name__)
 
-
 TRANSFORMABLE = frozenset({State.TRANSFORMING, State.READY})
 
 
@@ -84,6 +83,8 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
         (UpgradeBatch.state == BatchState.CLAIMED) & lease_ended
     )
     token = uuid.uuid4()
+
+    # 1.
     with database.session_scope() as session:
         batch_id = session.scalar(
             select(UpgradeBatch.id)
@@ -102,6 +103,7 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
             attempts=UpgradeBatch.attempts + 1,
             lease_expires_at=_seconds_from_now(lease_seconds),
         )
+
     crash_point("batch.claimed")
     return Claim(batch_id, upgrade_id, token, claimed.attempts, claimed.error)
 
@@ -114,6 +116,8 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
     # A worker that is frozen in the middle loses its connection, and with it the batch, after this time; one that waits
     # for its turn to compute does not come near it.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
+
+    # 2.
     upgrade = lock_state(session, claim.upgrade_id, shared=True)
     batch = session.scalar(
         select(UpgradeBatch).where(_is_of(claim), UpgradeBatch.state == BatchState.CLAIMED).with_for_update()
@@ -123,8 +127,6 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
     if upgrade.state not in TRANSFORMABLE:
         return_batch(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
-
-    # 2.
     rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform)
 
     # 3.
@@ -164,27 +166,28 @@ def transform_items(
     transform: Transform,
     after_revision: int = 0,
 ) -> int:
-    """Give every item of the range that lacks a current row in the next generation one, and return how many.
+    """Make a current row in the next generation for every item of the range that lacks one; return how many.
 
     Only items that changed after `after_revision` are looked at.
-
     Rows that are current there (encoded from pixels, or transformed by an earlier run) are not read and never
     overwritten, so running twice has the effect of running once.
     """
     target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
-    written = 0
     sources = [get_stored_generation(session, upgrade.gallery_id, leg["generation"]) for leg in upgrade.legs]
+
+    written = 0
     for number, leg in enumerate(upgrade.legs):
-        path = tuple(leg["transformations"])
         bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
         rows = _rows_to_transform(session, sources[: number + 1], target, bounds)
         if rows is None:
             continue
-        transformed = transform(rows, target.vector_format, path)
+
+        transformed = transform(rows, target.vector_format, tuple(leg["transformations"]))
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
         written += _write(session, target, transformed, f"staging_{target.id}_{first_item_id}_{number}")
         crash_point("batch.written")
+
     return written
 
 
@@ -199,8 +202,10 @@ def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, stag
             return write_rows(driver_connection(session), target.table, rows, target.vector_format)
     except UniqueViolation:
         events.info("upgrade.rows_met", generation_id=target.id, items=len(rows))
+
     stage_embeddings(session, staging, rows, target.vector_format)
     crash_point("batch.staged")
+
     columns = columns_of(target.vector_format)
     inserted = session.scalar(
         text(
@@ -222,10 +227,11 @@ def _rows_to_transform(
     target: StoredGeneration,
     bounds: tuple[int, int, int, int],
 ) -> EmbeddingRows | None:
-    """Return the rows, if any, that the last of `sources` has and none before it: an item that was written to an
-    earlier leg's generation after that leg had been read is left to the catch-up, so that every item takes the first
-    leg that it can.
+    """Return the rows to transform from the last of `sources`: of items without a current row in the target, or in a
+    source before it. None when there are none.
 
+    So every item takes the first leg that it can. One that was written to an earlier leg's generation after that leg
+    had been read is left to the catch-up.
     `bounds` are the first and last item id, the gallery's id, and the revision after which items count.
     """
     first, last, *parameters = bounds
@@ -233,9 +239,11 @@ def _rows_to_transform(
     columns = sql.SQL(", ").join(
         sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
     )
-    # Said of each table: PostgreSQL does not conclude it, and would walk the others from their beginning.
+
+    # The range of ids is said of each table: PostgreSQL does not conclude it, and would read the others from the start.
     within = f"BETWEEN {int(first)} AND {int(last)}"
     lacking = [lacks_current(stored.table, within=f"c.item_id {within}") for stored in (target, *earlier)]
+
     query = sql.SQL(
         "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e JOIN items i ON {current}"
         " WHERE e.item_id {within} AND i.id {within} AND i.gallery_id = %s AND i.revision > %s AND {lacking}"

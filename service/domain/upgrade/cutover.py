@@ -5,12 +5,14 @@ state and the gallery's row (so no write is under way), checks promise 2, and th
 
 1. take the gallery's row (crash point `switch.locked`);
 2. at a cutover, transform what changed since the verified revision (`cutover.caught_up`): writers wait only for that;
-3. move the pointer (`switch.moved`), and the state with it;
-4. commit (`switch.committed`): replicas flip when they next read the gallery's row.
-Finalize is one transaction too: it takes the gallery's row (`finalize.locked`), gives the previous generation up, moves
-the state, and commits (`switch.committed`, which a cancel also passes); then `service.domain.indexes.removal` begins.
+   at a rollback, delete what would be lost, if that was accepted;
+3. check that the generation is complete, move the pointer (`switch.moved`), and the state with it;
+4. commit, which the caller does (`switch.committed`): replicas flip when they next read the gallery's row.
+Finalize is one transaction too: it takes the gallery's row (`finalize.locked`), moves the state, gives the previous
+generation up, and is committed by the caller (`switch.committed`, which a cancel also passes). After a rollback, a
+finalize and a cancel the caller removes what was given up (`service.domain.indexes.removal`).
 A crash before the commit leaves everything as it was. The check looks at what changed since the generation was last
-known to be complete, which is when it was verified, or when it stopped being the active one.
+known to be complete: since it was verified, or since it stopped being the active one.
 """
 
 from sqlalchemy import func, select
@@ -47,6 +49,24 @@ class OtherUpgradeFirst(Conflict):
     """Another upgrade of the gallery stands on the generation."""
 
 
+# Why a cutover is refused.
+_CHANGES_WAIT = "More than {changes} changes wait for catch-up; the cutover follows it."
+# Why a cutover or a rollback is refused.
+_ITEMS_LACK_ROWS = (
+    "{count} live items have no current row in generation {generation} and none can be derived for them: {names}."
+)
+# Why a rollback is refused.
+_NEXT_UPGRADE_OPEN = "Upgrade {upgrade} starts from this one's generation; cancel it first."
+_LATER_UPGRADE_LIVE = "A later upgrade is live on top of this one; roll that one back first."
+_ITEMS_LOST = (
+    "A rollback would lose {count} item(s) that only the new generation has: {names}. Repeat it with accept_loss=true"
+    " to delete them."
+)
+# Why a finalize is refused.
+_EARLIER_UPGRADE_LIVE = "Upgrade {upgrade} could still be rolled back; finalize it first."
+_GENERATION_READ = "Upgrade {upgrade} reads the generation that this would drop; let it end first."
+
+
 def request_cutover(session: Session, upgrade_id: int) -> Upgrade:
     """Ask the worker to cut over; refuse at once (409) unless the upgrade is ready or live."""
     upgrade = lock_state(session, upgrade_id)
@@ -71,16 +91,22 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.CUTOVER) == upgrade.state:
         return upgrade
+
+    # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
     verified, target = upgrade.verified_revision, upgrade.to_generation_id
     if gallery.revision - verified > max_changes:
-        raise TooFarBehind(f"More than {max_changes} changes wait for catch-up; the cutover follows it.")
+        raise TooFarBehind(_CHANGES_WAIT.format(changes=max_changes))
+
+    # 2.
     missing = missing_items(session, gallery.id, target, verified)
     if missing:
         transform_items(session, upgrade, missing[0], missing[-1], transform, verified)
     delete_orphans(session, gallery.id, target, verified, gallery.revision)
     crash_point("cutover.caught_up")
+
+    # 3.
     _switch(session, gallery, target, verified)
     return change_state(session, upgrade_id, Action.CUTOVER, cutover_requested_at=None, live_revision=gallery.revision)
 
@@ -88,29 +114,32 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
 def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -> Upgrade:
     """Make the previous generation active again and drop the next one.
 
-    Items that the previous generation does not have (vectors imported in the new space since the cutover) refuse the
-    rollback with `RollbackWouldLose`, which names them; with `accept_loss` they are deleted.
+    Raises `RollbackWouldLose`, which names them, for items that the previous generation does not have (vectors imported
+    in the new space since the cutover); with `accept_loss` they are deleted. Raises `OtherUpgradeFirst` while another
+    upgrade stands on the next generation, and `IllegalTransition` unless the upgrade is live.
     """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.ROLLBACK) == upgrade.state:
         return upgrade
+
+    # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
     following = _open_upgrade(session, gallery.id)
     if following is not None:
-        raise OtherUpgradeFirst(f"Upgrade {following.id} starts from this one's generation; cancel it first.")
+        raise OtherUpgradeFirst(_NEXT_UPGRADE_OPEN.format(upgrade=following.id))
     if gallery.active_generation_id != upgrade.to_generation_id:
-        raise OtherUpgradeFirst("A later upgrade is live on top of this one; roll that one back first.")
+        raise OtherUpgradeFirst(_LATER_UPGRADE_LIVE)
+
+    # 2.
     since = upgrade.live_revision or 0
-    missing = missing_items(session, gallery.id, upgrade.from_generation_id, since)
-    if missing:
-        names = _names(session, missing)
-        if not accept_loss:
-            raise RollbackWouldLose(
-                f"A rollback would lose {len(names)} item(s) that only the new generation has: {_listed(names)}."
-                " Repeat it with accept_loss=true to delete them."
-            )
+    names = _missing_names(session, gallery.id, upgrade.from_generation_id, since)
+    if names and not accept_loss:
+        raise RollbackWouldLose(_ITEMS_LOST.format(count=len(names), names=_listed(names)))
+    if names:
         delete_items(session, gallery.id, names)
+
+    # 3.
     _switch(session, gallery, upgrade.from_generation_id, since)
     upgrade = change_state(session, upgrade_id, Action.ROLLBACK)
     drop_generation(session, upgrade.to_generation_id)
@@ -118,33 +147,41 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
 
 
 def finalize(session: Session, upgrade_id: int) -> Upgrade:
-    """Drop the previous generation: from here on there is no way back."""
+    """Drop the previous generation: from here on there is no way back.
+
+    Raises `OtherUpgradeFirst` while another upgrade needs that generation, and `IllegalTransition` unless the upgrade
+    is live.
+    """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.FINALIZE) == upgrade.state:
         return upgrade
+
     lock_gallery(session, upgrade.gallery_id)
     crash_point("finalize.locked")
     earlier = session.scalar(
         select(Upgrade.id).where(Upgrade.to_generation_id == upgrade.from_generation_id, Upgrade.state == State.LIVE)
     )
     if earlier is not None:
-        raise OtherUpgradeFirst(f"Upgrade {earlier} could still be rolled back; finalize it first.")
+        raise OtherUpgradeFirst(_EARLIER_UPGRADE_LIVE.format(upgrade=earlier))
     reader = _open_upgrade(session, upgrade.gallery_id)
     if reader is not None and any(leg["generation"] == upgrade.from_generation_id for leg in reader.legs):
-        raise OtherUpgradeFirst(f"Upgrade {reader.id} reads the generation that this would drop; let it end first.")
+        raise OtherUpgradeFirst(_GENERATION_READ.format(upgrade=reader.id))
+
     upgrade = change_state(session, upgrade_id, Action.FINALIZE)
     drop_generation(session, upgrade.from_generation_id)
     return upgrade
 
 
 def _switch(session: Session, gallery: Gallery, generation_id: int, complete_at: int) -> None:
-    """Make a generation active if it is complete, as it was at revision `complete_at`; the gallery's row is held."""
-    missing = missing_items(session, gallery.id, generation_id, complete_at)
-    if missing:
-        raise NotComplete(
-            f"{len(missing)} live items have no current row in generation {generation_id} and none can be derived for"
-            f" them: {_listed(_names(session, missing))}."
-        )
+    """Make a generation active if it is complete, as it was at revision `complete_at`. The gallery's row is held.
+
+    Raises `NotComplete`.
+    """
+    names = _missing_names(session, gallery.id, generation_id, complete_at)
+    if names:
+        lacking = _ITEMS_LACK_ROWS.format(count=len(names), generation=generation_id, names=_listed(names))
+        raise NotComplete(lacking)
+
     session.get_one(Generation, generation_id).state = "complete"
     gallery.active_generation_id = generation_id
     session.flush()  # the pointer moves before the state says so
@@ -156,7 +193,11 @@ def _open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
     return session.scalar(select(Upgrade).where(Upgrade.gallery_id == gallery_id, Upgrade.state.in_(OPEN)))
 
 
-def _names(session: Session, item_ids: list[int]) -> list[str]:
+def _missing_names(session: Session, gallery_id: int, generation_id: int, after_revision: int) -> list[str]:
+    """Return the external ids of what `missing_items` finds."""
+    item_ids = missing_items(session, gallery_id, generation_id, after_revision)
+    if not item_ids:
+        return []
     return list(session.scalars(select(Item.external_id).where(Item.id.in_(item_ids)).order_by(Item.id)))
 
 

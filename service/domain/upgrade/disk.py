@@ -41,13 +41,13 @@ def generation_bytes(vector_format: VectorFormat, items: int) -> Bytes:
 def check_room(settings: Settings, needed: Bytes) -> None:
     """Raise `NoRoom` (507) when the data folder's disk has less than what is needed of it.
 
-    Only what is on this machine is known: a blob store in a folder, and a database that is reached by a socket, which
-    is taken to be on the same disk. Servers elsewhere are their operator's to watch.
+    It counts a blob store in a folder, and a database that is reached by a socket: both are taken to be on that disk.
+    Servers elsewhere are their operator's to watch.
     """
     total = 0
     if settings.blob_location.startswith("file:"):
         total += needed.index
-    host = make_url(settings.database_url or "").query.get("host", "") if settings.database_url else "/"
+    host = make_url(settings.database_url).query.get("host", "") if settings.database_url else "/"
     if str(host).startswith("/"):
         total += needed.database
     free = shutil.disk_usage(_existing(settings.data)).free

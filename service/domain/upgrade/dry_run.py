@@ -45,7 +45,10 @@ class Networks(Protocol):
 
 
 def dry_run(database: Database, networks: Networks, wanted: WantedUpgrade) -> DryRun:
-    """Measure reading, transforming and copying a sample on this machine; refuses what an upgrade would refuse."""
+    """Measure reading, transforming and copying a sample on this machine.
+
+    Refuses what an upgrade would refuse, but for a disk that is too small.
+    """
     with database.session_scope() as session:
         outline = outline_upgrade(session, wanted)
     networks.load(outline.legs[0].transformation_ids)

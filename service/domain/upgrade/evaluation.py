@@ -1,4 +1,5 @@
-"""What an upgrade is judged on before it may go live: the rows that workers compute retrieval metrics from."""
+"""The evaluation of an upgrade before it goes live: the rows that workers compute retrieval metrics from, and the
+record of what they found. It gates nothing."""
 
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     upgrade = get_upgrade(session, upgrade_id)
     before = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
     after = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
+
     drawn = session.execute(
         text(
             f"SELECT i.id, i.label FROM items i JOIN {before.table} b ON {is_current('b')}"
@@ -41,6 +43,7 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     ).all()
     if len({label for _, label in drawn}) == len(drawn):
         return None
+
     ids = np.array(sorted(id_ for id_, _ in drawn), np.int64)
     label_of = {row.id: row.label for row in drawn}
     _, classes = np.unique([label_of[id_] for id_ in ids.tolist()], return_inverse=True)

@@ -45,6 +45,7 @@ def find_legs(
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
     registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
     usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
+
     legs = [
         leg
         for generation in (active, *retained)
@@ -55,15 +56,18 @@ def find_legs(
             f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
             " (a path through another version needs a g on the way)."
         )
+
     legs.sort(key=lambda leg: (len(leg.transformation_ids), leg.generation_id != active.id))
     chosen_legs = [legs[0]]
     if legs[0].generation_id != active.id:
         rest = _shortest_leg(active, to_version, registered, versions)
         chosen_legs += [] if rest is None else [rest]
+
     if any(leg.gives_side_information != chosen_legs[0].gives_side_information for leg in chosen_legs):
         # A generation's rows all carry side-information or none does: keep to one leg, the one that was asked for, or
         # the active generation's, which every item can take.
         chosen_legs = [leg for leg in chosen_legs if (leg.generation_id == active.id) == (transformation_id is None)]
+
     return chosen_legs
 
 

@@ -92,7 +92,7 @@ def news_of(session: Session, upgrade_id: int, after_event_id: int) -> UpgradeNe
 
 
 def progress_of(session: Session, upgrades: Sequence[Upgrade]) -> dict[int, dict[str, Phase]]:
-    """Return each upgrade's phases by its id; nothing that rests (paused, failed, speed 0) has an estimate."""
+    """Return each upgrade's phases by its id; what rests (paused, failed, speed 0) has no estimate."""
     ids = [upgrade.id for upgrade in upgrades]
     now = session.scalars(select(func.now())).one()
     batches, builds = _count_batches(session, ids), _newest_builds(session, ids)
@@ -102,6 +102,7 @@ def progress_of(session: Session, upgrades: Sequence[Upgrade]) -> dict[int, dict
 def _count_batches(session: Session, upgrade_ids: Sequence[int]) -> _Batches:
     """Return the counts of each upgrade's phases that have batches."""
     phase, is_done = (UpgradeBatch.upgrade_id, UpgradeBatch.phase), UpgradeBatch.state == BatchState.DONE
+
     position = func.row_number().over(
         partition_by=phase, order_by=(UpgradeBatch.done_at.desc(), UpgradeBatch.id.desc())
     )
@@ -144,9 +145,11 @@ def _phases(upgrade: Upgrade, batches: _Batches, build: Job | None, now: datetim
 
 
 def _items(upgrade: Upgrade, batches: _Counts, now: datetime, moving: bool) -> Phase:
-    """The rate is the slope of a line through the last batches, because several may end at once, and nothing for a
-    while then. Of few batches, what was done since the beginning; below full speed, where rests are yet to come, that
-    says nothing."""
+    """Return a phase of batches.
+
+    Its rate is the slope of a line through the last ones: several may end at once, and then none for a while. Of few
+    batches, it is that of all since the state or the speed changed, at full speed only: below, rests are yet to come.
+    """
     rate, since_seconds = None, 0.0
     if batches.recent:
         items, done_at = zip(*batches.recent, strict=True)

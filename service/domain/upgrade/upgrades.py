@@ -65,14 +65,16 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     """
     upgrade = lock_state(session, upgrade_id)
     state = upgrade.state
-    target = advance(state, action, upgrade.resume_state if upgrade.resume_state else None)
+    target = advance(state, action, upgrade.resume_state)
     if target == state:
         return upgrade
+
     left: dict[str, Any] = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
     if target not in OPEN:
         left = {"finished_at": func.now()}
     if target is State.LIVE:
         left = {"live_at": func.now()}
+
     changed = session.execute(
         update(Upgrade)
         .where(Upgrade.id == upgrade_id, Upgrade.state == state)
@@ -81,6 +83,7 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     ).scalar()
     if changed is None:
         raise RuntimeError(f"Upgrade {upgrade_id} left state {state} while its lock was held.")
+
     session.add(UpgradeEvent(upgrade_id=upgrade_id, state=target, error=values.get("error")))
     events.info("upgrade.state_changed", upgrade_id=upgrade_id, before=str(state), after=str(target))
     if target in WORKING or target is State.READY:
