@@ -176,9 +176,7 @@ class MilvusEngine:
         crash_point("index.built")
 
         # 5.
-        followed = reached.gallery_revision
-        if not reached.is_complete and first_missing is not None:
-            followed = min(followed, first_missing - 1)
+        followed = reached.followed_before(first_missing)
         parameters = {
             "kind": kind,
             "engine": "milvus",
@@ -254,9 +252,7 @@ class MilvusSource:
                 apply_changes(served.index, np.array(list(chunk.items), np.int64), chunk.added, chunk.vectors)
                 missing.add(chunk)
 
-            followed = reached.gallery_revision
-            if not reached.is_complete and missing.first_revision is not None:
-                followed = min(followed, missing.first_revision - 1)
+            followed = reached.followed_before(missing.first_revision)
             if followed > reached.index_revision:
                 with self._database.session_scope() as session:
                     session.get_one(Generation, served.generation_id).index_revision = followed
@@ -327,6 +323,16 @@ class _Reached:
     gallery_revision: int
     index_revision: int
     is_complete: bool
+
+    def followed_before(self, first_missing: int | None) -> int:
+        """Return up to which revision the collection has every change, once it has all that is there by now.
+
+        `first_missing` is the lowest revision of an item without a current row: unless the generation is complete, that
+        row is still to come.
+        """
+        if self.is_complete or first_missing is None:
+            return self.gallery_revision
+        return min(self.gallery_revision, first_missing - 1)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def describe_upgrades(session: Session, upgrades: Sequence[Upgrade]) -> list[Upg
         .join(to_version, to_version.id == after.model_version_id)
         .where(Upgrade.id.in_([upgrade.id for upgrade in upgrades]))
     )
+
     progress = progress_of(session, upgrades)
     return [
         UpgradeDetails(upgrade, gallery, from_name, to_name, progress[upgrade.id])

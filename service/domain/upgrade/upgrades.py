@@ -164,6 +164,17 @@ def fail_upgrade(session: Session, upgrade_id: int, sentence: str) -> None:
         events.warning("upgrade.failed", upgrade_id=upgrade_id, error=sentence)
 
 
+def fail_for_item(session: Session, upgrade_id: int, item_id: int, reason: str) -> None:
+    """Stop the upgrade because of a row that cannot be transformed; `reason` says what is wrong with its values."""
+    name = session.scalar(select(Item.external_id).where(Item.id == item_id))
+    fail_upgrade(
+        session,
+        upgrade_id,
+        f"Item {name!r} cannot be upgraded: a value of its transformed vectors {reason}. Replace or delete the item and"
+        " retry, or cancel.",
+    )
+
+
 def upgrade_needs_workers(session: Session) -> bool:
     """Return whether an upgrade has more to do than to stay ready: other long work gives way to it."""
     wants_cutover = or_(Upgrade.cutover == "auto", Upgrade.cutover_requested_at.is_not(None))
@@ -177,17 +188,6 @@ def unfinished_upgrades(session: Session) -> Sequence[int]:
     return session.scalars(
         select(Upgrade.id).where(Upgrade.state.in_([*WORKING, State.READY])).order_by(Upgrade.id)
     ).all()
-
-
-def fail_for_item(session: Session, upgrade_id: int, item_id: int, reason: str) -> None:
-    """Stop the upgrade because of a row that cannot be transformed; `reason` says what is wrong with its values."""
-    name = session.scalar(select(Item.external_id).where(Item.id == item_id))
-    fail_upgrade(
-        session,
-        upgrade_id,
-        f"Item {name!r} cannot be upgraded: a value of its transformed vectors {reason}. Replace or delete the item and"
-        " retry, or cancel.",
-    )
 
 
 def find_due_build(session: Session, engine: IndexEngine, generation_id: int | None = None) -> DueRebuild | None:
