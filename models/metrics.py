@@ -26,10 +26,6 @@ Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Metric = Literal["l2", "cosine", "ip"]
 Rows = NDArray[np.int64]
-_BLOCK_DISTANCES = 8_000_000
-# What the processor's caches hold: more items at once, and numbers travel to memory; fewer queries, and items do.
-_CPU_BLOCK_QUERIES = 128
-_CPU_TILE_ITEMS = 1024
 _ROUNDING = 2.0**-40  # of a squared norm: 1000 times what a sum of 128 products of float64 loses
 
 
@@ -52,6 +48,16 @@ class RetrievalPerQuery:
 
     first_match_ranks: NDArray[np.int64]
     average_precisions: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """How much is computed at once; no metric depends on it."""
+
+    distances: int = 8_000_000
+    # What the processor's caches hold: more items at once, and numbers travel to memory; fewer queries, and items do.
+    cpu_queries: int = 128
+    cpu_items: int = 1024
 
 
 def retrieval_metrics(
@@ -77,6 +83,7 @@ def query_metrics(
     self_match: bool = False,
     metric: Metric = "l2",
     device: str = "cpu",
+    sizes: BlockSizes = BlockSizes(),
 ) -> RetrievalPerQuery:
     """Return what each query scores. On the CPU, as many threads as torch would use share the queries.
 
@@ -88,7 +95,7 @@ def query_metrics(
         raise ValueError("With self_match, the queries and the gallery are the same items.")
     scale = _scale(query, gallery)
     positives = _find_positives(query_labels, gallery_labels, self_match)
-    tiles = _tiles(_item_factor(_on(gallery, scale, device), metric))
+    tiles = _tiles(_item_factor(_on(gallery, scale, device), metric), sizes)
     found = RetrievalPerQuery(np.full(len(query), len(gallery)), np.full(len(query), np.nan))
 
     def judge(blocks: list[Rows]) -> None:
@@ -102,7 +109,7 @@ def query_metrics(
             scores = _judge(distances, room.ranked(distances), *positives.of(rows, device))
             found.first_match_ranks[rows], found.average_precisions[rows] = (column.cpu().numpy() for column in scores)
 
-    _spread(judge, _blocks(positives.others, len(gallery), device), device)
+    _spread(judge, _blocks(positives.others, len(gallery), device, sizes), device)
     return found
 
 
@@ -203,13 +210,13 @@ def _find_positives(query_labels: Labels, gallery_labels: Labels, self_match: bo
     return _Positives(order, starts, counts, others)
 
 
-def _blocks(positives: Rows, gallery_size: int, device: str) -> list[Rows]:
+def _blocks(positives: Rows, gallery_size: int, device: str, sizes: BlockSizes) -> list[Rows]:
     """Cut the queries that have positives into blocks; those with about as many share one, to pad each other little."""
     judged = np.flatnonzero(positives)
     judged = judged[np.argsort(positives[judged], kind="stable")]
-    size = max(1, _BLOCK_DISTANCES // max(1, gallery_size))
+    size = max(1, sizes.distances // max(1, gallery_size))
     if device == "cpu":
-        size = min(size, _CPU_BLOCK_QUERIES)
+        size = min(size, sizes.cpu_queries)
     return [judged[start : start + size] for start in range(0, len(judged), size)]
 
 
@@ -260,9 +267,9 @@ def _on(vectors: Vectors, scale: float, device: str) -> Tensor:
     return torch.from_numpy(np.multiply(vectors, scale, dtype=np.float64)).to(device)
 
 
-def _tiles(items: Tensor) -> list[Tensor]:
+def _tiles(items: Tensor, sizes: BlockSizes) -> list[Tensor]:
     """(N, K) -> (K, T) each, in memory of its own."""
-    size = _CPU_TILE_ITEMS if items.device.type == "cpu" else max(1, len(items))
+    size = sizes.cpu_items if items.device.type == "cpu" else max(1, len(items))
     return [tile.T.contiguous() for tile in torch.split(items, size)]
 
 

@@ -10,8 +10,6 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_DRAWS_AT_ONCE = 4_000_000
-
 
 @dataclass(frozen=True)
 class DifferenceInterval:
@@ -33,18 +31,24 @@ class FlipTest:
 
 
 def paired_bootstrap(
-    before: ArrayLike, after: ArrayLike, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    before: ArrayLike,
+    after: ArrayLike,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    draws_at_once: int = 4_000_000,
 ) -> DifferenceInterval:
     """Return the mean of (Q,) differences with its bootstrap percentile interval (Efron and Tibshirani, An Introduction
     to the Bootstrap, 1993, section 13.3): queries are drawn with replacement, each with both of its scores.
 
-    Queries that are NaN in both, having no positive, are left out. Raises ValueError for scores of unequal number, for
+    Queries that are NaN in both, having no positive, are left out. Memory holds `draws_at_once`, on which nothing else
+    depends. Raises ValueError for scores of unequal number, for
     a query that is NaN in one alone, and when none is left.
     """
     differences = _differences(np.asarray(before, np.float64), np.asarray(after, np.float64))
     generator = np.random.default_rng(seed)
     count = len(differences)
-    at_once = max(1, _DRAWS_AT_ONCE // count)
+    at_once = max(1, draws_at_once // count)
     means = np.concatenate(
         [
             differences[generator.integers(0, count, (min(at_once, resamples - start), count))].mean(axis=1)

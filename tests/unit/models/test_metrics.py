@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from models import metrics
 from models.metrics import (
+    BlockSizes,
     Metric,
+    RetrievalPerQuery,
     cmc,
     first_match_ranks,
     gap_closed,
@@ -94,14 +95,10 @@ def tied_data(draw: st.DrawFn) -> Data:
     return vectors[0], labels[0], vectors[1], labels[1]
 
 
-@pytest.fixture(params=[(8_000_000, 1024), (150, 7)])
-def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All queries and items at once, and a few at a time with a ragged last block and tile."""
-    monkeypatch.setattr(metrics, "_BLOCK_DISTANCES", request.param[0])
-    monkeypatch.setattr(metrics, "_CPU_TILE_ITEMS", request.param[1])
+# All queries and items at once, and a few at a time with a ragged last block and tile.
+SIZES = [BlockSizes(), BlockSizes(distances=150, cpu_items=7)]
 
 
-@pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("self_match", [False, True])
@@ -120,6 +117,22 @@ def test_metrics_equal_the_slow_versions(metric: Metric, ties: bool, self_match:
     assert mean_average_precision(*data, self_match=self_match, metric=metric) == found.map
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("self_match", [False, True])
+def test_each_query_scores_what_the_slow_versions_say_in_blocks_of_any_size(
+    sizes: BlockSizes, metric: Metric, ties: bool, self_match: bool
+) -> None:
+    data = random_data(41, 41, 6, ties=ties, seed=3)
+    if self_match:
+        data = (data[2], data[3], data[2], data[3])
+
+    found = query_metrics(*data, self_match=self_match, metric=metric, sizes=sizes)
+
+    check_each_query(found, data, self_match, metric)
+
+
 @settings(deadline=None)
 @given(data=tied_data(), self_match=st.booleans(), metric=st.sampled_from(["l2", "cosine", "ip"]))
 def test_each_query_scores_what_the_slow_versions_say_whatever_ties(
@@ -130,6 +143,10 @@ def test_each_query_scores_what_the_slow_versions_say_whatever_ties(
 
     found = query_metrics(*data, self_match=self_match, metric=metric)
 
+    check_each_query(found, data, self_match, metric)
+
+
+def check_each_query(found: RetrievalPerQuery, data: Data, self_match: bool, metric: Metric) -> None:
     rankings = slow_rankings(data, self_match, metric)
     ranks = [slow_rank(*ranking) for ranking in rankings]
     assert found.first_match_ranks.tolist() == [len(data[2]) if rank is None else rank for rank in ranks]
@@ -241,16 +258,15 @@ def test_the_unit_of_the_vectors_changes_nothing(metric: Metric, scale: float) -
     np.testing.assert_array_equal(found.average_precisions, expected.average_precisions)
 
 
-def test_threads_change_neither_the_metrics_nor_torchs_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_BLOCK_DISTANCES", 100)
-    data = random_data(40, 30, 4, ties=True, seed=2)
+def test_threads_change_neither_the_metrics_nor_torchs_setting() -> None:
+    data, sizes = random_data(40, 30, 4, ties=True, seed=2), BlockSizes(distances=100)
     threads_before = torch.get_num_threads()
 
     try:
         torch.set_num_threads(1)
-        alone = query_metrics(*data)
+        alone = query_metrics(*data, sizes=sizes)
         torch.set_num_threads(3)
-        together = query_metrics(*data)
+        together = query_metrics(*data, sizes=sizes)
         with ThreadPoolExecutor(1) as pool:
             threads_after = torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
     finally:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import statistics
 from models.statistics import DifferenceInterval, mcnemar_test, paired_bootstrap
 
 
@@ -44,13 +43,13 @@ def test_the_pairing_counts_not_how_the_queries_differ_among_themselves() -> Non
     assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
-def test_drawing_in_parts_is_still_as_many_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_in_parts_is_still_as_many_resamples() -> None:
     before, after = np.random.default_rng(1).random((2, 30))
     whole = paired_bootstrap(before, after, resamples=1001)
 
-    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 7 * 30)
+    in_parts = paired_bootstrap(before, after, resamples=1001, draws_at_once=7 * 30)
 
-    assert paired_bootstrap(before, after, resamples=1001) == whole
+    assert in_parts == whole
 
 
 def test_hits_can_be_compared_and_seeds_repeat() -> None:

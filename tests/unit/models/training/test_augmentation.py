@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.training.augmentation import contrastive_views, light_views
-from tests.unit.models.toy_images import noise
+from tests.unit.models.training.toy_images import noise
 
 
 @pytest.mark.parametrize("flip", [False, True])

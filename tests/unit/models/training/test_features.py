@@ -10,7 +10,7 @@ import torch
 from models.backbones import ConvEncoder
 from models.training.features import cached_features
 from models.training.fitting import embed_images
-from tests.unit.models.toy_images import toy_images
+from tests.unit.models.training.toy_images import toy_images
 
 
 def encoder(seed: int) -> ConvEncoder:
@@ -19,13 +19,15 @@ def encoder(seed: int) -> ConvEncoder:
 
 
 def test_features_are_computed_once_and_view_0_is_the_image_as_it_is(tmp_path: Path) -> None:
+    computed: list[int] = []
     images, network = toy_images(20, seed=0), encoder(0)
-    computed: list[tuple[int, int]] = []
 
-    first = cached_features(tmp_path, network, images, 3, lambda *views: computed.append(views))
-    again = cached_features(tmp_path, network, images, 3, lambda *views: computed.append(views))
+    first, again = (
+        cached_features(tmp_path, network, images, views=3, progress=lambda done, total: computed.append(done))
+        for _ in range(2)
+    )
 
-    assert computed == [(1, 3), (2, 3), (3, 3)]
+    assert computed == [1, 2, 3]
     assert first.shape == (3, 20, 6)
     assert np.array_equal(first, again)
     np.testing.assert_allclose(first[0], embed_images(network, images).numpy(), rtol=1e-5)

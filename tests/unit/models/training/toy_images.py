@@ -1,13 +1,16 @@
-"""Toy images for the tests of training: classes that differ in their stripes, under noise."""
+"""Toys for the tests of training: images of classes that differ in their stripes, under noise, and a small encoder."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.backbones import ConvEncoder
+from models.metrics import cmc
 from models.preprocessing import Preprocessing
 from models.training.data import TrainingImages
+from models.training.fitting import embed_images
 
 PREPROCESSING = Preprocessing(12, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 PATTERNS = ("across", "checkerboard", "down")
@@ -38,3 +41,14 @@ def cut_at(images_seen: int) -> Callable[[int, int, float], None]:
             raise KeyboardInterrupt
 
     return progress
+
+
+def small_encoder() -> ConvEncoder:
+    return ConvEncoder(8, 16)
+
+
+def retrieval(queries: nn.Module, images: TrainingImages, gallery: nn.Module | None = None) -> float:
+    """CMC top-1 of each image's embedding among the other images', which `gallery` may have embedded."""
+    labels = images.labels.numpy()
+    asked, searched = (embed_images(network, images).numpy() for network in (queries, gallery or queries))
+    return cmc(asked, labels, searched, labels, ks=(1,), self_match=True)[1]

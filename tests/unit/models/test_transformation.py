@@ -1,0 +1,75 @@
+"""h and g, against what their layers say, and BatchNorm folded against not."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from models.transformation import ConvBlock, Transformation, fold_batch_norm
+from tests.networks import transformation
+
+
+def test_a_transformation_has_the_layers_of_the_paper() -> None:
+    network = Transformation(128, 128, 128)
+
+    shapes = [tuple(module.weight.shape) for module in network.modules() if isinstance(module, nn.Linear)]
+    biases = [module.bias is not None for module in network.modules() if isinstance(module, nn.Linear)]
+
+    branch = [(256, 128), (256, 256)]
+    assert shapes == [*branch, *branch, (2048, 512), (2048, 2048), (128, 2048)]
+    assert biases == [False] * 6 + [True]
+    # docs/scale.md, Worked out: 5.7 million multiplications in all; 196,608 of them are the branches'.
+    assert sum(rows * columns for rows, columns in shapes[:4]) == 196_608
+    assert sum(rows * columns for rows, columns in shapes) == 5_701_632
+
+
+@pytest.mark.parametrize(("from_dim", "side_dim", "to_dim"), [(6, 4, 10), (4, 4, 4), (1, 3, 2)])
+def test_a_transformation_computes_what_its_layers_say(from_dim: int, side_dim: int, to_dim: int) -> None:
+    network = transformation(from_dim, side_dim, to_dim, seed=1)
+    embedding, side_information = torch.randn(5, from_dim), torch.randn(5, side_dim)
+
+    def block(layer: nn.Module, values: torch.Tensor) -> torch.Tensor:
+        assert isinstance(layer, ConvBlock)
+        linear, norm = layer[0], layer[1]
+        assert isinstance(linear, nn.Linear)
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scaled = (values @ linear.weight.T - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps)
+        return (scaled * norm.weight + norm.bias).clamp(min=0)
+
+    old = block(network.old_branch[1], block(network.old_branch[0], embedding))
+    side = block(network.side_branch[1], block(network.side_branch[0], side_information))
+    mixed = block(network.mixer[1], block(network.mixer[0], torch.cat([old, side], dim=1)))
+    last = network.mixer[2]
+    assert isinstance(last, nn.Linear)
+
+    assert torch.allclose(network(embedding, side_information), mixed @ last.weight.T + last.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_without_side_information_both_branches_get_the_embedding() -> None:
+    network = transformation(6, None, 4, seed=2)
+    twin = Transformation(6, 6, 4, inner_dim=16)
+    twin.load_state_dict(network.state_dict())
+    embedding = torch.randn(5, 6)
+
+    assert torch.equal(network(embedding), twin.eval()(embedding, embedding))
+    assert torch.equal(network(embedding, torch.randn(5, 3)), network(embedding))
+
+
+@pytest.mark.parametrize("side_dim", [None, 5])
+def test_folding_batch_norm_changes_no_output(side_dim: int | None) -> None:
+    network = transformation(6, side_dim, 4, seed=3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    before = copy.deepcopy(network.state_dict())
+    inputs = (torch.randn(32, 6), None if side_dim is None else torch.randn(32, side_dim))
+
+    folded = fold_batch_norm(network)
+
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
+    assert torch.allclose(folded(*inputs), network(*inputs), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -1,0 +1,80 @@
+"""A training that stops and goes on from its checkpoint gives the weights of one that never stopped."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.training.checkpoints import load_checkpoint
+from models.training.features import PairedFeatures
+from models.training.transformation import TransformationTraining, train_transformation
+from models.transformation import Transformation
+
+CONFIG = TransformationTraining(epochs=6, warm_up_epochs=2, batch=16, inner_dim=8)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epochs: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == epochs:
+            raise Stopped
+
+    return progress
+
+
+def paired(seed: int = 0, rows: int = 50) -> PairedFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    embedding, side, target = (torch.randn(rows, dim, generator=generator) for dim in (5, 4, 3))
+    return PairedFeatures(embedding, side, target, None)
+
+
+def stop_and_go_on(path: Path, *stops: int, config: TransformationTraining = CONFIG) -> Transformation:
+    for epochs in stops:
+        with pytest.raises(Stopped):
+            train_transformation(paired(), CONFIG, stop_after(epochs), path)
+        stored = load_checkpoint(path)
+        assert stored is not None
+        assert stored["epoch"] == epochs
+    return train_transformation(paired(), config, checkpoint=path)
+
+
+def same_weights(first: Transformation, second: Transformation) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("stops", [(1,), (3,), (5,), (1, 2, 4), (6,)])
+def test_going_on_gives_the_weights_of_one_that_never_stopped(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    network = stop_and_go_on(tmp_path / "h.checkpoint", *stops)
+
+    assert same_weights(network, train_transformation(paired(), CONFIG))
+    assert not network.training
+    assert [path.name for path in tmp_path.iterdir()] == ["h.checkpoint"]
+
+
+def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path: Path) -> None:
+    other = replace(CONFIG, seed=1)
+
+    network = stop_and_go_on(tmp_path / "h.checkpoint", 3, config=other)
+
+    assert same_weights(network, train_transformation(paired(), other))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 100, 2000, -100])
+def test_a_damaged_checkpoint_is_started_over_and_said_so(
+    tmp_path: Path, kept_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "h.checkpoint"
+    with pytest.raises(Stopped):
+        train_transformation(paired(), CONFIG, stop_after(3), path)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+
+    network = train_transformation(paired(), CONFIG, checkpoint=path)
+
+    assert f"The checkpoint {path} is damaged" in caplog.text
+    assert same_weights(network, train_transformation(paired(), CONFIG))
