@@ -176,7 +176,6 @@ class MilvusEngine:
         crash_point("index.built")
 
         # 5.
-        followed = reached.followed_before(first_missing)
         parameters = {
             "kind": kind,
             "engine": "milvus",
@@ -185,7 +184,7 @@ class MilvusEngine:
             **sample.describe(recall),
         }
         with self._database.session_scope() as session:
-            name_index(session, stored.id, name, None, followed, parameters)
+            name_index(session, stored.id, name, None, reached.followed_before(first_missing), parameters)
         crash_point("index.named")
         return parameters
 
