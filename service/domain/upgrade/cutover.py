@@ -15,7 +15,8 @@ A crash before the commit leaves everything as it was. The check looks at what c
 known to be complete: since it was verified, or since it stopped being the active one.
 """
 
-from sqlalchemy import func, select
+from sqlalchemy import BigInteger, func, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -196,9 +197,8 @@ def _open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
 def _missing_names(session: Session, gallery_id: int, generation_id: int, after_revision: int) -> list[str]:
     """Return the external ids of what `missing_items` finds."""
     item_ids = missing_items(session, gallery_id, generation_id, after_revision)
-    if not item_ids:
-        return []
-    return list(session.scalars(select(Item.external_id).where(Item.id.in_(item_ids)).order_by(Item.id)))
+    ids = literal(item_ids, ARRAY(BigInteger))  # one value, of any length; a list of values has 65,535 at most
+    return list(session.scalars(select(Item.external_id).where(Item.id == func.any(ids)).order_by(Item.id)))
 
 
 def _listed(names: list[str]) -> str:

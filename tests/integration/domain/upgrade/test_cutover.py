@@ -1,6 +1,7 @@
 """Cutover and rollback: what was written meanwhile is taken along, or refused by name."""
 
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from service.domain.gallery.current_rows import missing_items
 from service.domain.upgrade.upgrades import get_upgrade
@@ -48,3 +49,23 @@ def test_vectors_of_both_versions_survive_a_rollback_and_those_of_one_refuse_it(
     assert gallery.get("/v1/galleries/g/items/both").status_code == 200
     with worker.database.session_scope() as session:
         assert missing_items(session, 1, 1) == []
+
+
+def test_a_rollback_that_would_lose_more_items_than_a_statement_has_parameters_names_the_first_ones(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
+    run_until(worker, gallery, upgrade_id, "live")
+    with worker.database.session_scope() as session:
+        session.execute(
+            text(
+                "INSERT INTO items (gallery_id, external_id, revision)"
+                " SELECT 1, 'late-' || number, 1000 + number FROM generate_series(1, 70000) AS number"
+            )
+        )
+        session.execute(text("UPDATE galleries SET revision = 71000, items = items + 70000"))
+
+    refused = gallery.post(f"/v1/upgrades/{upgrade_id}/rollback")
+
+    assert refused.status_code == 409
+    assert "lose 70000 item(s) that only the new generation has: 'late-1', 'late-2'," in refused.json()["detail"]
