@@ -1,8 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# How many processes run tests, each with servers of its own; a mark `xdist_group` keeps tests in one of them.
+PYTEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadgroup
 
-.PHONY: help demo serve test test-real-servers chaos bench paper lint format types openapi openapi-check lock dockerfile-check clean
+.PHONY: help demo serve test test-fast test-real-servers chaos bench paper lint format types openapi openapi-check lock dockerfile-check clean
 .DEFAULT_GOAL := help
 
 help: ## List every target
@@ -22,10 +25,13 @@ serve: $(VENV)/.installed ## Start everything embedded, data in ./data
 	$(BIN)/gallery-upgrade serve
 
 test: $(VENV)/.installed ## Run every test against embedded servers
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(PYTEST) $(PYTEST_OPTIONS)
+
+test-fast: $(VENV)/.installed ## Run the tests that need no server: under a minute
+	$(PYTEST) tests/unit $(PYTEST_OPTIONS)
 
 test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-server and a PostgreSQL over TCP
-	$(BIN)/python -m pytest tests/integration tests/end_to_end tests/chaos --servers=real --servers-required $(PYTEST_OPTIONS)
+	$(PYTEST) tests/integration tests/end_to_end tests/chaos --servers=real --servers-required $(PYTEST_OPTIONS)
 
 chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000 items (needs redis-server), the model at length
 	$(BIN)/python -m tests.chaos.storm $(CHAOS_OPTIONS)

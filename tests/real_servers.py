@@ -8,7 +8,6 @@ managed database, the extension is there already.
 import secrets
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +24,7 @@ from service.embedded.cluster import (
     servers_environment,
 )
 from service.embedded.processes import spawn, stop
-from tests.served import is_running
+from tests.served import free_port, is_running
 
 if TYPE_CHECKING:
     import subprocess
@@ -46,14 +45,6 @@ def missing_program() -> str | None:
     if shutil.which("redis-server") is None:
         return "redis-server is not on PATH (Debian: apt-get install redis-server)"
     return None
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class RealServers:

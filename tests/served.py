@@ -1,15 +1,20 @@
 """Running `gallery-upgrade serve` as a user would, and killing parts of it."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+
+# Below those that Linux gives to clients (`ip_local_port_range`): none takes one between a stop and a start.
+_PORTS = range(10_000, 32_768)
 
 
 class Served:
@@ -25,9 +30,7 @@ class Served:
         }
         self._environment = {**os.environ, **{f"GALLERY_{name.upper()}": value for name, value in settings.items()}}
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
     @property
@@ -69,6 +72,15 @@ class Served:
         """Return the pids of the supervisor's own children whose command line has `word`."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in children if word in command_line(int(pid))]
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback address that nobody listens on, drawn at random: others draw beside us."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def command_line(pid: int) -> str:

@@ -22,9 +22,8 @@ from service.settings import Settings
 from tests.chaos import dying
 from tests.chaos.small_gallery import SmallGallery, SweptWorker
 from tests.conftest import Servers, fresh_database, small_settings
-from tests.real_servers import free_port
 from tests.scenario import register_transformation, register_version, start_upgrade, state_of
-from tests.served import wait_for
+from tests.served import free_port, wait_for
 
 # Who dies: a worker that advances an upgrade from its plan (`advance`) or that was asked to cut it over (`switch`), or
 # an API that was asked for an action; at which point; in which state that leaves the upgrade, and in which one it ends.
@@ -80,6 +79,7 @@ STEPS: dict[str, tuple[State, dying.Step]] = {
 DEAD = 137
 LEASE_SECONDS = 0.3
 
+pytestmark = pytest.mark.xdist_group("deaths")
 _numbers = count(1)
 
 

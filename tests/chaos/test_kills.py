@@ -31,6 +31,7 @@ from tests.scenario import (
 from tests.served import Served, wait_for
 
 ITEMS = 6_000
+pytestmark = pytest.mark.xdist_group("deaths")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from tests.conftest import real_servers
 
 
 @pytest.mark.chaos
+@pytest.mark.xdist_group("deaths")
 @pytest.mark.parametrize("seed", [2])
 def test_a_storm_of_kills_loses_nothing_and_mixes_nothing(
     seed: int, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

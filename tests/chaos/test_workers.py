@@ -50,6 +50,7 @@ LEASE_SECONDS = 1.0
 TAKEN_OVER_SECONDS = 5.0  # after the lease: a sweep, and a machine that is busy
 NO_SUCH_UPGRADE = 10**6
 QUEUE = "gallery_upgrade"
+pytestmark = pytest.mark.xdist_group("deaths")
 
 _WAITING = """
 SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND wait_event = :wait_event

@@ -17,12 +17,12 @@ from service.embedded.supervisor import worker_command
 from service.settings import Settings
 from tests.conftest import Servers, fresh_database, small_settings
 from tests.networks import image_bytes
-from tests.real_servers import free_port
 from tests.scenario import create_upgradable_gallery, post_images, search
-from tests.served import wait_for
+from tests.served import free_port, wait_for
 
 FROM_ROWS = 12
 NEAR = 1e-2
+pytestmark = pytest.mark.xdist_group("two processes")
 
 
 @dataclass(frozen=True)

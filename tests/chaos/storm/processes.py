@@ -17,8 +17,8 @@ import psycopg
 from sqlalchemy import make_url
 
 from service.embedded.processes import spawn
-from tests.real_servers import RealServers, free_port
-from tests.served import command_line
+from tests.real_servers import RealServers
+from tests.served import command_line, free_port
 
 if TYPE_CHECKING:
     import subprocess

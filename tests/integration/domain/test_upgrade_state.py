@@ -33,6 +33,7 @@ from workers.app import WorkerParts, make_worker_parts
 from workers.throttle import Throttle
 from workers.upgrading import advance_upgrade
 
+pytestmark = pytest.mark.xdist_group("upgrade states")
 # One row per state: the state after each action, `same` where nothing changes because it is so already, and `409`.
 TABLE = """
 state        pause  resume       cancel    retry        cutover rollback    finalize  speed

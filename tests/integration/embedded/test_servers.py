@@ -21,6 +21,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from service.embedded.processes import Account, spawn
 from service.embedded.servers import DataFolderInUse, EmbeddedServerError, EmbeddedServers, ServerDied
 
+pytestmark = pytest.mark.xdist_group("embedded servers")
 _PROGRAMS = ("initdb", "postgres", "valkey-server")
 _OWNER = """
 import sys, time

@@ -15,6 +15,7 @@ from tests.milvus_lite import milvus_lite
 from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest, recall
 
 DIM = 16
+pytestmark = pytest.mark.xdist_group("index contract")
 
 Rows = dict[int, Vectors]
 Build = Callable[[Metric, Ids, Vectors], VectorIndex]  # of unique ids

@@ -15,6 +15,7 @@ from tests.unit.index.building import APPROXIMATE_KINDS, CODES, KINDS, built, bu
 from tests.unit.index.exhaustive import METRICS, all_distances, assert_finds_the_nearest, assert_is_nearest, recall
 
 Rows = dict[int, Vectors]
+pytestmark = pytest.mark.xdist_group("FAISS index")
 
 
 def some_vectors(count: int, dim: int, seed: int = 0) -> Vectors:
