@@ -8,21 +8,14 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from service.api.bodies import FILE, body_of
 from service.api.dependencies import Name, NamePath, PartsDependency
 from service.domain.gallery.imports import import_embeddings
 
 router = APIRouter(prefix="/galleries", tags=["embeddings"])
 
 _IN_MEMORY_BYTES = 16 * 2**20
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ("application/vnd.apache.arrow.stream", "application/vnd.apache.parquet")
-        },
-    }
-}
+_BODY = body_of(dict.fromkeys(("application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"), FILE))
 
 
 class ImportAnswer(BaseModel):

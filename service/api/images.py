@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NamePath, PartsDependency
 from service.api.uploads import UploadForm
 from service.domain.gallery.images import ImageUpload, ingest_images
@@ -42,26 +43,18 @@ class ImagesAnswer(BaseModel):
 
 
 _DESCRIPTIONS = TypeAdapter(list[ItemDescription])
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["files"],
-                    "properties": {
-                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "items": {
-                            "type": "string",
-                            "description": "JSON list of {id?, metadata?, label?}, one per file in file order",
-                        },
-                    },
-                }
-            }
+_FORM = body_of(
+    form_of(
+        {
+            "files": {"type": "array", "items": FILE},
+            "items": {
+                "type": "string",
+                "description": "JSON list of {id?, metadata?, label?}, one per file in file order",
+            },
         },
-    }
-}
+        required=["files"],
+    )
+)
 
 
 @router.post("/{name}/images", openapi_extra=_FORM)

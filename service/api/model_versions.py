@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.uploads import UploadForm, file_part, optional_file_part, refuse_other_parts, text_part
@@ -56,31 +57,22 @@ class ModelVersionView(BaseModel):
 
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-_FILE = {"type": "string", "format": "binary"}
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["name", "spec", "embedding_model"],
-                    "properties": {
-                        "name": {"type": "string"},
-                        "spec": {
-                            "type": "string",
-                            "contentMediaType": "application/json",
-                            "description": "JSON: embedding_dim, side_information_dim?, normalize?, preprocessing"
-                            " {size, resize?, crop?, mean, std, interpolation?}",
-                        },
-                        "embedding_model": _FILE,
-                        "side_information_model": _FILE,
-                    },
-                }
-            }
+_FORM = body_of(
+    form_of(
+        {
+            "name": {"type": "string"},
+            "spec": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "description": "JSON: embedding_dim, side_information_dim?, normalize?, preprocessing"
+                " {size, resize?, crop?, mean, std, interpolation?}",
+            },
+            "embedding_model": FILE,
+            "side_information_model": FILE,
         },
-    }
-}
+        required=["name", "spec", "embedding_model"],
+    )
+)
 
 
 def _view(version: ModelVersion) -> ModelVersionView:

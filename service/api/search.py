@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from starlette.datastructures import UploadFile
 
+from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
 from service.api.problems import MEDIA_TYPE
 from service.api.uploads import read_upload_form
@@ -134,22 +135,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "exclude_id": {"type": "string", "description": "an item that is left out"},
 }
 _BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        **_OPTIONS,
-                    },
-                }
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    },
+    **body_of({**form_of({"file": FILE, **_OPTIONS}, required=["file"]), "image/*": FILE}),
     "parameters": [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": "with a raw image body"}
         for name, schema in _OPTIONS.items()

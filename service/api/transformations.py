@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 
+from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
 from service.api.jobs import JobView, job_view
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
@@ -70,41 +71,23 @@ class NewTraining(BaseModel):
     options: TrainingOptions = TrainingOptions()
 
 
-_FILE = {"type": "string", "format": "binary"}
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["from_version", "to_version", "h"],
-                    "properties": {
-                        "from_version": {"type": "string"},
-                        "to_version": {"type": "string"},
-                        "h": _FILE,
-                        "g": _FILE,
-                    },
-                }
-            }
-        },
-    }
-}
+_TEXT = {"type": "string"}
+_FORM = body_of(
+    form_of(
+        {"from_version": _TEXT, "to_version": _TEXT, "h": FILE, "g": FILE},
+        required=["from_version", "to_version", "h"],
+    )
+)
 
 _NEW_TRAINING = NewTraining.model_json_schema()
 _NEW_TRAINING["properties"]["options"] = TrainingOptions.model_json_schema()
 del _NEW_TRAINING["$defs"]
-_TRAINING_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": _NEW_TRAINING},
-            "multipart/form-data": {
-                "schema": {**_NEW_TRAINING, "properties": {**_NEW_TRAINING["properties"], "pairs": _FILE}}
-            },
-        },
+_TRAINING_BODY = body_of(
+    {
+        "application/json": _NEW_TRAINING,
+        "multipart/form-data": {**_NEW_TRAINING, "properties": {**_NEW_TRAINING["properties"], "pairs": FILE}},
     }
-}
+)
 
 
 class NotJson(Unprocessable):

@@ -1,0 +1,17 @@
+"""What the OpenAPI document says of bodies that an endpoint reads itself, which FastAPI cannot see: forms and files."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+FILE: Schema = {"type": "string", "format": "binary"}
+
+
+def body_of(schemas: dict[str, Schema]) -> Schema:
+    """Return the `openapi_extra` of a body that is needed, from its schema by media type."""
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schemas[kind]} for kind in schemas}}}
+
+
+def form_of(properties: dict[str, Schema], required: list[str]) -> dict[str, Schema]:
+    """Return the schema of a multipart form, by its media type."""
+    return {"multipart/form-data": {"type": "object", "required": required, "properties": properties}}
