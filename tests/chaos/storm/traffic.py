@@ -83,9 +83,12 @@ class Writer:
         self._number = number
         self._client = client
         self._chance = chance
-        self._token = (number + 1) * _TOKENS_PER_WRITER
         prefix = f"{number}-"
         self._ids = [id_ for id_ in traffic.oracle.records if id_.startswith(prefix)]
+        # Tokens go on where the base ended: one that is used twice could stand for two writes of an item, and a refused
+        # one of them be taken for the other.
+        used = (write.token for id_ in self._ids for write in traffic.oracle.records[id_].ever)
+        self._token = max(used, default=(number + 1) * _TOKENS_PER_WRITER)
 
     def run(self) -> None:
         turns: tuple[Callable[[], None], ...] = (self.import_vectors, self.post_images, self.delete_items)
