@@ -1,6 +1,7 @@
-"""The FastAPI application: `create_app(settings)` makes the parts, starts the replicas and mounts the routers."""
+"""The FastAPI application: `create_app(settings)` mounts the routers; when it starts, it makes the parts and starts the
+replicas."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -72,7 +73,7 @@ def make_parts(settings: Settings) -> Parts:
     )
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = make_parts) -> FastAPI:
     """Return the application; it connects when it starts, not here."""
 
     @asynccontextmanager

@@ -23,14 +23,13 @@ from service.queue import Sender
 # What the database raises when it is away, does not answer, or when all connections to it are taken.
 AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _LOCK_POLL_SECONDS = 0.02
-_TRUSTED_SECONDS = 1.0  # a connection that was in use so short ago lives
 
 
-def create_database_engine(url: str, pool_size: int = 20) -> Engine:
+def create_database_engine(url: str, pool_size: int = 20, trusted_seconds: float = 1.0) -> Engine:
     """Return an engine on psycopg 3; a connection that died while idle is replaced, not raised.
 
-    Unlike with `pool_pre_ping`, one that was in use just before is not asked whether it lives, which takes a tenth of a
-    query's time.
+    Unlike with `pool_pre_ping`, one that was in use less than `trusted_seconds` ago is not asked whether it lives: that
+    takes a tenth of a query's time.
     """
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.split("://", 1)[1]
@@ -41,7 +40,7 @@ def create_database_engine(url: str, pool_size: int = 20) -> Engine:
         record.info["used"] = time.monotonic()
 
     def ping_idle(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
-        if time.monotonic() - record.info.get("used", math.inf) > _TRUSTED_SECONDS:
+        if time.monotonic() - record.info.get("used", math.inf) > trusted_seconds:
             try:
                 engine.dialect.do_ping(connection)
             except psycopg.Error as error:

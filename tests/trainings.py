@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from fastapi.testclient import TestClient
 
 from service.settings import Settings
 from tests.networks import image_bytes
+from tests.working import with_settings
 from workers.app import WorkerParts
 from workers.training import advance_training, scratch_folder
 
@@ -77,5 +77,5 @@ def check_refused(client: TestClient, settings: Settings, answer: httpx.Response
     assert files_of_trainings(settings) == []
 
 
-def one_epoch_a_slice(worker: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.settings, "task_slice_seconds", 0.0)
+def one_epoch_a_slice(worker: WorkerParts) -> WorkerParts:
+    return with_settings(worker, task_slice_seconds=0.0)

@@ -1,10 +1,18 @@
 """Working on upgrades as a worker process does, in the test's own thread."""
 
+from dataclasses import replace
+from typing import Any
+
 import httpx
 
 from tests.scenario import state_of
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
+
+
+def with_settings(worker: WorkerParts, **changes: Any) -> WorkerParts:
+    """Return the worker with other settings, for what it reads of them at each task."""
+    return replace(worker, settings=worker.settings.model_copy(update=changes))
 
 
 def run_until(worker: WorkerParts, client: httpx.Client, upgrade_id: int, state: str) -> None:

@@ -20,8 +20,6 @@ from service.index.protocol import VectorIndex
 Ids = NDArray[np.int64]
 events = logs.Events(__name__)
 
-_OPENING_SECONDS = 2.0
-
 
 @dataclass(frozen=True)
 class GenerationState:
@@ -106,9 +104,11 @@ class Replicas:
     file is loaded, and only then, memory holds two indexes of one generation.
     """
 
-    def __init__(self, source: GenerationSource, follow_every_seconds: float) -> None:
+    def __init__(self, source: GenerationSource, follow_every_seconds: float, opening_seconds: float = 2.0) -> None:
+        """`opening_seconds` is how long a request waits for another thread that loads what it needs."""
         self._source = source
         self._follow_every_seconds = follow_every_seconds
+        self._opening_seconds = opening_seconds
         self._galleries: dict[int, _GalleryReplica] = {}
         self._lock = threading.Lock()
         self._loaded = threading.Event()
@@ -305,7 +305,7 @@ class Replicas:
         It waits for nothing if nothing is to be loaded. If another thread is loading for long, it returns without.
         """
         wanted = [g.id for g in state.generations if every_generation or g.id == state.active_generation_id]
-        if all(id_ in replica.held for id_ in wanted) or not replica.opening.acquire(timeout=_OPENING_SECONDS):
+        if all(id_ in replica.held for id_ in wanted) or not replica.opening.acquire(timeout=self._opening_seconds):
             return False
         try:
             for generation_id in wanted:

@@ -8,7 +8,6 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
-import service.db
 from service.db import Database, create_database_engine
 from tests.fakes import RecordingQueue
 
@@ -29,10 +28,8 @@ def outside(database_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def test_connections_that_died_while_idle_are_replaced(
-    engine: Engine, outside: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service.db, "_TRUSTED_SECONDS", 0.0)
+def test_connections_that_died_while_idle_are_replaced(database_url: str, outside: psycopg.Connection) -> None:
+    engine = create_database_engine(database_url, trusted_seconds=0.0)
     with ExitStack() as stack:
         first = [stack.enter_context(engine.connect()) for _ in range(3)]
         before = {connection.scalar(text("SELECT pg_backend_pid()")) for connection in first}
@@ -45,6 +42,7 @@ def test_connections_that_died_while_idle_are_replaced(
     assert ended == [(True,)] * 3
     assert len(after) == 3
     assert before.isdisjoint(after)
+    engine.dispose()
 
 
 def test_reading_sees_what_others_commit_and_holds_no_transaction(engine: Engine, outside: psycopg.Connection) -> None:

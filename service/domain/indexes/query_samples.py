@@ -28,7 +28,6 @@ from service.settings import Settings
 
 events = logs.Events(__name__)
 
-_WRITE_EVERY_SECONDS = 10.0
 _KEPT = 100  # of a gallery and version between two writings
 _OF_ONE_REQUEST = 10  # so that one batch, of whatever it is, does not make a sample
 
@@ -56,16 +55,17 @@ class QuerySamples:
     """What this process adds to the samples, of `slots` queries each, with a thread of its own that writes; with no
     slots, no query is kept."""
 
-    def __init__(self, database: Database, slots: int) -> None:
+    def __init__(self, database: Database, slots: int, write_every_seconds: float = 10.0) -> None:
         self._database = database
         self._slots = slots
+        self._write_every_seconds = write_every_seconds
         self._lock = threading.Lock()
         self._kept: dict[tuple[int, int], _Reservoir] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._write_until_stopped, name="query-samples", daemon=True)
 
     def start(self) -> None:
-        """Remove what is beyond the slots; then write what is noted every 10 s. Both in the background."""
+        """Remove what is beyond the slots; then write what is noted every few seconds. Both in the background."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class QuerySamples:
         self._remove_beyond()
         is_last = False
         while not is_last:
-            is_last = self._stopping.wait(_WRITE_EVERY_SECONDS)
+            is_last = self._stopping.wait(self._write_every_seconds)
             if self._slots == 0:
                 self._remove_beyond()  # what a process with other settings has written since
             self.write()

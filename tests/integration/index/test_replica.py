@@ -21,11 +21,12 @@ from service.api.dependencies import Parts
 from service.app import create_app
 from service.domain.gallery.current_rows import read_current_rows, read_next_rows
 from service.domain.gallery.generations import get_stored_generation
-from service.domain.indexes.faiss_engine import FaissSource
 from service.domain.upgrade.cutover import request_cutover
 from service.index.replica import GenerationGone
 from service.settings import Settings
+from tests.fakes import Call, WatchedSource
 from tests.networks import image_bytes
+from tests.replicas import watched_parts
 from tests.scenario import create_gallery, post_images, register_transformation, register_version, search, start_upgrade
 from tests.served import wait_for
 from tests.working import run_until
@@ -40,6 +41,7 @@ class Follower:
 
     client: TestClient
     parts: Parts
+    source: WatchedSource
 
     def poll(self) -> None:
         """Do what its thread does at every interval."""
@@ -60,10 +62,10 @@ def first(client: TestClient) -> TestClient:
 
 @pytest.fixture
 def second(first: TestClient, settings: Settings) -> Iterator[Follower]:
-    app = create_app(settings.model_copy(update={"follow_every_seconds": 3600.0}))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    parts, source = watched_parts(settings.model_copy(update={"follow_every_seconds": 3600.0}))
+    with TestClient(create_app(settings, lambda _: parts), raise_server_exceptions=False) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
-        yield Follower(client, app.state.parts)
+        yield Follower(client, parts, source)
 
 
 def found(client: TestClient, seed: int = 0) -> list[str]:
@@ -197,22 +199,19 @@ def test_a_replica_that_missed_a_whole_upgrade_never_fails_a_query(
 
 
 def test_a_write_meets_a_generation_that_is_dropped_before_its_rows_are_read(
-    first: TestClient, second: Follower, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    first: TestClient, second: Follower, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(first, "v2", cutover="auto")
     run_until(worker, first, upgrade_id, "live")
     second.poll()
-    source = second.parts.replicas._source
-    states, dropped = source.galleries, threading.Event()
+    dropped = threading.Event()
 
-    def drop_after(*arguments: Any, **options: Any) -> Any:
-        found = states(*arguments, **options)
-        if not dropped.is_set():
+    def drop(call: Call) -> None:
+        if call == "galleries" and not dropped.is_set():
             dropped.set()
             assert first.post(f"/v1/upgrades/{upgrade_id}/finalize").is_success
-        return found
 
-    monkeypatch.setattr(source, "galleries", drop_after)
+    second.source.after = drop
     post_images(second.client, [20])
 
     assert dropped.is_set()
@@ -244,19 +243,18 @@ def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
 
 
 def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that_answers(
-    first: TestClient, second: Follower, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    first: TestClient, second: Follower, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(first, "v2", cutover="auto")
     run_until(worker, first, upgrade_id, "live")
-    opened, opening, may_open = FaissSource.open, threading.Event(), threading.Event()
+    opening, may_open = threading.Event(), threading.Event()
 
-    def late(*arguments: Any) -> Any:
-        opening.set()
-        may_open.wait(60)
-        return opened(*arguments)
+    def wait_before_opening(call: Call) -> None:
+        if call == "open":
+            opening.set()
+            may_open.wait(60)
 
-    monkeypatch.setattr(FaissSource, "open", late)
-    monkeypatch.setattr("service.index.replica._OPENING_SECONDS", 0.05)
+    second.source.before = wait_before_opening
     polling = threading.Thread(target=second.poll)
     polling.start()
     opening.wait(60)

@@ -1,5 +1,6 @@
 """A worker builds the index file that is due: one at a time, again after a failure, and not beside an upgrade."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.advisory_locks import AdvisoryLock
-from service.domain.gallery import current_rows
-from service.domain.gallery.current_rows import read_next_rows
 from service.domain.indexes import faiss_engine
+from service.domain.indexes.faiss_engine import FaissEngine
 from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.index import kinds
 from service.settings import Settings
+from tests.fakes import WatchedBlobs, WatchedEngine
 from tests.rebuilds import (
     FEWEST_QUERIES,
     ask,
@@ -124,17 +125,16 @@ def test_a_file_that_cannot_be_read_is_built_again(near_copies: NearCopies, work
 
 
 def test_one_that_fails_is_built_again_after_a_pause(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts, settings: Settings
 ) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(path: Path) -> None:
         raise OSError("the disk is full")
 
+    blobs = WatchedBlobs(settings.blob_location, written=fail)
     generation_id = due(worker)
     assert generation_id is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(faiss_engine, "save_index", fail)
-        with pytest.raises(OSError, match="the disk is full"):
-            rebuild_index(worker, generation_id)
+    with pytest.raises(OSError, match="the disk is full"):
+        rebuild_index(replace(worker, engine=FaissEngine(worker.database, blobs, settings)), generation_id)
     assert jobs(gallery) == [("index_build", "failed")]
     assert gallery.get("/v1/jobs/1").json()["error"] == "OSError: the disk is full"
 
@@ -162,19 +162,14 @@ def test_one_worker_builds_at_a_time_and_what_another_has_built_is_not_built_aga
 
 
 def test_a_build_gives_way_to_an_upgrade_and_is_begun_again_when_that_is_ready(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts
 ) -> None:
     upgrades: list[int] = []
-
-    def start_meanwhile(*arguments: Any) -> Any:
-        if not upgrades:
-            upgrades.append(start_upgrade(gallery, "v2", cutover="manual"))
-        return read_next_rows(*arguments)
-
+    engine = WatchedEngine(worker.engine, lambda: upgrades.append(start_upgrade(gallery, "v2", cutover="manual")))
     generation_id = due(worker)
     assert generation_id is not None
-    monkeypatch.setattr(current_rows, "read_next_rows", start_meanwhile)
-    rebuild_index(worker, generation_id)
+
+    rebuild_index(replace(worker, engine=engine), generation_id)
 
     assert jobs(gallery) == [("index_build", "cancelled")]
     assert row(worker, generation_id)["index_name"] is None
@@ -189,17 +184,15 @@ def test_a_build_gives_way_to_an_upgrade_and_is_begun_again_when_that_is_ready(
 
 
 def test_a_gallery_deleted_in_the_middle_of_a_build_ends_it_and_leaves_no_file(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts
 ) -> None:
-    def delete_meanwhile(*arguments: Any) -> Any:
-        gallery.delete("/v1/galleries/g")
-        return read_next_rows(*arguments)
-
     generation_id = due(worker)
     assert generation_id is not None
-    monkeypatch.setattr(current_rows, "read_next_rows", delete_meanwhile)
+    deleted: list[int] = []
+    engine = WatchedEngine(worker.engine, lambda: deleted.append(gallery.delete("/v1/galleries/g").status_code))
 
-    rebuild_index(worker, generation_id)
+    rebuild_index(replace(worker, engine=engine), generation_id)
 
+    assert deleted == [204]
     assert due(worker) is None  # and the sweep has been round
     assert worker.blobs.list_files("indexes") == []

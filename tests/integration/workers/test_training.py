@@ -18,8 +18,17 @@ from service.settings import Settings
 from tests.paired_vectors import paired_columns, parquet
 from tests.scenario import create_gallery, import_vectors, register_version, start_upgrade
 from tests.served import wait_for
-from tests.trainings import QUICK, begin, files_of_trainings, finish, job_of, one_epoch_a_slice, train, write_images
-from tests.working import run_until
+from tests.trainings import (
+    QUICK,
+    begin,
+    files_of_trainings,
+    finish,
+    job_of,
+    one_epoch_a_slice,
+    train,
+    write_images,
+)
+from tests.working import run_until, with_settings
 from workers.app import WorkerParts, make_worker_parts
 from workers.training import advance_training
 
@@ -93,10 +102,9 @@ def test_the_embeddings_of_versions_that_normalise_are_normalised(client: TestCl
 
 
 def test_images_in_class_folders_or_in_parquet_are_encoded_by_both_versions(
-    versions: TestClient, worker: WorkerParts, datasets: Path, monkeypatch: pytest.MonkeyPatch
+    versions: TestClient, worker: WorkerParts, datasets: Path
 ) -> None:
-    monkeypatch.setattr(worker.settings, "encode_batch_items", 32)
-    monkeypatch.setattr(worker.settings, "task_slice_seconds", 0.0)  # every step in a slice of its own
+    worker = with_settings(worker, encode_batch_items=32, task_slice_seconds=0.0)  # every step in a slice of its own
     images = write_images(datasets / "photos")
     columns = {"label": [label for label, _ in images], "image": [{"bytes": data, "path": "x"} for _, data in images]}
     pq.write_table(pa.table(columns), datasets / "photos.parquet", row_group_size=50)
@@ -132,9 +140,9 @@ def test_pairs_in_a_dataset_train_the_same_h_as_uploaded_ones(
 
 
 def test_a_cancel_in_the_middle_of_a_slice_ends_it(
-    versions: TestClient, worker: WorkerParts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    versions: TestClient, worker: WorkerParts, settings: Settings
 ) -> None:
-    monkeypatch.setattr(worker.settings, "task_slice_seconds", 60.0)
+    worker = with_settings(worker, task_slice_seconds=60.0)
     job_id = begin(versions, parquet(paired_columns()), options=QUICK | {"epochs": 10_000})
 
     with ThreadPoolExecutor(1) as thread:
@@ -185,26 +193,23 @@ def prefix_of(worker: WorkerParts, job_id: int) -> str:
         return prefix
 
 
-def test_two_workers_at_once_train_once(
-    versions: TestClient, worker: WorkerParts, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one_epoch_a_slice(worker, monkeypatch)
+def test_two_workers_at_once_train_once(versions: TestClient, worker: WorkerParts, settings: Settings) -> None:
     pairs = parquet(paired_columns())
     job_id = begin(versions, pairs)
     other = make_worker_parts(settings, celery_application(settings))
+    both = (one_epoch_a_slice(worker), one_epoch_a_slice(other))
 
     def work(parts: WorkerParts) -> None:
         while job_of(versions, job_id)["state"] in ("queued", "running"):
             advance_training(parts, job_id)
 
     with ThreadPoolExecutor(2) as threads:
-        for working in [threads.submit(work, parts) for parts in (worker, other)]:
+        for working in [threads.submit(work, parts) for parts in both]:
             working.result(60)
 
     job = job_of(versions, job_id)
     assert (job["state"], job["error"]) == ("succeeded", None)
     assert len(versions.get("/v1/transformations").json()["items"]) == 1
-    monkeypatch.undo()
     alone = train(versions, worker, pairs)
     trained = versions.get(f"/v1/transformations/{job['result']['transformation']}").json()
     assert trained["h_digest"] == alone["h_digest"]

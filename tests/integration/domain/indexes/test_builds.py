@@ -1,21 +1,17 @@
 """Index builds of an upgrade: cancelled in the middle, beside writes, and the kind that is built."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
-from sqlalchemy.orm import Session
 
-from service.domain.gallery import current_rows
-from service.domain.gallery.current_rows import read_next_rows
 from service.domain.gallery.generations import get_stored_generation
-from service.domain.indexes import builds as index_builds
 from service.domain.indexes.query_samples import sample_rows
-from service.domain.jobs import BuildProgress, record_progress
+from tests.fakes import WatchedEngine
 from tests.networks import image_bytes
 from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
 from tests.served import wait_for
@@ -32,21 +28,17 @@ def gallery(client: TestClient) -> TestClient:
     return client
 
 
-def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(gallery: TestClient, worker: WorkerParts) -> None:
     upgrade_id = start_upgrade(gallery, "v2")
     cancelled: list[Future[Any]] = []
 
-    def cancel_meanwhile(session: Session, job_id: int, progress: BuildProgress) -> bool:
-        if not cancelled:
-            cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
-            wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")
-        return record_progress(session, job_id, progress)
+    def cancel() -> None:
+        cancelled.append(threads.submit(gallery.post, f"/v1/upgrades/{upgrade_id}/cancel"))
+        wait_for(lambda: state_of(gallery, upgrade_id) == "cancelled")
 
-    monkeypatch.setattr(index_builds, "record_progress", cancel_meanwhile)
+    watched = replace(worker, engine=WatchedEngine(worker.engine, cancel))
     with ThreadPoolExecutor() as threads:
-        while advance_upgrade(worker, upgrade_id):
+        while advance_upgrade(watched, upgrade_id):
             pass
         answer = cancelled[0].result(timeout=30)
 
@@ -56,22 +48,18 @@ def test_a_cancel_in_the_middle_of_an_index_build_ends_the_build(
 
 
 def test_what_is_written_while_an_index_is_built_is_found_after_the_cutover(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts
 ) -> None:
     upgrade_id = start_upgrade(gallery, "v2", cutover="auto")
-    reads = count()
 
-    def write_after_the_first(*arguments: Any) -> Any:
-        if next(reads) == 1:
-            for name, seed in (("image-1.png", 31), ("image-18.png", 48)):
-                assert gallery.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(seed)))]).is_success
-            post_images(gallery, [50])
-            for name in ("image-0.png", "image-19.png"):
-                assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
-        return read_next_rows(*arguments)
+    def write() -> None:
+        for name, seed in (("image-1.png", 31), ("image-18.png", 48)):
+            assert gallery.post("/v1/galleries/g/images", files=[("files", (name, image_bytes(seed)))]).is_success
+        post_images(gallery, [50])
+        for name in ("image-0.png", "image-19.png"):
+            assert gallery.delete(f"/v1/galleries/g/items/{name}").status_code == 204
 
-    monkeypatch.setattr(current_rows, "read_next_rows", write_after_the_first)
-    run_until(worker, gallery, upgrade_id, "live")
+    run_until(replace(worker, engine=WatchedEngine(worker.engine, write)), gallery, upgrade_id, "live")
 
     wait_for(lambda: search(gallery, 1)["model_version"] == "v2")
     names = {f"image-{number}.png" for number in [*range(1, 19), 50]}

@@ -7,25 +7,19 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
-from service.domain.gallery import current_rows
-from service.domain.gallery.current_rows import read_next_rows
-from service.domain.indexes import faiss_engine
-from service.domain.indexes.faiss_engine import FaissSource
-from service.index.files import save_index
-from service.index.kinds import BuiltIndex
-from service.index.protocol import Ids
-from service.index.replica import ServedGeneration
+from service.domain.indexes.faiss_engine import FaissEngine, FaissSource
 from service.settings import Settings
+from tests.fakes import Call, WatchedBlobs, WatchedEngine, WatchedSource
 from tests.rebuilds import (
     FROM_ROWS,
     create_gallery_with_rows_for_a_file,
@@ -42,6 +36,7 @@ from tests.rebuilds import (
     served,
     soon_due,
 )
+from tests.replicas import watched_parts
 from tests.scenario import post_images, search
 from tests.served import wait_for
 from workers.app import WorkerParts
@@ -58,6 +53,15 @@ def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
 def gallery(client: TestClient) -> TestClient:
     create_gallery_with_rows_for_a_file(client)
     return client
+
+
+@pytest.fixture
+def source(settings: Settings) -> Iterator[tuple[TestClient, WatchedSource]]:
+    """The client of such a gallery, and the source that its replicas read."""
+    parts, source = watched_parts(settings)
+    with TestClient(create_app(settings, lambda _: parts)) as client:
+        create_gallery_with_rows_for_a_file(client)
+        yield client, source
 
 
 @pytest.mark.parametrize("settings", [{"blob_url": f"memory://{uuid.uuid4().hex}"}], indirect=True)
@@ -113,9 +117,9 @@ def test_a_rebuild_folds_tail_and_tombstones_in_and_changes_no_answer(
 
 
 def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_and_stays(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    source: tuple[TestClient, WatchedSource], worker: WorkerParts
 ) -> None:
-    open_file, follow = FaissSource.open_file, FaissSource.follow
+    gallery, watched = source
     rounds = iter(range(60, 99))
     written: set[str] = set()
     deleted: set[str] = set()
@@ -136,28 +140,16 @@ def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_an
         everything = {f"image-{number}.png" for number in range(FROM_ROWS)} - deleted | written
         assert set(found(gallery)) == everything
 
-    def write_and_read(*arguments: Any) -> Any:
-        if not written:
-            write()
-        return read_next_rows(*arguments)
+    def write_between(call: Call) -> None:
+        if threading.current_thread().name == "loading":
+            if call == "open_file" and len(written) == 1:
+                write()  # the file is loaded, and the old index serves
+            elif call == "follow" and len(written) == 2:
+                write()  # the first pass of the file has read its changes, and the swap is still to come
 
-    def open_and_write(*arguments: Any) -> ServedGeneration | None:
-        opened = open_file(*arguments)
-        if threading.current_thread().name == "loading" and opened is not None and len(written) == 1:
-            write()  # the file is loaded, and the old index serves
-        return opened
-
-    def write_between(source: FaissSource, following: ServedGeneration) -> Ids:
-        pending = follow(source, following)
-        if threading.current_thread().name == "loading" and len(written) == 2:
-            write()  # the first pass of the file has read its changes, and the swap is still to come
-        return pending
-
-    monkeypatch.setattr(current_rows, "read_next_rows", write_and_read)
-    monkeypatch.setattr(FaissSource, "open_file", open_and_write)
-    monkeypatch.setattr(FaissSource, "follow", write_between)
+    watched.after = write_between
     before = served(gallery).index
-    rebuild(worker, gallery)
+    rebuild(replace(worker, engine=WatchedEngine(worker.engine, write)), gallery)
 
     assert len(written) == 3
     assert served(gallery).index is not before
@@ -210,9 +202,9 @@ def test_a_file_that_is_damaged_is_left_alone_and_the_old_index_goes_on(
     before = served(gallery).index
     post_images(gallery, range(20, 30))
     let_jobs_rest(worker, 60)
-    damage = damaging(settings)
+    blobs = WatchedBlobs(settings.blob_location, written=lambda path: path.write_bytes(path.read_bytes()[:-100]))
 
-    damage(lambda: rebuild(worker, gallery))
+    rebuild(replace(worker, engine=FaissEngine(worker.database, blobs, settings)), gallery)
     post_images(gallery, [40])
 
     assert served(gallery).index is before
@@ -220,42 +212,25 @@ def test_a_file_that_is_damaged_is_left_alone_and_the_old_index_goes_on(
     assert len(found(gallery)) == 21
 
 
-def damaging(settings: Settings) -> Callable[[Callable[[], None]], None]:
-    """Return what runs a build with the file cut short before anybody loads it."""
-
-    def run(build: Callable[[], None]) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-
-            def save_half(built: BuiltIndex, path: Path) -> str:
-                digest = save_index(built, path)
-                path.write_bytes(path.read_bytes()[:-100])
-                return digest
-
-            patch.setattr(faiss_engine, "save_index", save_half)
-            build()
-
-    return run
-
-
 def test_a_file_that_is_replaced_while_it_is_about_to_be_loaded_costs_a_second_look_and_no_rows(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts
 ) -> None:
     rebuild(worker, gallery)
     post_images(gallery, range(20, 30))
     let_jobs_rest(worker, 60)
     parts = gallery.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
-    fetch = parts.blobs.fetch_file
+    wanted: list[str] = []
 
-    def rebuild_first(*arguments: Any) -> Path:
-        monkeypatch.setattr(parts.blobs, "fetch_file", fetch)
-        rebuild_index(worker, 1)
-        path: Path = fetch(*arguments)
-        return path
+    def rebuild_first(name: str) -> None:
+        wanted.append(name)
+        if len(wanted) == 1:
+            rebuild_index(worker, 1)
 
-    monkeypatch.setattr(parts.blobs, "fetch_file", rebuild_first)
-    source = FaissSource(parts.database, parts.blobs, parts.search.encoders, parts.settings)
+    blobs = WatchedBlobs(parts.settings.blob_location, wanted=rebuild_first)
+    source = FaissSource(parts.database, blobs, parts.search.encoders, parts.settings)
     opened = source.open_file(1, 1)
 
+    assert len(wanted) == 2
     assert opened is not None
     assert opened.index_sha256 == row(worker, 1)["index_sha256"]
     assert len(opened.index) == 20

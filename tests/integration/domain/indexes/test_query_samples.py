@@ -11,7 +11,6 @@ from sqlalchemy import make_url, text
 
 from service.db import Database, create_database_engine
 from service.domain.gallery.galleries import create_gallery, delete_gallery
-from service.domain.indexes import query_samples
 from service.domain.indexes.query_samples import QuerySamples, fewest_queries, read_query_sample
 from service.domain.registry import delete_version
 from service.index.protocol import Vectors
@@ -106,11 +105,8 @@ def test_of_a_large_batch_only_some_are_kept_drawn_from_all(database: Database) 
     assert max(drawn) > 100
 
 
-def test_a_process_that_keeps_none_removes_what_others_write(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(query_samples, "_WRITE_EVERY_SECONDS", 0.05)
-    none, other = QuerySamples(database, slots=0), QuerySamples(database, slots=10)
+def test_a_process_that_keeps_none_removes_what_others_write(database: Database) -> None:
+    none, other = QuerySamples(database, slots=0, write_every_seconds=0.05), QuerySamples(database, slots=10)
     none.start()
     try:
         for _ in range(2):
@@ -297,10 +293,9 @@ def test_a_gallery_is_deleted_while_its_queries_are_written(
 
 
 def test_an_outage_of_the_database_costs_what_was_to_be_written_and_a_line_in_the_log(
-    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(query_samples, "_WRITE_EVERY_SECONDS", 0.05)
-    samples = QuerySamples(database, slots=1_000)
+    samples = QuerySamples(database, slots=1_000, write_every_seconds=0.05)
     samples.start()
     note_each(samples, 1, 1, numbered(0, 1))
     wait_for(lambda: numbers(kept(database)) == [0])

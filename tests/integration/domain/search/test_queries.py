@@ -1,16 +1,15 @@
 """What a search finds: within a distance, without an item, by items, and in which generation."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from unittest.mock import Mock
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.domain.upgrade.cutover import request_cutover
-from service.index.faiss_index import FaissIndex
-from service.index.replica import NotServed, Replicas
+from tests.fakes import UnloadedReplicas, WatchedIndex
 from tests.items import check_same, embedding_of, found
 from tests.networks import image_bytes
 from tests.problems import check_problem
@@ -284,40 +283,32 @@ def test_an_image_and_its_vector_get_the_same_answer(gallery: TestClient) -> Non
     assert found(by_image[0])[0] == "image-3.png"
 
 
-def test_an_answer_says_no_later_revision_than_it_was_searched_at(
-    gallery: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    searched, before = FaissIndex.search, gallery.get("/v1/galleries/g").json()["revision"]
+def test_an_answer_says_no_later_revision_than_it_was_searched_at(gallery: TestClient) -> None:
+    before = gallery.get("/v1/galleries/g").json()["revision"]
+    parts: Parts = gallery.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    served = parts.replicas.active(1, 1)
+    served.index = WatchedIndex(served.index, after_search=lambda: post_images(gallery, [20]))
 
-    def search_and_write(*arguments: Any) -> Any:
-        found = searched(*arguments)
-        post_images(gallery, [20])
-        return found
-
-    monkeypatch.setattr(FaissIndex, "search", search_and_write)
     answer = search(gallery, 20, k=50)
 
     assert "image-20.png" not in [neighbor["id"] for neighbor in answer["neighbors"]]
     assert answer["revision"] == before
 
 
-def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(client: TestClient) -> None:
     register_version(client, "v1")
     create_gallery(client)
     post_images(client, range(3))
-    replicas: Replicas = client.app.state.parts.replicas  # type: ignore[attr-defined]  # Starlette's state is untyped
-    active, misses = replicas.active, iter([True, True])
-
-    def sometimes(*arguments: Any) -> Any:
-        if next(misses, False):
-            raise NotServed
-        return active(*arguments)
-
-    monkeypatch.setattr(replicas, "active", sometimes)
-    assert search(client, 1)["neighbors"][0]["id"] == "image-1.png"
-
-    monkeypatch.setattr(replicas, "active", Mock(side_effect=NotServed))
+    let_searches_miss(client, 2)
+    answer = search(client, 1)
+    let_searches_miss(client, 1_000)
     refused = client.post("/v1/galleries/g/search/vectors", json={"vectors": [[0.0] * 6], "k": 1})
+
+    assert answer["neighbors"][0]["id"] == "image-1.png"
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def let_searches_miss(client: TestClient, times: int) -> None:
+    parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    replicas = UnloadedReplicas(parts.engine.follow(parts.search.encoders), times)
+    client.app.state.parts = replace(parts, search=replace(parts.search, replicas=replicas))  # type: ignore[attr-defined]

@@ -1,12 +1,14 @@
 """The files of a training: another machine goes on from them, and they are removed when nothing needs them."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from fastapi.testclient import TestClient
 
+from service.db import Database
 from service.queue import celery_application
 from service.settings import Settings
+from tests.fakes import RecordingQueue
 from tests.paired_vectors import paired_columns, parquet
 from tests.trainings import begin, files_of_trainings, finish, job_of, one_epoch_a_slice, train
 from workers.app import WorkerParts, make_worker_parts
@@ -15,19 +17,18 @@ from workers.training import advance_training, scratch_folder
 
 
 def test_another_machine_goes_on_from_the_blob_store(
-    versions: TestClient, worker: WorkerParts, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versions: TestClient, worker: WorkerParts, settings: Settings, tmp_path: Path
 ) -> None:
-    one_epoch_a_slice(worker, monkeypatch)
+    hurried = one_epoch_a_slice(worker)
     pairs = parquet(paired_columns())
     job_id = begin(versions, pairs)
     for _ in range(10):
-        assert advance_training(worker, job_id)
-    elsewhere = settings.model_copy(update={"data": tmp_path / "elsewhere", "blob_url": settings.blob_location})
+        assert advance_training(hurried, job_id)
+    elsewhere = hurried.settings.model_copy(update={"data": tmp_path / "elsewhere", "blob_url": settings.blob_location})
     other = make_worker_parts(elsewhere, celery_application(elsewhere))
 
     assert advance_training(other, job_id)
     progress = job_of(versions, job_id)["progress"]["training_h"]["done"]
-    monkeypatch.undo()
     transformation = finish(versions, worker, job_id)
 
     assert progress == 11
@@ -36,17 +37,16 @@ def test_another_machine_goes_on_from_the_blob_store(
 
 
 def test_the_sweep_nudges_a_training_and_removes_what_no_training_needs(
-    versions: TestClient, worker: WorkerParts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    versions: TestClient, worker: WorkerParts, settings: Settings
 ) -> None:
     job_id = begin(versions, parquet(paired_columns()))
-    sent: list[tuple[str, tuple[int, ...]]] = []
-    monkeypatch.setattr(worker.database.queue, "send", lambda name, *arguments: sent.append((name, arguments)))
+    queue = RecordingQueue()
     kept = files_of_trainings(settings)
     (settings.data / "blobs" / "trainings" / "0123.rows-0-1-1").write_bytes(b"of a request that failed")
     scratch_folder(settings).mkdir(exist_ok=True)
     (scratch_folder(settings) / "0123.h").write_bytes(b"of a training that ended")
 
-    sweep(worker)
+    sweep(replace(worker, database=Database(worker.database.engine, queue)))
 
-    assert ("workers.advance_training", (job_id,)) in sent
+    assert ("workers.advance_training", (job_id,)) in queue.sent
     assert files_of_trainings(settings) == kept

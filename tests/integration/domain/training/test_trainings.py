@@ -1,8 +1,8 @@
 """A training as a job: refused, cancelled, failed."""
 
-import pytest
 from fastapi.testclient import TestClient
 
+from service.app import create_app
 from service.settings import Settings
 from tests.paired_vectors import paired_columns, parquet
 from tests.scenario import register_version
@@ -11,20 +11,17 @@ from workers.app import WorkerParts
 from workers.training import advance_training
 
 
-def test_more_rows_than_memory_allows_are_refused(
-    versions: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(settings, "max_training_bytes", 10_000)
-
-    answer = ask(versions, parquet(paired_columns()))
+def test_more_rows_than_memory_allows_are_refused(versions: TestClient, settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"max_training_bytes": 10_000}))) as small:
+        answer = ask(small, parquet(paired_columns()))
 
     check_refused(versions, settings, answer, 413, "a training may take 10000")
 
 
 def test_a_cancelled_training_registers_nothing_and_leaves_nothing(
-    versions: TestClient, worker: WorkerParts, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    versions: TestClient, worker: WorkerParts, settings: Settings
 ) -> None:
-    one_epoch_a_slice(worker, monkeypatch)
+    worker = one_epoch_a_slice(worker)
     job_id = begin(versions, parquet(paired_columns()))
     for _ in range(3):
         assert advance_training(worker, job_id)

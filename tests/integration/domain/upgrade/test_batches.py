@@ -1,6 +1,7 @@
 """Batches of an upgrade: their size, retries, rests after failures, outages and poisoned items."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from service.db import Database
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.upgrade import batches, catch_up
 from service.domain.upgrade.upgrades import get_upgrade
+from tests.fakes import WatchedNetworks
 from tests.networks import transformation, transformation_bytes
 from tests.scenario import DIMS, import_vectors, search, start_upgrade
 from tests.working import run_until
@@ -35,20 +37,21 @@ def test_a_batch_has_fewer_items_where_rows_are_wide(
     assert sizes == [3, 3, 3, 3, 3, 3, 2]
 
 
-def test_a_failing_batch_is_tried_again_and_others_go_on(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    transform, failures = worker.networks.transform, iter(["first", "second"])
+def watched(worker: WorkerParts, before_transforming: Callable[[], object]) -> WorkerParts:
+    networks = WatchedNetworks(worker.database, worker.blobs, worker.settings, before_transforming)
+    return replace(worker, networks=networks)
 
-    def sometimes(*arguments: Any) -> Any:
+
+def test_a_failing_batch_is_tried_again_and_others_go_on(gallery: TestClient, worker: WorkerParts) -> None:
+    failures = iter(["first", "second"])
+
+    def fail_twice() -> None:
         if next(failures, None):
             raise RuntimeError("the device fell off")
-        return transform(*arguments)
 
-    monkeypatch.setattr(worker.networks, "transform", sometimes)
     upgrade_id = start_upgrade(gallery, "v2")
 
-    run_until(worker, gallery, upgrade_id, "ready")
+    run_until(watched(worker, fail_twice), gallery, upgrade_id, "ready")
 
     with worker.database.session_scope() as session:
         attempts = session.scalars(text("SELECT attempts FROM upgrade_batches ORDER BY attempts")).all()
@@ -56,11 +59,11 @@ def test_a_failing_batch_is_tried_again_and_others_go_on(
 
 
 def test_an_outage_of_the_database_is_not_an_attempt(
-    gallery: TestClient, worker: WorkerParts, database: Database, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts, database: Database
 ) -> None:
-    transform, outages = worker.networks.transform, iter(range(6))  # more than a batch has attempts
+    outages = iter(range(6))  # more than a batch has attempts
 
-    def cut_off(*arguments: Any) -> Any:
+    def cut_off() -> None:
         if next(outages, None) is not None:
             with database.session_scope() as session:
                 session.execute(
@@ -69,27 +72,23 @@ def test_an_outage_of_the_database_is_not_an_attempt(
                         " AND datname = current_database() AND state = 'idle in transaction'"
                     )
                 )
-        return transform(*arguments)
 
-    monkeypatch.setattr(worker.networks, "transform", cut_off)
     upgrade_id = start_upgrade(gallery, "v2")
 
-    run_until(worker, gallery, upgrade_id, "ready")
+    run_until(watched(worker, cut_off), gallery, upgrade_id, "ready")
 
     with worker.database.session_scope() as session:
         assert set(session.scalars(text("SELECT attempts FROM upgrade_batches"))) == {1}
 
 
 def test_a_batch_that_always_fails_stops_the_upgrade_with_its_reason_and_retry_goes_on(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
+    gallery: TestClient, worker: WorkerParts
 ) -> None:
-    def always(*arguments: Any) -> Any:
+    def fail() -> None:
         raise RuntimeError("the device fell off")
 
     upgrade_id = start_upgrade(gallery, "v2")
-    with monkeypatch.context() as patched:
-        patched.setattr(worker.networks, "transform", always)
-        run_until(worker, gallery, upgrade_id, "failed")
+    run_until(watched(worker, fail), gallery, upgrade_id, "failed")
 
     failed = gallery.get(f"/v1/upgrades/{upgrade_id}").json()
     assert "the device fell off" in failed["error"]

@@ -1,6 +1,5 @@
 """What changed after the main pass: found by revision, caught up, and rows of deleted items removed."""
 
-import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
@@ -8,7 +7,7 @@ from service.domain.upgrade.catch_up import verify
 from service.domain.upgrade.upgrades import get_upgrade
 from tests.rows import all_rows
 from tests.scenario import import_vectors, post_images, start_upgrade
-from tests.working import run_until
+from tests.working import run_until, with_settings
 from workers.app import WorkerParts
 
 
@@ -30,10 +29,8 @@ def test_the_cutover_looks_only_at_what_changed_since_the_verified_revision(
     assert (behind.items, behind.changes) == (1, 2)
 
 
-def test_more_changes_than_a_cutover_may_look_at_are_caught_up_first(
-    gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker.settings, "cutover_max_changes", 3)
+def test_more_changes_than_a_cutover_may_look_at_are_caught_up_first(gallery: TestClient, worker: WorkerParts) -> None:
+    worker = with_settings(worker, cutover_max_changes=3)
     upgrade_id = start_upgrade(gallery, "v2")
     run_until(worker, gallery, upgrade_id, "ready")
     import_vectors(gallery, [f"late-{number}" for number in range(8)])
