@@ -83,4 +83,5 @@ def test_the_nearest_are_the_first_of_a_full_sort_by_distance_and_id(k: int, of_
 def test_norms_become_one_whatever_their_size_and_a_zero_vector_stays() -> None:
     vectors = np.array([[3, 4], [3e30, 4e30], [3e-20, 4e-20], [0, 0]], np.float32)
 
-    np.testing.assert_allclose(normalized(vectors), [[0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-6)
+    expected = np.array([[0.6, 0.8], [0.6, 0.8], [0.6, 0.8], [0, 0]], np.float32)
+    np.testing.assert_allclose(normalized(vectors), expected, rtol=1e-6)
