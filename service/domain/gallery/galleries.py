@@ -155,4 +155,4 @@ def delete_gallery(session: Session, name: str) -> int:
 
 def gallery_names(session: Session) -> dict[int, str]:
     """Return every gallery's name by its id."""
-    return dict(session.execute(select(Gallery.id, Gallery.name)).tuples().all())
+    return {row.id: row.name for row in session.execute(select(Gallery.id, Gallery.name))}

@@ -196,7 +196,7 @@ def _item_ids(session: Session, gallery_name: str, gallery_id: int, external_ids
     query = select(Item.external_id, Item.id).where(
         Item.gallery_id == gallery_id, Item.external_id.in_(external_ids), Item.deleted_at.is_(None)
     )
-    ids = dict(session.execute(query).tuples().all())
+    ids: dict[str, int] = {row.external_id: row.id for row in session.execute(query)}
     for external_id in external_ids:
         if external_id not in ids:
             raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
