@@ -45,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--servers-required", action="store_true", help="fail, not skip, where real servers cannot start")
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Let no test's draws depend on which other tests ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("servers")

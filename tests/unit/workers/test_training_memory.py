@@ -2,6 +2,8 @@
 
 from itertools import count
 
+import pytest
+
 from workers.training_memory import TrainingMemory
 
 
@@ -51,9 +53,7 @@ def test_what_cannot_be_made_is_tried_again() -> None:
             raise OSError("the disk is away")
         return "rows"
 
-    try:
+    with pytest.raises(OSError, match="the disk is away"):
         memory.keep("0123", "rows", fail_first)
-    except OSError:
-        again = memory.keep("0123", "rows", fail_first)
 
-    assert again == "rows"
+    assert memory.keep("0123", "rows", fail_first) == "rows"
