@@ -158,7 +158,7 @@ def test_queries_together_share_batches_and_find_what_they_find_alone(app: FastA
     for answer, expected in zip(together, alone, strict=True):
         check_same(answer, expected)
     assert sum(encoders.batches) == 24
-    assert len(encoders.batches) < 24  # how many share one depends on when the machine lets their threads run
+    assert len(encoders.batches) < 12
 
 
 @pytest.mark.parametrize("app", [{"query_batch_images": 4}], indirect=True)
