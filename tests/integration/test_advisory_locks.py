@@ -48,7 +48,8 @@ def waiting(database: Database) -> int:
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
     with database.reading() as connection:
-        return connection.execute(text(query)).scalar_one()
+        count: int = connection.execute(text(query)).scalar_one()
+        return count
 
 
 def test_every_lock_has_a_number_of_its_own() -> None:
