@@ -159,7 +159,7 @@ class Generation(Base):
     """A gallery's embeddings and side-information under one model version.
 
     `state`: `building` (an open upgrade derives it), `complete` (active, or kept for rollback), `dropped` (no table).
-    `has_side_information` says whether its rows carry ψ. The `index_*` columns name its index file, if one was built:
+    `has_side_information` says whether its rows carry ψ. The `index_*` columns name its index, if one was built:
     it holds every row that was current when the gallery was at `index_revision`.
     """
 

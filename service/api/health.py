@@ -39,7 +39,7 @@ def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
     upgrades = Gauge("gallery_upgrades", "Upgrades by state", ["state"], registry=registry)
     for state, count in count_upgrades(session).items():
         upgrades.labels(state).set(count)
-    batches = Gauge("gallery_upgrade_batches", "Batches of unfinished upgrades by state", ["state"], registry=registry)
+    batches = Gauge("gallery_upgrade_batches", "Batches of upgrades by state", ["state"], registry=registry)
     for state, count in count_batches(session).items():
         batches.labels(state).set(count)
     vectors = Gauge(

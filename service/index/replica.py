@@ -49,7 +49,7 @@ class GenerationGone(LookupError):
 
 
 class GenerationSource(Protocol):
-    """Where replicas read rows; every call sees one snapshot, and may raise `GenerationGone`."""
+    """Where replicas read rows; every call may raise `GenerationGone`."""
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return the state of every gallery, or of one."""

@@ -114,15 +114,18 @@ def live_ids(session: Session, gallery_id: int) -> Ids:
     return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)
 
 
-_WITHOUT_CURRENT_ROW = """
-FROM items i WHERE i.gallery_id = :gallery_id AND i.revision > :after AND i.deleted_at IS NULL AND {lacks_current}
-"""
+def items_lacking_current(table: str) -> str:
+    """Return the SQL that follows FROM for a gallery's live items, as `i`, that changed after the revision `:after` and
+    have no current row in a generation's table."""
+    return (
+        "items i WHERE i.gallery_id = :gallery_id AND i.revision > :after AND i.deleted_at IS NULL"
+        f" AND {lacks_current(table)}"
+    )
 
 
 def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
     """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
-    condition = _WITHOUT_CURRENT_ROW.format(lacks_current=lacks_current(embeddings_table(generation_id)))
-    query = text(f"SELECT i.id {condition} ORDER BY i.id")
+    query = text(f"SELECT i.id FROM {items_lacking_current(embeddings_table(generation_id))} ORDER BY i.id")
     return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
 
 
@@ -131,8 +134,8 @@ def missing_between(
 ) -> tuple[int, int | None]:
     """Return how many live items, changed within (after, up to], have no current row in the generation, and the
     lowest revision among them."""
-    condition = _WITHOUT_CURRENT_ROW.format(lacks_current=lacks_current(embeddings_table(generation_id)))
-    query = text(f"SELECT count(*), min(i.revision) {condition} AND i.revision <= :up_to")
+    lacking = items_lacking_current(embeddings_table(generation_id))
+    query = text(f"SELECT count(*), min(i.revision) FROM {lacking} AND i.revision <= :up_to")
     parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
     count, first = session.execute(query, parameters).one()
     return count, first

@@ -45,7 +45,7 @@ class IndexEngine(Protocol):
         """Return a generation whose index is to be built anew, or that one if its is; None where there is none."""
 
     def remove_unneeded(self, wait_seconds: float) -> None:
-        """Remove every index that no stored generation names and no running job builds.
+        """Remove the indexes that no generation needs any more, and what builds that died have left.
 
         Raises `Unavailable` (503) when one is in use for longer than `wait_seconds`.
         """

@@ -261,8 +261,8 @@ def complete_training(
 
 def fail_training(session: Session, job_id: int, sentence: str) -> None:
     """End the training with a sentence that says why; nothing if it has ended already."""
-    fail_job(session, job_id, sentence)
-    events.warning("training.failed", job_id=job_id, error=sentence)
+    if fail_job(session, job_id, sentence):
+        events.warning("training.failed", job_id=job_id, error=sentence)
 
 
 def unfinished_trainings(session: Session, settings: Settings) -> Sequence[int]:

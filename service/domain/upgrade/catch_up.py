@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from service.domain.batch_state import BatchState
-from service.domain.gallery.current_rows import delete_orphans, lacks_current, missing_between
+from service.domain.gallery.current_rows import delete_orphans, items_lacking_current, missing_between
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.tables import BatchPhase, Gallery, Upgrade, UpgradeBatch, embeddings_table
@@ -51,11 +51,7 @@ def verify(session: Session, upgrade_id: int) -> Behind:
 def plan_catch_up(session: Session, upgrade_id: int, batch_items: int) -> int:
     """Cut the items that have no current row in the next generation into batches; return how many items there are."""
     upgrade = get_upgrade(session, upgrade_id)
-    table = embeddings_table(upgrade.to_generation_id)
-    source = (
-        "items i WHERE gallery_id = :gallery_id AND revision > :after AND deleted_at IS NULL"
-        f" AND {lacks_current(table)}"
-    )
+    source = items_lacking_current(embeddings_table(upgrade.to_generation_id))
     parameters = {"gallery_id": upgrade.gallery_id, "after": upgrade.verified_revision}
     return insert_batches(session, upgrade, "catching_up", batch_items, source, parameters)
 
