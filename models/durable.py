@@ -1,15 +1,19 @@
-"""Files that a crash leaves as they were, or new and whole. Standard library only; the service's door to it is
-`service.durable`.
+"""Files that a crash leaves as they were, or new and whole, and their digest. Standard library only; the service's door
+to it is `service.durable`.
 
 A crash may leave the temporary file beside its place: its name begins with the file's own and ends in `.part`, and is
 never used twice, so that several processes may write the same file; whoever removes files of a name removes these too.
 """
 
+import hashlib
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
+
+_READ_BYTES = 2**20
 
 Step = Literal["written", "synced", "renamed"]
 
@@ -36,6 +40,16 @@ def write_atomically(
         raise
     after("renamed", path)
     sync_folder(path.parent)  # 4.
+
+
+def file_sha256(file: Path | BinaryIO) -> str:
+    """Return the SHA-256 of a file, in hex; of an open one, from its beginning."""
+    digest = hashlib.sha256()
+    with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+        stream.seek(0)
+        while block := stream.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ A crash leaves each file as it was, or new and whole. A checkpoint is read as da
     and the numbers that the training counts, such as the loss
 """
 
-import hashlib
 import json
 import logging
 import pickle
@@ -105,12 +104,6 @@ def load_checkpoint_if_whole(path: Path) -> dict[str, Any] | None:
     except DamagedCheckpoint as error:
         _log.warning("%s It is not used.", error)
         return None
-
-
-def checkpoint_digest(path: Path) -> str:
-    """Return a checkpoint's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_same(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

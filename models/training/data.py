@@ -2,13 +2,14 @@
 
 Every image goes through the service's own `preprocess`, up to where mean and standard deviation come in: until then a
 value is one of 256. With a `cache` folder the bytes stay in a file that is mapped into memory, so the next training
-starts at once, and images may be more than memory holds.
+starts at once, and images may be more than memory holds:
+
+    <cache>/<key>.npy       (N, 3, size, size) uint8
+    <cache>/<key>.digest    of the pixels and classes; written last
 """
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.durable import write_atomically
 from models.image_sets import Classes, ImageSet, NoImages
 from models.images import ImageRejected, decode_image
 from models.preprocessing import Preprocessing, preprocess
@@ -78,13 +80,15 @@ def read_images(
     changed means another entry. Entries appear complete or not at all, and may be deleted at any time.
     """
     classes = source.classes()
-    entry = cache / _key(source, preprocessing)
-    if not entry.is_dir():
-        _write_entry(entry, source, classes, preprocessing, progress)
+    path = cache / f"{_key(source, preprocessing)}.npy"
+    digest = path.with_suffix(".digest")
+    if not (path.exists() and digest.exists()):
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda part: _write_pixels(part, source, preprocessing, progress))
+        content_digest = _content_digest(np.load(path, mmap_mode="c"), classes)
+        write_atomically(digest, lambda part: part.write_text(content_digest))
     # Mapped copy-on-write, since torch warns of arrays that cannot be written to.
-    pixels = np.load(entry / "pixels.npy", mmap_mode="c")
-    digest = (entry / "digest").read_text()
-    return _training_images(pixels, classes, preprocessing, digest)
+    return _training_images(np.load(path, mmap_mode="c"), classes, preprocessing, digest.read_text())
 
 
 def _training_images(
@@ -94,24 +98,11 @@ def _training_images(
     return TrainingImages(torch.from_numpy(pixels), rows, labels, classes.names, preprocessing, digest)
 
 
-def _write_entry(
-    entry: Path, source: ImageSet, classes: Classes, preprocessing: Preprocessing, progress: Progress
-) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=entry.parent))
-    try:
-        shape = (len(source), 3, preprocessing.size, preprocessing.size)
-        pixels = np.lib.format.open_memmap(unfinished / "pixels.npy", "w+", np.uint8, shape)
-        files = ((image.where, image.data) for image in source.read())
-        _decode(files, pixels, preprocessing, progress)
-        pixels.flush()
-        (unfinished / "digest").write_text(_content_digest(pixels, classes))
-        unfinished.rename(entry)
-    except OSError:
-        if not entry.is_dir():  # where it is, another process has just written the same
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+def _write_pixels(path: Path, source: ImageSet, preprocessing: Preprocessing, progress: Progress) -> None:
+    shape = (len(source), 3, preprocessing.size, preprocessing.size)
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    _decode(((image.where, image.data) for image in source.read()), pixels, preprocessing, progress)
+    pixels.flush()
 
 
 def _decode(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import Backbone
+from models.durable import file_sha256
 from models.losses import SmoothedSoftmax
 from models.training.augmentation import light_views
-from models.training.checkpoints import CHECKPOINT, checkpoint_digest, load_checkpoint, part_of
+from models.training.checkpoints import CHECKPOINT, load_checkpoint, part_of
 from models.training.data import TrainingImages
 from models.training.fitting import IN_MEMORY, Run, Trained, Training, encode, fit, settle_precision
 
@@ -118,7 +119,7 @@ class OldClassifier:
             raise NotCompatible(f"The old embeddings have {old_dim} dimensions, the new ones {embedding_dim}.")
         if not classes.keys() & set(images.classes):
             raise NotCompatible(f"The training in {folder} had none of the classes of these images.")
-        self.digest = checkpoint_digest(folder / CHECKPOINT)
+        self.digest = file_sha256(folder / CHECKPOINT)
         self.head = _classifier(training["loss"], training["label_smoothing"], old_dim, len(classes))
         self.head.load_state_dict(part_of(checkpoint, "head"))
         self.head.requires_grad_(False).to(run.device)

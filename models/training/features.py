@@ -98,7 +98,7 @@ def cached_features(
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda part: _write_features(part, encoder, images, views, progress))
-        path.with_suffix(".json").write_text(json.dumps(provenance, indent=2))
+        write_atomically(path.with_suffix(".json"), lambda part: part.write_text(json.dumps(provenance, indent=2)))
     features: Features = np.load(path, mmap_mode="c")  # copy-on-write: torch warns of arrays that cannot be written to
     return features
 

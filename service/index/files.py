@@ -8,7 +8,6 @@ Every build has a name of its own. So a file never changes once it has its name,
 mapped keep that. What is left is removed by `service.domain.indexes.index_files`, or by the next build of the name.
 """
 
-import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,12 +16,10 @@ import faiss
 import numpy as np
 
 from service.crash_points import crash_point
-from service.durable import Step, write_atomically
+from service.durable import Step, file_sha256, write_atomically
 from service.index.faiss_index import FaissIndex
 from service.index.kinds import BuiltIndex, empty_index, faiss_metric
 from service.index.protocol import Ids, IndexKind, Metric, Vectors, normalized
-
-_DIGEST_BLOCK_BYTES = 2**22
 
 
 class IndexFileError(RuntimeError):
@@ -61,7 +58,7 @@ def save_index(built: BuiltIndex, path: Path) -> str:
             case "written":  # 1.
                 crash_point("index.written")
             case "synced":  # 2.
-                digest = _sha256(file)
+                digest = file_sha256(file)
                 crash_point("index.synced")
             case "renamed":  # 3.
                 crash_point("index.renamed")
@@ -84,7 +81,7 @@ def read_index(path: Path, metric: Metric, dim: int, sha256: str) -> BuiltIndex:
     Raises `IndexFileError` unless the file has exactly this digest: FAISS trusts what it reads, so that nothing is read
     before it is known.
     """
-    if _sha256(path) != sha256:
+    if file_sha256(path) != sha256:
         raise IndexFileError(f"The index file {path.name} is damaged or of another build.")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
@@ -97,11 +94,3 @@ def read_index(path: Path, metric: Metric, dim: int, sha256: str) -> BuiltIndex:
 
 def _prepared(metric: Metric, vectors: Vectors) -> Vectors:
     return np.ascontiguousarray(normalized(vectors) if metric == "cosine" else vectors, np.float32)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_DIGEST_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from service.domain.training.files import FeatureRows, TrainingFiles, Vectors, label_numbers
+from service.durable import file_sha256
 from service.errors import TooLarge, Unprocessable
 from service.tables import ModelVersion
 from service.vectors.arrow import UnknownFormat, read_vectors
@@ -20,7 +21,6 @@ from service.vectors.arrow import UnknownFormat, read_vectors
 _REQUIRED = ("embedding_from", "embedding_to")
 _OPTIONAL = ("side_information_from", "side_information_to", "label")
 _ROWS_AT_ONCE = 32_768
-_READ_BYTES = 2**20
 
 
 class InvalidPairs(Unprocessable):
@@ -193,16 +193,5 @@ def _labels(table: pa.Table) -> NDArray[np.int64] | None:
 
 
 def _sha256(sources: Sequence[BinaryIO | Path]) -> str:
-    digests = [_file_sha256(source) for source in sources]
+    digests = [file_sha256(source) for source in sources]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _file_sha256(source: BinaryIO | Path) -> str:
-    if isinstance(source, Path):
-        with source.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    source.seek(0)
-    digest = hashlib.sha256()
-    while block := source.read(_READ_BYTES):
-        digest.update(block)
-    return digest.hexdigest()

@@ -1,5 +1,7 @@
 """Files that are written in one step: whole and new, or as they were."""
 
+import hashlib
+import io
 import os
 import threading
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.durable import Step, write_atomically
+from models.durable import Step, file_sha256, write_atomically
 
 
 def writes(content: bytes) -> Callable[[Path], object]:
@@ -93,3 +95,15 @@ def test_several_may_write_the_same_file_at_once(tmp_path: Path) -> None:
 
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_digest_of_a_file_is_that_of_all_its_bytes_wherever_an_open_one_stands(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5_000  # more than is read at once
+    path = tmp_path / "file.bin"
+    path.write_bytes(content)
+    stream = io.BytesIO(content)
+    stream.seek(1_000)
+
+    digests = {file_sha256(path), file_sha256(stream)}
+
+    assert digests == {hashlib.sha256(content).hexdigest()}
