@@ -38,7 +38,7 @@ from models.backbones import SmallResNet
 from models.image_sets import find_images
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
-from service.domain.registry import VersionSpec, register_model_version
+from service.domain.registry import NetworkStore, VersionSpec, register_model_version
 from workers.app import WorkerParts
 
 _PREPROCESSING = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -138,7 +138,8 @@ def _register(parts: WorkerParts, encoder: bytes, dim: int) -> None:
     """Register v1; its ψ is never asked here."""
     spec = VersionSpec(dim, dim, False, _PREPROCESSING)
     with parts.database.session_scope() as session:
-        register_model_version(session, parts.blobs, parts.settings, "v1", spec, encoder, encoder)
+        store = NetworkStore(session, parts.blobs, parts.settings)
+        register_model_version(store, "v1", spec, encoder, encoder)
 
 
 def _measure(server: _Server, pid: int, process: ProcessPoolExecutor, load: Load, to: _Measured) -> None:

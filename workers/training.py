@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from models.artifacts import ArtifactError, TransformationNetwork, load_transformation_network, save_network
+from models.artifacts import ArtifactError, TransformationNetwork, save_network
 from models.precision import fastest_precision
 from models.training.checkpoints import load_checkpoint_if_whole
 from models.training.features import PairedFeatures
@@ -28,9 +28,9 @@ from models.transformation import Transformation
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
+from service.domain.registry import NetworkStore
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
-from service.domain.training.paired_vectors import StoredPairs
 from service.domain.training.trainings import (
     LEAST_ROWS,
     ListedImages,
@@ -52,7 +52,7 @@ from service.domain.training.trainings import (
 from service.errors import Unprocessable
 from service.networks.encoders import Encoded, Encoders
 from service.networks.images import ImageSet, InvalidImage, LabelledImage
-from service.networks.transformations import computing_at_once
+from service.networks.transformations import computing_at_once, load_network
 from service.settings import Settings
 from service.tables import Job, ModelVersion
 from workers.app import WorkerParts
@@ -279,8 +279,7 @@ def _register(
     """Measure what was trained and register it."""
     clock = _PhaseClock(time_slice, "evaluating", "evaluation")
     clock(0, 1)
-    parts, request, learnt = time_slice.parts, time_slice.request, time_slice.request.learns_from
-
+    parts = time_slice.parts
     h_bytes, g_bytes = save_network(h), None if g is None else save_network(g)
     metrics = held_out_metrics(
         rows.held_out,
@@ -291,35 +290,28 @@ def _register(
     )
     clock(1, 1)
 
+    trained = TrainedTransformation(
+        h=h_bytes,
+        g=g_bytes,
+        recipe=config.recipe,
+        seed=config.seed,
+        options=asdict(config),
+        rows=len(rows.h),
+        held_out_rows=len(rows.held_out),
+        images_skipped=rows.skipped,
+        images_sha256=rows.images_sha256,
+        metrics=metrics,
+    )
     with parts.database.session_scope() as session:
-        phases = phases_of(session.get_one(Job, time_slice.job.id))
-        training = {
-            "job": time_slice.job.id,
-            "recipe": config.recipe,
-            "seed": config.seed,
-            "options": asdict(config),
-            "rows": len(rows.h),
-            "held_out_rows": len(rows.held_out),
-            "images_skipped": rows.skipped,
-            "dataset": request.dataset,
-            "dataset_sha256": learnt.sha256 if isinstance(learnt, StoredPairs) else rows.images_sha256,
-            "seconds": round(sum(phase.seconds for phase in phases.values()), 3),
-        }
-        trained = TrainedTransformation(h_bytes, g_bytes, training, metrics)
-        complete_training(session, parts.blobs, parts.settings, time_slice.job.id, trained)
+        complete_training(NetworkStore(session, parts.blobs, parts.settings), time_slice.job.id, trained)
 
 
 def _applied(time_slice: _Slice, data: bytes, to_dim: int | None) -> TransformationNetwork:
     """Return a network as upgrades run it, in float32. Raises `TrainingRefused` when it learned nothing finite."""
     assert to_dim is not None
+    settings = time_slice.parts.settings
     try:
-        return load_transformation_network(
-            data,
-            from_dim=time_slice.before.embedding_dim,
-            side_information_dim=time_slice.before.side_information_dim,
-            to_dim=to_dim,
-            device=time_slice.parts.settings.device,
-        )
+        return load_network(data, time_slice.before, to_dim, settings, settings.device)
     except ArtifactError as error:
         raise TrainingRefused(f"What was learned cannot be used: {error} A lower learning_rate may help.") from error
 

@@ -96,9 +96,7 @@ def register_model_version(
         raise registry.InvalidRegistration(f"The name or the spec is not valid: {where}", errors) from error
 
     version = registry.register_model_version(
-        session,
-        parts.blobs,
-        parts.settings,
+        registry.NetworkStore(session, parts.blobs, parts.settings),
         name,
         registry.VersionSpec(
             spec.embedding_dim, spec.side_information_dim, spec.normalize, spec.preprocessing.model_dump()

@@ -155,9 +155,7 @@ def register_transformation(
     """Register a trained h, and optionally g, from one model version to another."""
     refuse_other_parts(form, {"from_version", "to_version", "h", "g"})
     transformation = registry.register_transformation(
-        session,
-        parts.blobs,
-        parts.settings,
+        registry.NetworkStore(session, parts.blobs, parts.settings),
         name_part(form, "from_version"),
         name_part(form, "to_version"),
         file_part(form, "h"),
@@ -182,7 +180,7 @@ def train_transformation(
     new, pairs = training
     options = new.options.model_dump(exclude_none=True)
     wanted = WantedTraining(new.from_version, new.to_version, new.with_g, new.dataset, options)
-    job = plan_training(session, parts.blobs, parts.settings, wanted, pairs)
+    job = plan_training(registry.NetworkStore(session, parts.blobs, parts.settings), wanted, pairs)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_view(job)
 

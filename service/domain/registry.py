@@ -16,7 +16,8 @@ from service.advisory_locks import AdvisoryLock, hold
 from service.blobs import BlobStore
 from service.db import Database
 from service.errors import Conflict, NotFound, Unprocessable
-from service.networks.encoders import check_encoder, check_preprocessing, check_transformation_network
+from service.networks.encoders import check_encoder, check_preprocessing
+from service.networks.transformations import check_transformation_network
 from service.settings import Settings
 from service.tables import Gallery, Generation, ModelVersion, Transformation, Upgrade
 
@@ -64,6 +65,16 @@ class TransformationDetails:
     to_version: str
 
 
+@dataclass(frozen=True)
+class NetworkStore:
+    """Where networks are registered: rows in the session's transaction, bytes in `blobs`; `settings` say how they are
+    tried."""
+
+    session: Session
+    blobs: BlobStore
+    settings: Settings
+
+
 _From, _To = aliased(ModelVersion), aliased(ModelVersion)
 _WITH_VERSIONS = (
     select(Transformation, _From.name, _To.name)
@@ -73,28 +84,23 @@ _WITH_VERSIONS = (
 
 
 def register_model_version(
-    session: Session,
-    blobs: BlobStore,
-    settings: Settings,
-    name: str,
-    spec: VersionSpec,
-    embedding_model: bytes,
-    side_information_model: bytes | None,
+    store: NetworkStore, name: str, spec: VersionSpec, embedding_model: bytes, side_information_model: bytes | None
 ) -> ModelVersion:
     """Try both networks, store them, and return the new version.
 
     Raises `InvalidRegistration` and `InvalidArtifact` (422), `VersionExists` (409).
     """
+    session, blobs = store.session, store.blobs
     if (spec.side_information_dim is None) != (side_information_model is None):
         raise InvalidRegistration("side_information_dim and the file side_information_model are given both or neither.")
     if session.scalar(select(ModelVersion.id).where(ModelVersion.name == name)) is not None:
         raise VersionExists(f"A model version named {name!r} exists.")
 
     check_preprocessing(spec.preprocessing)
-    embedding_kind = check_encoder(embedding_model, spec.embedding_dim, spec.preprocessing, settings)
+    embedding_kind = check_encoder(embedding_model, spec.embedding_dim, spec.preprocessing, store.settings)
     side_kind = None
     if side_information_model is not None and spec.side_information_dim is not None:
-        side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, settings)
+        side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, store.settings)
 
     hold(session, AdvisoryLock.BLOBS, shared=True)
     version = ModelVersion(
@@ -163,27 +169,22 @@ def delete_version(session: Session, name: str) -> list[str]:
 
 
 def register_transformation(
-    session: Session,
-    blobs: BlobStore,
-    settings: Settings,
-    from_version: str,
-    to_version: str,
-    h: bytes,
-    g: bytes | None,
+    store: NetworkStore, from_version: str, to_version: str, h: bytes, g: bytes | None
 ) -> Transformation:
     """Try h and g on the versions' dimensions, store them, and return the new transformation.
 
     Raises `UnknownVersion` (404), `InvalidRegistration` and `InvalidArtifact` (422).
     """
+    session, blobs = store.session, store.blobs
     before, after = get_version(session, from_version), get_version(session, to_version)
     if before.id == after.id:
         raise InvalidRegistration("A transformation leads from one model version to another.")
     if g is not None and after.side_information_dim is None:
         raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
 
-    architecture = {"h": check_transformation_network(h, before, after.embedding_dim, settings)}
+    architecture = {"h": check_transformation_network(h, before, after.embedding_dim, store.settings)}
     if g is not None and after.side_information_dim is not None:
-        architecture["g"] = check_transformation_network(g, before, after.side_information_dim, settings)
+        architecture["g"] = check_transformation_network(g, before, after.side_information_dim, store.settings)
 
     hold(session, AdvisoryLock.BLOBS, shared=True)
     transformation = Transformation(

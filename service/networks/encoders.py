@@ -1,25 +1,15 @@
-"""Encoders, which run φ and ψ of a model version; and the trial of every network, h and g too, before it is
-registered."""
+"""Encoders, which run φ and ψ of a model version, and the trial of both before they are registered."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from models.artifacts import (
-    ArtifactError,
-    ArtifactKind,
-    Encoder,
-    artifact_kind,
-    load_encoder,
-    load_transformation_network,
-    read_config,
-)
+from models.artifacts import ArtifactError, ArtifactKind, Encoder, artifact_kind, load_encoder
 from models.normalize import l2_normalize
 from models.preprocessing import Preprocessing, preprocess_batch
 from models.threads import sharing_long_runs
@@ -192,22 +182,5 @@ def check_encoder(data: bytes, output_dim: int, preprocessing: dict[str, object]
             trust_torchscript=settings.trust_torchscript,
         )
         return artifact_kind(data)
-    except ArtifactError as error:
-        raise InvalidArtifact(str(error)) from error
-
-
-def check_transformation_network(data: bytes, version: ModelVersion, to_dim: int, settings: Settings) -> dict[str, Any]:
-    """Try an h or g on rows of `version`'s dimensions and return what is known of it: its kind, and the network and its
-    configuration when it is one of ours. Raises `InvalidArtifact` (422)."""
-    try:
-        load_transformation_network(
-            data,
-            from_dim=version.embedding_dim,
-            side_information_dim=version.side_information_dim,
-            to_dim=to_dim,
-            trust_torchscript=settings.trust_torchscript,
-        )
-        kind = artifact_kind(data)
-        return {"kind": kind, **(read_config(data) if kind == "safetensors" else {})}
     except ArtifactError as error:
         raise InvalidArtifact(str(error)) from error

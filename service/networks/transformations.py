@@ -1,23 +1,30 @@
-"""The h and g of each transformation, loaded once per process, and their application to stored rows."""
+"""The h and g of each transformation: their trial before they are registered, and their application to stored rows, for
+which a process loads them once."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from models.artifacts import load_transformation_network
+from models.artifacts import (
+    ArtifactError,
+    TransformationNetwork,
+    artifact_kind,
+    load_transformation_network,
+    read_config,
+)
 from models.normalize import l2_normalize
-from models.precision import fastest_precision
+from models.precision import Precision, fastest_precision
 from service.blobs import BlobStore
 from service.db import Database
+from service.networks.encoders import InvalidArtifact
 from service.settings import Settings
 from service.tables import ModelVersion, Transformation
 from service.vectors.rows import EmbeddingRows, NotStorable, VectorFormat, to_storage
 
 Vectors = NDArray[Any]  # float16 as stored, or float32
-Network = Callable[[Vectors, Vectors | None], Vectors]
 
 
 class PoisonedItem(Exception):
@@ -32,7 +39,7 @@ class PoisonedItem(Exception):
 class Hop:
     """One transformation, ready to run: `(φ (B, D_from), ψ (B, S) | None) -> (h (B, D_to), g (B, S_to) | None)`."""
 
-    def __init__(self, h: Network, g: Network | None, normalize: bool) -> None:
+    def __init__(self, h: TransformationNetwork, g: TransformationNetwork | None, normalize: bool) -> None:
         self._h = h
         self._g = g
         self._normalize = normalize
@@ -104,16 +111,41 @@ class TransformationNetworks:
             g = self._network(transformation.g_digest, before, after.side_information_dim)
         return Hop(h, g, after.normalize)
 
-    def _network(self, digest: str, before: ModelVersion, to_dim: int) -> Network:
-        return load_transformation_network(
-            self._blobs.get(digest),
-            from_dim=before.embedding_dim,
-            side_information_dim=before.side_information_dim,
-            to_dim=to_dim,
-            device=self._settings.device,
-            trust_torchscript=self._settings.trust_torchscript,
-            precision=self._settings.precision or fastest_precision(self._settings.device),
-        )
+    def _network(self, digest: str, before: ModelVersion, to_dim: int) -> TransformationNetwork:
+        device = self._settings.device
+        precision = self._settings.precision or fastest_precision(device)
+        return load_network(self._blobs.get(digest), before, to_dim, self._settings, device, precision)
+
+
+def load_network(
+    data: bytes,
+    before: ModelVersion,
+    to_dim: int,
+    settings: Settings,
+    device: str = "cpu",
+    precision: Precision = "float32",
+) -> TransformationNetwork:
+    """Return an h or g that leads from `before` to vectors of `to_dim` numbers. Raises `ArtifactError`."""
+    return load_transformation_network(
+        data,
+        from_dim=before.embedding_dim,
+        side_information_dim=before.side_information_dim,
+        to_dim=to_dim,
+        device=device,
+        trust_torchscript=settings.trust_torchscript,
+        precision=precision,
+    )
+
+
+def check_transformation_network(data: bytes, before: ModelVersion, to_dim: int, settings: Settings) -> dict[str, Any]:
+    """Try an h or g on rows of `before`'s dimensions and return what is known of it: its kind, and the network and its
+    configuration when it is one of ours. Raises `InvalidArtifact` (422)."""
+    try:
+        load_network(data, before, to_dim, settings)
+        kind = artifact_kind(data)
+        return {"kind": kind, **(read_config(data) if kind == "safetensors" else {})}
+    except ArtifactError as error:
+        raise InvalidArtifact(str(error)) from error
 
 
 def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFormat) -> EmbeddingRows:

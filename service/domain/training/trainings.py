@@ -20,18 +20,17 @@ from service import logs
 from service.advisory_locks import AdvisoryLock, hold, hold_if_free
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain import registry
 from service.domain.job_state import UNFINISHED, JobAction, JobState
 from service.domain.jobs import TRAINING, change_jobs, fail_job, succeed_job
 from service.domain.phases import Phase, phase_of, rate_of
+from service.domain.registry import NetworkStore, get_version, register_transformation
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
 from service.domain.training.paired_vectors import PairLimits, StoredPairs, check_bytes, store_pairs
 from service.errors import Unprocessable
-from service.networks.images import ImageSet
 from service.queue import ADVANCE_TRAINING, send_after_commit
 from service.settings import Settings
-from service.tables import Job, ModelVersion, Transformation
+from service.tables import Job, ModelVersion
 
 events = logs.Events(__name__)
 
@@ -102,23 +101,28 @@ class TrainingPhase(Phase):
 
 @dataclass(frozen=True)
 class TrainedTransformation:
-    """Artifacts of h and g, and the records that are kept beside them."""
+    """Artifacts of h and g, how they were trained, and how good they are on rows that were held out."""
 
     h: bytes
     g: bytes | None
-    training: dict[str, Any]
+    recipe: str
+    seed: int
+    options: dict[str, Any]  # every setting, given or not
+    rows: int
+    held_out_rows: int
+    images_skipped: int
+    images_sha256: str | None  # of all image files, in order; None where paired vectors were learned from
     metrics: dict[str, Any]
 
 
-def plan_training(
-    session: Session, blobs: BlobStore, settings: Settings, wanted: WantedTraining, pairs: BinaryIO | None
-) -> Job:
+def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO | None) -> Job:
     """Check what is asked for, store paired vectors, and queue the job.
 
     Raises `UnknownVersion` (404), `TrainingRefused`, `DatasetRefused` and `InvalidPairs` (422), `UnknownFormat` (415)
     and `TooManyRows` (413).
     """
-    before, after = registry.get_version(session, wanted.from_version), registry.get_version(session, wanted.to_version)
+    session = store.session
+    before, after = get_version(session, wanted.from_version), get_version(session, wanted.to_version)
     if before.id == after.id:
         raise TrainingRefused("A transformation leads from one model version to another.")
     if wanted.with_g and after.side_information_dim is None:
@@ -128,15 +132,8 @@ def plan_training(
 
     hold(session, AdvisoryLock.TRAINING_FILES, shared=True)
     prefix = uuid.uuid4().hex
-    source = PairFiles([]) if wanted.dataset is None else find_dataset(settings.datasets, wanted.dataset)
-    limits = PairLimits(before, after, LEAST_ROWS, settings.max_training_bytes)
-    learns_from: StoredPairs | ListedImages
-    if isinstance(source, PairFiles):
-        parts: Sequence[BinaryIO | Path] = source.paths if pairs is None else [pairs]
-        learns_from = store_pairs(parts, limits, wanted.with_g, TrainingFiles(blobs, prefix))
-    else:
-        learns_from = _check_images(source, limits)
-
+    limits = PairLimits(before, after, LEAST_ROWS, store.settings.max_training_bytes)
+    learns_from = _take_source(store, wanted, pairs, limits, prefix)
     request = TrainingRequest(
         before.name, before.id, after.name, after.id, wanted.with_g, wanted.dataset, wanted.options, learns_from
     )
@@ -156,11 +153,19 @@ def plan_training(
     return job
 
 
-def _check_images(images: ImageSet, limits: PairLimits) -> ListedImages:
-    if len(images) < limits.least_rows:
-        raise TrainingRefused(f"A training needs at least {limits.least_rows} images; there are {len(images)}.")
-    check_bytes(len(images), limits.dims().values(), limits.max_bytes)
-    return ListedImages(len(images), images.listing_sha256())
+def _take_source(
+    store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO | None, limits: PairLimits, prefix: str
+) -> StoredPairs | ListedImages:
+    """Store the paired vectors that are learned from, or list the images; refuse too few of them and too many."""
+    source = PairFiles([]) if wanted.dataset is None else find_dataset(store.settings.datasets, wanted.dataset)
+    if isinstance(source, PairFiles):
+        files = TrainingFiles(store.blobs, prefix)
+        return store_pairs(source.paths if pairs is None else [pairs], limits, wanted.with_g, files)
+
+    if len(source) < limits.least_rows:
+        raise TrainingRefused(f"A training needs at least {limits.least_rows} images; there are {len(source)}.")
+    check_bytes(len(source), limits.dims().values(), limits.max_bytes)
+    return ListedImages(len(source), source.listing_sha256())
 
 
 def _planned_phases(request: TrainingRequest) -> dict[str, TrainingPhase]:
@@ -238,25 +243,38 @@ def versions_of(session: Session, request: TrainingRequest) -> tuple[ModelVersio
     return found[0], found[1]
 
 
-def complete_training(
-    session: Session, blobs: BlobStore, settings: Settings, job_id: int, trained: TrainedTransformation
-) -> Transformation:
+def complete_training(store: NetworkStore, job_id: int, trained: TrainedTransformation) -> None:
     """Register the transformation and end the job, in one transaction.
 
     Raises `TrainingEnded` when the job does not run any more, and what `versions_of` and the registration raise.
     """
-    job = session.scalar(select(Job).where(_runs(job_id)).with_for_update())
+    job = store.session.scalar(select(Job).where(_runs(job_id)).with_for_update())
     if job is None:
         raise TrainingEnded
 
-    before, after = versions_of(session, TrainingRequest.of(job))
-    transformation = registry.register_transformation(
-        session, blobs, settings, before.name, after.name, trained.h, trained.g
-    )
-    transformation.training, transformation.metrics = trained.training, trained.metrics
-    succeed_job(session, job_id, {"transformation": transformation.id})
+    request = TrainingRequest.of(job)
+    before, after = versions_of(store.session, request)
+    transformation = register_transformation(store, before.name, after.name, trained.h, trained.g)
+    transformation.training = _training_record(job, request, trained)
+    transformation.metrics = trained.metrics
+    succeed_job(store.session, job_id, {"transformation": transformation.id})
     events.info("training.succeeded", job_id=job_id, transformation_id=transformation.id)
-    return transformation
+
+
+def _training_record(job: Job, request: TrainingRequest, trained: TrainedTransformation) -> dict[str, Any]:
+    learned = request.learns_from
+    return {
+        "job": job.id,
+        "recipe": trained.recipe,
+        "seed": trained.seed,
+        "options": trained.options,
+        "rows": trained.rows,
+        "held_out_rows": trained.held_out_rows,
+        "images_skipped": trained.images_skipped,
+        "dataset": request.dataset,
+        "dataset_sha256": learned.sha256 if isinstance(learned, StoredPairs) else trained.images_sha256,
+        "seconds": round(sum(phase.seconds for phase in phases_of(job).values()), 3),
+    }
 
 
 def fail_training(session: Session, job_id: int, sentence: str) -> None:

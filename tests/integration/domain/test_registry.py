@@ -140,8 +140,8 @@ def test_deleting_blobs_waits_for_a_registration_that_is_about_to_name_one(
 
     with ThreadPoolExecutor() as threads:
         with database.session_scope() as session:
-            blobs = BlobStore(settings.blob_location)
-            registry.register_model_version(session, blobs, settings, "new", spec, phi, None)
+            store = registry.NetworkStore(session, BlobStore(settings.blob_location), settings)
+            registry.register_model_version(store, "new", spec, phi, None)
             deletion = threads.submit(client.delete, "/v1/model-versions/old")
             wait_for(lambda: waits_for_the_blobs_lock(database))
         assert deletion.result().status_code == 204
