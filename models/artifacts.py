@@ -152,11 +152,13 @@ def load_transformation_network(
     """
     loaded = _load(data, device, trust_torchscript, precision)
     _check_transformation(loaded, from_dim, side_information_dim, to_dim)
+
     generator = np.random.default_rng(0)
     embedding = generator.standard_normal((max(_TRIAL_BATCHES), from_dim), np.float32)
     side = None
     if side_information_dim is not None:
         side = generator.standard_normal((max(_TRIAL_BATCHES), side_information_dim), np.float32)
+
     refusals = []
     for form, trailing in _FORMS[:1] if loaded.config else _FORMS:
         network = _bind(loaded, trailing)
@@ -216,11 +218,13 @@ def _load_onnx(data: bytes, device: str) -> _Loaded:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     # Threads that wait for the next run spin for 10 ms and more, on cores that the database and other requests need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
     providers = ["CPUExecutionProvider"]
     if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, "CUDAExecutionProvider")
     elif device != "cpu":
         _log.warning("this ONNX Runtime has no CUDA: ONNX networks run on the CPU")
+
     try:
         session = onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no common base
@@ -229,6 +233,7 @@ def _load_onnx(data: bytes, device: str) -> _Loaded:
         raise ArtifactError(f"ONNX Runtime refuses the file: {_first_line(error)}") from error
     if len(session.get_outputs()) != 1:
         raise ArtifactError(f"The network gives {len(session.get_outputs())} outputs; one was expected.")
+
     names = [argument.name for argument in session.get_inputs()]
 
     def run(inputs: Sequence[Vectors]) -> Vectors:
@@ -245,12 +250,14 @@ def _load_safetensors(data: bytes, device: str, precision: Precision) -> _Loaded
     network = _build(name, config)
     if sum(tensor.numel() for tensor in network.state_dict().values()) > min(_MAX_PARAMETERS, len(data)):
         raise ArtifactError("The network's configuration asks for more weights than the file holds.")
+
     try:
         network.load_state_dict(safetensors.torch.load(data), assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"The weights do not fit the network: {_first_line(error)}") from error
     network = network.float().eval()
     _check_finite(network)
+
     if not isinstance(network, Transformation):
         return _Loaded(_run_torch(network, device), 1, name, config)
     run = _run_torch(in_precision(network, "float32"), device)

@@ -57,38 +57,37 @@ def train_encoder(
     """
     if compatible_with is not None and config.mixup:
         raise NotCompatible("Mixup has no place in backward-compatible training: the old classifier knows no mixtures.")
+
     config = settle_precision(config, run)
     torch.manual_seed(config.seed)
     network = build()
     head = _classifier(config.loss, config.label_smoothing, network.embedding_dim, len(images.classes))
     learned = nn.ModuleDict({"network": network, "head": head}).to(run.device)
     old = None if compatible_with is None else OldClassifier(compatible_with, network.embedding_dim, images, run)
-    optimizer = torch.optim.SGD(
-        learned.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=True,
-    )
 
     def loss_of(positions: Tensor) -> Tensor:
         views = light_views(images.take(positions).to(run.device), flip=config.flip)
         labels = images.labels[positions].to(run.device)
         if config.mixup:
-            return mixed_loss(views, labels)
+            views, partners, share = _mixed(views, config.mixup)
+            embedding = encode(network, views, images.preprocessing, config.precision)
+            mixed: Tensor = share * head(embedding, labels) + (1 - share) * head(embedding, labels[partners])
+            return mixed
         embedding = encode(network, views, images.preprocessing, config.precision)
         loss: Tensor = head(embedding, labels)
         return loss if old is None else loss + old.influence_loss(embedding, labels)
 
-    def mixed_loss(views: Tensor, labels: Tensor) -> Tensor:
-        share = float(torch.distributions.Beta(config.mixup, config.mixup).sample())
-        partners = torch.randperm(len(views)).to(run.device)
-        mixed = share * views + (1 - share) * views[partners]
-        embedding = encode(network, mixed, images.preprocessing, config.precision)
-        loss: Tensor = share * head(embedding, labels) + (1 - share) * head(embedding, labels[partners])
-        return loss
-
+    optimizer = torch.optim.SGD(
+        learned.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
+    )
     return fit(learned, optimizer, loss_of, images, config, run, None if old is None else old.digest)
+
+
+def _mixed(views: Tensor, mixup: float) -> tuple[Tensor, Tensor, float]:
+    """Return (B, 3, S, S) views mixed in pairs, the (B,) position of each one's partner, and the share of the first."""
+    share = float(torch.distributions.Beta(mixup, mixup).sample())
+    partners = torch.randperm(len(views)).to(views.device)
+    return share * views + (1 - share) * views[partners], partners, share
 
 
 def _classifier(loss: ClassifierLoss, label_smoothing: float, embedding_dim: int, classes: int) -> nn.Module:
@@ -119,6 +118,7 @@ class OldClassifier:
             raise NotCompatible(f"The old embeddings have {old_dim} dimensions, the new ones {embedding_dim}.")
         if not classes.keys() & set(images.classes):
             raise NotCompatible(f"The training in {folder} had none of the classes of these images.")
+
         self.digest = file_sha256(folder / CHECKPOINT)
         self.head = _classifier(training["loss"], training["label_smoothing"], old_dim, len(classes))
         self.head.load_state_dict(part_of(checkpoint, "head"))

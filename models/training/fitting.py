@@ -57,6 +57,10 @@ class Run:
     device: str = "cpu"
     progress: BatchProgress = no_progress
 
+    def checkpoint(self) -> dict[str, Any] | None:
+        """Return what an interrupted training left in the folder, if it left something."""
+        return None if self.folder is None else load_checkpoint(self.folder / CHECKPOINT)
+
 
 IN_MEMORY = Run()
 
@@ -76,7 +80,7 @@ def settle_precision(config: AnyTraining, run: Run) -> AnyTraining:
     """Return the settings with a precision: as it is, or else as an interrupted run had it, or the fastest."""
     if config.precision is not None:
         return config
-    checkpoint = None if run.folder is None else load_checkpoint(run.folder / CHECKPOINT)
+    checkpoint = run.checkpoint()
     if checkpoint is not None:
         return replace(config, precision=checkpoint["configuration"]["training"]["precision"])
     return replace(config, precision=fastest_precision(run.device))
@@ -121,16 +125,13 @@ def fit(
     """
     network = learned["network"]
     assert isinstance(network, Backbone)
+
     configuration = _describe(network, images, config, compatible_with)
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
     state = TrainingState(learned, optimizer, schedule, torch.default_generator)
-    epoch, seconds, loss = 0, 0.0, math.nan
     lay_out(learned, torch.channels_last)
-    checkpoint = None if run.folder is None else load_checkpoint(run.folder / CHECKPOINT)
-    if run.folder is not None and checkpoint is not None:
-        check_same(run.folder, checkpoint["configuration"], configuration)
-        state.restore(checkpoint)
-        epoch, seconds, loss = (checkpoint[name] for name in ("epoch", "seconds", "loss"))
+    epoch, seconds, loss = _restore(state, configuration, run)
+
     learned.train()
     while epoch < config.epochs:
         began = time.monotonic()
@@ -139,11 +140,22 @@ def fit(
         epoch, seconds = epoch + 1, seconds + time.monotonic() - began
         if run.folder is not None:
             save_checkpoint(run.folder / CHECKPOINT, configuration, epoch, state, seconds=seconds, loss=loss)
+
     lay_out(network.cpu().eval(), torch.contiguous_format)
     record = {**configuration, "final_loss": loss, "seconds": seconds, "device": run.device, "torch": torch.__version__}
     if run.folder is not None:
         export(run.folder, network, record)
     return Trained(network, record)
+
+
+def _restore(state: TrainingState, configuration: dict[str, Any], run: Run) -> tuple[int, float, float]:
+    """Put the state where an interrupted training left it, and return the epochs done, their seconds and last loss."""
+    checkpoint = run.checkpoint()
+    if run.folder is None or checkpoint is None:
+        return 0, 0.0, math.nan
+    check_same(run.folder, checkpoint["configuration"], configuration)
+    state.restore(checkpoint)
+    return checkpoint["epoch"], checkpoint["seconds"], checkpoint["loss"]
 
 
 def _one_epoch(

@@ -5,9 +5,9 @@ are what is trained on.
 
 `recipe="paper"` is the paper's. `recipe="default"` learns the same way and adds what docs/results.md shows to be worth
 having:
-1. where the target is never negative, neither is the output;
-2. where the rows have labels, the output is moved towards the new model's class means, by a share and with a
-   temperature that are best on rows that were not learned from. That is for h; give rows for g without labels.
+(a) where the target is never negative, neither is the output;
+(b) where the rows have labels, the output is moved towards the new model's class means, by a share and with a
+    temperature that are best on rows that were not learned from. That is for h; give rows for g without labels.
 """
 
 from collections.abc import Callable
@@ -68,22 +68,24 @@ def train_transformation(
     In the second half of the epochs BatchNorm's statistics are frozen, as in the released code. An epoch takes every
     image once, by a view drawn at random. After each epoch the state is written to `checkpoint`, then `progress` is
     called; what it raises ends the training. A training of the same configuration that finds the file goes on from
-    there, to the same weights.
-    Raises ValueError for fewer than two samples.
+    there, to the same weights. Raises ValueError for fewer than two samples.
     """
     if len(pairs) < 2:
         raise ValueError("Training a transformation needs at least two samples: BatchNorm cannot learn from one.")
+
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     by_class = config.recipe == "default" and pairs.labels is not None
     learned, held_out = _split(pairs, generator) if by_class else (pairs, None)
+
     side_dim = None if pairs.side_information is None else pairs.side_information.shape[1]
     network = Transformation(pairs.embedding.shape[1], side_dim, pairs.target.shape[1], config.inner_dim)
     network.to(pairs.embedding.device)
     _fit(network, learned, config, generator, progress, checkpoint, extra_loss)
+
     if config.recipe == "default":
-        network = _with_support(network, pairs.target)
-    if held_out is not None:
+        network = _with_support(network, pairs.target)  # (a)
+    if held_out is not None:  # (b)
         network = _with_class_means(network, learned, held_out)
     return network.eval()
 
@@ -102,12 +104,14 @@ def _fit(
     )
     schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
     state = TrainingState(network, optimizer, schedule, generator)
+
     configuration = {"pairs": len(pairs), "network": network.config(), "training": asdict(config)}
     stored = None if checkpoint is None else load_checkpoint_if_whole(checkpoint)
     epochs_done = 0
     if stored is not None and stored["configuration"] == configuration:
         state.restore(stored)
         epochs_done = stored["epoch"]
+
     for epoch in range(epochs_done, config.epochs):
         network.train(epoch < config.epochs // 2)
         for batch in pairs.batches(config.batch, generator):
@@ -116,9 +120,11 @@ def _fit(
             loss = functional.mse_loss(output, batch.target)
             if extra_loss is not None:
                 loss = loss + extra_loss(output, batch.target, batch.labels)
+
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             optimizer.step()
+
         schedule.step()
         if checkpoint is not None:
             save_checkpoint(checkpoint, configuration, epoch + 1, state)
@@ -143,21 +149,12 @@ def _with_class_means(network: Transformation, learned: PairedFeatures, held_out
     Temperature and share are those of a small grid whose CMC@1 + mAP of new/h is best on the held-out rows, if that is
     better than without by more than chance (`models.statistics`): labels may have nothing to do with retrieval.
     """
-    assert learned.labels is not None
     assert held_out.labels is not None
-    classes = int(learned.labels.max()) + 1
-    counts = torch.bincount(learned.labels, minlength=classes)
     if not len(held_out) or int(torch.bincount(held_out.labels).max()) < 2:
         return network
-    target = learned.first_view().target
-    means = target.new_zeros(classes, target.shape[1]).index_add_(0, learned.labels, target)
-    means = means / counts.clamp(min=1)[:, None]
-    scatter = float((target - means[learned.labels]).square().sum(dim=1).mean())
-    known = counts > 0
-    shrinking = ClassMeans(int(known.sum()), means.shape[1]).to(target.device)
-    shrinking.means.copy_(means[known])
-    labels = held_out.labels.cpu().numpy()
-    query = held_out.target.cpu().numpy()
+
+    shrinking, scatter = _class_means(learned)
+    labels, query = held_out.labels.cpu().numpy(), held_out.target.cpu().numpy()
     with torch.inference_mode():
         estimate = network.eval()(held_out.embedding, held_out.side_information)
 
@@ -169,16 +166,32 @@ def _with_class_means(network: Transformation, learned: PairedFeatures, held_out
         settle(temperature, share)
         with torch.inference_mode():
             moved = shrinking(estimate).cpu().numpy()
-        found = query_metrics(query, labels, moved, labels, self_match=True, device=target.device.type)
+        found = query_metrics(query, labels, moved, labels, self_match=True, device=estimate.device.type)
         return np.where(found.first_match_ranks < 1, 1.0, 0.0) + found.average_precisions
 
     best = max(product(_TEMPERATURES, _SHARES), key=lambda setting: float(np.nanmean(scores(*setting))))
     if paired_bootstrap(scores(1.0, 0.0), scores(*best), resamples=1_000).low <= 0:
         return network
+
     settle(*best)
     extended = _extended(network, classes=len(shrinking.means))
     extended.class_means = shrinking
     return extended
+
+
+def _class_means(learned: PairedFeatures) -> tuple[ClassMeans, float]:
+    """Return the means of the classes that there are, and the mean squared distance of a target from its class's."""
+    assert learned.labels is not None
+    target = learned.first_view().target
+    counts = torch.bincount(learned.labels)  # (C,)
+    means = target.new_zeros(len(counts), target.shape[1]).index_add_(0, learned.labels, target)  # (C, D)
+    means = means / counts.clamp(min=1)[:, None]
+    scatter = float((target - means[learned.labels]).square().sum(dim=1).mean())
+
+    known = counts > 0
+    shrinking = ClassMeans(int(known.sum()), means.shape[1]).to(target.device)
+    shrinking.means.copy_(means[known])
+    return shrinking, scatter
 
 
 def _extended(network: Transformation, **changes: bool | int) -> Transformation:
