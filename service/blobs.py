@@ -35,24 +35,16 @@ class BlobStore:
     def put(self, data: bytes) -> str:
         """Store `data` (once, or again when what is stored was damaged) and return its SHA-256 in hex."""
         digest = hashlib.sha256(data).hexdigest()
-        path = self._path(digest)
         try:
             self.get(digest)
         except (BlobMissing, BlobDamaged):
-            self._filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            if self._is_local:
-                write_atomically(Path(path), lambda part: part.write_bytes(data))
-            else:
-                # Written under another name first: a half-written file never carries a digest's name.
-                temporary = f"{self._root}/{uuid.uuid4().hex}.part"
-                self._filesystem.pipe_file(temporary, data)
-                self._filesystem.mv(temporary, path)
+            self.publish(_artifact(digest), lambda path: write_atomically(path, lambda part: part.write_bytes(data)))
         return digest
 
     def get(self, digest: str) -> bytes:
         """Return the bytes stored under `digest`, checked; raise `BlobMissing` or `BlobDamaged`."""
         try:
-            data: bytes = self._filesystem.cat_file(self._path(digest))
+            data: bytes = self._filesystem.cat_file(f"{self._root}/{_artifact(digest)}")
         except FileNotFoundError as error:
             raise BlobMissing(f"Artifact {digest} is not in the blob store.") from error
         if hashlib.sha256(data).hexdigest() != digest:
@@ -61,13 +53,13 @@ class BlobStore:
 
     def delete(self, digest: str) -> None:
         """Remove a blob; one that is not there is not an error."""
-        if self._filesystem.exists(self._path(digest)):
-            self._filesystem.rm_file(self._path(digest))
+        self.delete_file(_artifact(digest))
 
     def publish(self, name: str, write: Callable[[Path], None]) -> None:
         """Store the file that `write(path)` makes under `name`, all of it or nothing.
 
-        `write` itself must make the file durable and whole (`service.index.files.save_index` does).
+        `write` itself must make the file durable and whole (`service.index.files.save_index` does). What is not a
+        local file is sent under another name first, so that no name ever stands for half of it.
         """
         if self._is_local:
             path = Path(self._root) / name
@@ -77,7 +69,7 @@ class BlobStore:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "file"
             write(source)
-            temporary = f"{self._root}/{name}.part"
+            temporary = f"{self._root}/{name}.{uuid.uuid4().hex}.part"
             self._filesystem.makedirs(temporary.rsplit("/", 1)[0], exist_ok=True)
             self._filesystem.put_file(str(source), temporary)
             self._filesystem.mv(temporary, f"{self._root}/{name}")
@@ -105,5 +97,6 @@ class BlobStore:
         if self._filesystem.exists(f"{self._root}/{name}"):
             self._filesystem.rm_file(f"{self._root}/{name}")
 
-    def _path(self, digest: str) -> str:
-        return f"{self._root}/artifacts/{digest[:2]}/{digest}"
+
+def _artifact(digest: str) -> str:
+    return f"artifacts/{digest[:2]}/{digest}"

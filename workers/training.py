@@ -221,12 +221,12 @@ def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledIm
     )
     digests = b"".join(hashlib.sha256(image.data).digest() for image in batch)
     return FeatureRows(
-        before.embedding,
-        before.side_information,
-        after.embedding,
-        after.side_information,
-        label_numbers(labels),
-        np.frombuffer(digests, np.uint8).reshape(-1, 32),
+        embedding_from=before.embedding,
+        side_information_from=before.side_information,
+        embedding_to=after.embedding,
+        side_information_to=after.side_information,
+        labels=label_numbers(labels),
+        source_sha256=np.frombuffer(digests, np.uint8).reshape(-1, 32),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.normalize import l2_normalize
 from models.training.features import PairedFeatures
-from service.domain.training.files import FeatureRows, RowRange, TrainingFiles, feature_rows
+from service.domain.training.files import FeatureRows, RowRange, TrainingFiles
 from service.tables import ModelVersion
 
 _HELD_OUT_SHARE = 10
@@ -63,7 +63,7 @@ def load_rows(
     return TrainingRows(
         _pairs(features, "embedding_to"),
         _pairs(features, "side_information_to") if "side_information_to" in features else None,
-        feature_rows(holding.arrays),
+        FeatureRows(**holding.arrays),
         looked_at - count if looked_at else 0,
         digest.hexdigest() if looked_at else None,
     )

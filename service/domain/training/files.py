@@ -13,11 +13,10 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -32,31 +31,19 @@ _ROWS = re.compile(r"rows-(\d+)-(\d+)-(\d+)")
 Vectors = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureRows:
     """Rows of the same N images under two versions."""
 
     embedding_from: Vectors  # (N, D_from)
-    side_information_from: Vectors | None  # (N, S_from)
     embedding_to: Vectors  # (N, D_to)
-    side_information_to: Vectors | None  # (N, S_to)
-    labels: NDArray[np.int64] | None  # (N,) as `label_numbers` gives them
+    side_information_from: Vectors | None = None  # (N, S_from)
+    side_information_to: Vectors | None = None  # (N, S_to)
+    labels: NDArray[np.int64] | None = None  # (N,) as `label_numbers` gives them
     source_sha256: NDArray[np.uint8] | None = None  # (M, 32) of all M images that were looked at, readable or not
 
     def __len__(self) -> int:
         return len(self.embedding_from)
-
-
-def feature_rows(arrays: Mapping[str, NDArray[Any]]) -> FeatureRows:
-    """Return the rows whose arrays have these names."""
-    return FeatureRows(
-        arrays["embedding_from"],
-        arrays.get("side_information_from"),
-        arrays["embedding_to"],
-        arrays.get("side_information_to"),
-        arrays.get("labels"),
-        arrays.get("source_sha256"),
-    )
 
 
 @dataclass(frozen=True, order=True)
@@ -66,6 +53,10 @@ class RowRange:
     first: int
     end: int
     count: int
+
+    @property
+    def name(self) -> str:
+        return f"rows-{self.first:012}-{self.end:012}-{self.count}"
 
 
 class TrainingFiles:
@@ -78,8 +69,7 @@ class TrainingFiles:
     def add_rows(self, first: int, end: int, rows: FeatureRows) -> None:
         """Store rows; the next ones begin at `end`."""
         arrays = {name: np.ascontiguousarray(values) for name, values in asdict(rows).items() if values is not None}
-        name = f"rows-{first:012}-{end:012}-{len(rows)}"
-        self._publish(name, lambda path: safetensors.numpy.save_file(arrays, path))
+        self._publish(RowRange(first, end, len(rows)).name, lambda path: safetensors.numpy.save_file(arrays, path))
 
     def row_ranges(self) -> list[RowRange]:
         """Return what is stored, from position 0 on and without a gap."""
@@ -95,46 +85,51 @@ class TrainingFiles:
     def read_rows(self, ranges: Sequence[RowRange]) -> Iterator[FeatureRows]:
         """Give the rows of each range, in order."""
         for row_range in ranges:
-            name = f"rows-{row_range.first:012}-{row_range.end:012}-{row_range.count}"
-            with self._fetched(name) as path:
-                arrays = safetensors.numpy.load_file(path)
-            yield feature_rows(arrays)
+            with self._fetched(row_range.name) as path:
+                rows = FeatureRows(**safetensors.numpy.load_file(path))
+            yield rows
 
     def newest_checkpoint(self, network: str) -> int:
         """Return the epochs done at the newest checkpoint of `network` (h or g); 0 when there is none."""
-        pattern = re.compile(rf"{network}-(\d+)")
-        return max((int(match[1]) for name in self._names() if (match := pattern.fullmatch(name))), default=0)
+        return max(self._checkpoints(network), default=0)
 
     def store_checkpoint(self, network: str, epochs_done: int, path: Path) -> None:
         """Store a checkpoint file, and remove the ones before it."""
-        self._publish(f"{network}-{epochs_done:06}", lambda target: _copy(path, target))
-        pattern = re.compile(rf"{network}-(\d+)")
-        for name in self._names():
-            if (match := pattern.fullmatch(name)) and int(match[1]) < epochs_done:
-                self._blobs.delete_file(f"{FOLDER}/{self._prefix}.{name}")
+        self._publish(f"{network}-{epochs_done:06}", lambda target: shutil.copyfile(path, target))
+        for epochs, name in self._checkpoints(network).items():
+            if epochs < epochs_done:
+                self._blobs.delete_file(self._path(name))
 
     def fetch_checkpoint(self, network: str, epochs_done: int, target: Path) -> None:
         """Copy a stored checkpoint to `target`, in one step."""
         with self._fetched(f"{network}-{epochs_done:06}") as path:
-            write_atomically(target, lambda part: _copy(path, part))
+            write_atomically(target, lambda part: shutil.copyfile(path, part))
 
     def remove(self) -> None:
         """Remove every file of the training."""
         for name in self._names():
-            self._blobs.delete_file(f"{FOLDER}/{self._prefix}.{name}")
+            self._blobs.delete_file(self._path(name))
+
+    def _checkpoints(self, network: str) -> dict[int, str]:
+        """Return the names of stored checkpoints, by the epochs done."""
+        pattern = re.compile(rf"{network}-(\d+)")
+        return {int(match[1]): name for name in self._names() if (match := pattern.fullmatch(name))}
+
+    def _path(self, name: str) -> str:
+        return f"{FOLDER}/{self._prefix}.{name}"
 
     def _names(self) -> list[str]:
         start = f"{self._prefix}."
         return [name.removeprefix(start) for name in self._blobs.list_files(FOLDER) if name.startswith(start)]
 
     def _publish(self, name: str, write: Callable[[Path], object]) -> None:
-        self._blobs.publish(f"{FOLDER}/{self._prefix}.{name}", lambda path: write_atomically(path, write))
+        self._blobs.publish(self._path(name), lambda path: write_atomically(path, write))
 
     @contextmanager
     def _fetched(self, name: str) -> Iterator[Path]:
         """Give a local path of a stored file; a copy, where one is needed, is gone afterwards."""
         with tempfile.TemporaryDirectory() as folder:
-            yield self._blobs.fetch_file(f"{FOLDER}/{self._prefix}.{name}", Path(folder))
+            yield self._blobs.fetch_file(self._path(name), Path(folder))
 
 
 def remove_unwanted(blobs: BlobStore, local: Path, read_wanted: Callable[[], set[str] | None]) -> None:
@@ -159,7 +154,3 @@ def label_numbers(labels: Sequence[str]) -> NDArray[np.int64]:
     names, positions = np.unique(np.array(labels, dtype=object), return_inverse=True)
     digests = [hashlib.sha256(str(name).encode()).digest()[:8] for name in names]
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)[positions]
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -158,17 +158,12 @@ def _tables(opened: Sequence[pq.ParquetFile], columns: list[str]) -> Iterator[pa
 
 
 def _feature_rows(table: pa.Table, limits: PairLimits) -> FeatureRows:
-    vectors = {name: _vectors(table, name, dim) for name, dim in limits.dims().items()}
-    embedding_from, embedding_to = vectors["embedding_from"], vectors["embedding_to"]
-    assert embedding_from is not None
-    assert embedding_to is not None
-    side_from, side_to = vectors["side_information_from"], vectors["side_information_to"]
-    return FeatureRows(embedding_from, side_from, embedding_to, side_to, _labels(table))
+    found = {name: dim for name, dim in limits.dims().items() if name in table.column_names}
+    vectors: dict[str, NDArray[Any]] = {name: _vectors(table, name, dim) for name, dim in found.items()}
+    return FeatureRows(**vectors, labels=_labels(table))
 
 
-def _vectors(table: pa.Table, name: str, dim: int | None) -> Vectors | None:
-    if name not in table.column_names:
-        return None
+def _vectors(table: pa.Table, name: str, dim: int | None) -> Vectors:
     values = read_vectors(table, name)
     if values.shape[1] != dim:
         raise InvalidPairs(f"Rows of {name!r} have {values.shape[1]} numbers; their model version has {dim}.")
