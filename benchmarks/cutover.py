@@ -5,7 +5,6 @@
 Every repeat is the cutover's whole transaction but its commit, undone, so that the same one can be measured again.
 """
 
-import statistics
 import time
 from typing import Annotated
 
@@ -13,7 +12,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.setting import fill_gallery, machine, register_versions, run_batches, vacuum, worker_with_servers
+from benchmarks.setting import (
+    fill_gallery,
+    machine,
+    median_and_range,
+    register_versions,
+    run_batches,
+    vacuum,
+    worker_with_servers,
+)
 from service.domain.upgrade.cutover import cut_over
 from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
 from service.domain.upgrade.upgrades import get_upgrade
@@ -46,8 +53,7 @@ def run(
                 fill_gallery(parts, name, late - waiting, _DIM, first=size + waiting)
                 waiting = late
                 times = [_cut_over(parts, upgrade_id) for _ in range(repeats)]
-                spread = f"{min(times):.0f} to {max(times):.0f}"
-                table.add_row(f"{size:,}", f"{late:,}", f"{statistics.median(times):.0f}", spread)
+                table.add_row(f"{size:,}", f"{late:,}", *median_and_range(times, ".0f"))
     console = Console()
     console.print(table)
     console.print(f"{machine()}; {_DIM} dimensions, {repeats} repeats")

@@ -39,16 +39,8 @@ def run(
     speed: Annotated[list[float] | None, typer.Option(help="The throttle; one run each.")] = None,
 ) -> None:
     """Print the table."""
-    table = Table(title=f"Error of the ETA, {items:,} items")
-    for column in (
-        "speed",
-        "progress",
-        "readings",
-        "of what remains: median %",
-        "largest %",
-        "of the whole: largest %",
-    ):
-        table.add_column(column)
+    columns = ("speed", "progress", "readings", "of what remains: median %", "largest %", "of the whole: largest %")
+    table = Table(*columns, title=f"Error of the ETA, {items:,} items")
     with worker_with_servers() as parts:
         register_versions(parts, _DIM)
         for number, share in enumerate(speed or [1.0, 0.5]):

@@ -8,7 +8,6 @@ as memory or patience allows, and their seconds are scaled to all of them. The e
 precision, against the definition computed slowly: squared differences summed in float64, ties as `models.metrics` says.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import average_precision_score
 
-from benchmarks.setting import machine
+from benchmarks.setting import machine, median_and_range
 from models.metrics import Labels, RetrievalPerQuery, Vectors, query_metrics
 
 _MIB = 2**20
@@ -54,22 +53,19 @@ def run(
         _Way("numpy: argsort of the whole matrix", few, _whole_matrix),
         _Way("scikit-learn, query by query", min(items, _FEW_QUERIES), _scikit_learn),
     ]
+
     _ours(vectors[:1000], labels[:1000], 1000)
     found, memory = _memory_of(lambda: _ours(vectors, labels, items))
     exact = _exact(vectors, labels, min(items, _FEW_QUERIES))
     errors = [_error(exact, found), *(_error(exact, way.judge(vectors, labels, len(exact))) for way in ways[1:])]
+
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
         for way, measured in zip(ways, seconds, strict=True):
             measured.append(_seconds(way, vectors, labels) * items / way.queries)
-    table = Table(title=f"CMC and mAP of {items:,} queries in {items:,} items")
-    for column in ("way", "queries", "seconds for all", "min to max", "x ours (budget: 20)", "min to max", "error"):
-        table.add_column(column)
-    for way, measured, error in zip(ways, seconds, errors, strict=True):
-        times = [theirs / ours for theirs, ours in zip(measured, seconds[0], strict=True)]
-        table.add_row(way.name, f"{way.queries:,}", *_figures(measured, ".2f"), *_figures(times, ".1f"), f"{error:.0e}")
+
     console = Console()
-    console.print(table)
+    console.print(_table(f"CMC and mAP of {items:,} queries in {items:,} items", ways, seconds, errors))
     console.print(
         f"{machine()}, {torch.get_num_threads()} threads; {dim} dimensions, {classes} classes, {repeats} repeats"
     )
@@ -77,6 +73,16 @@ def run(
     console.print(
         f"memory while judging: {memory / _MIB:,.0f} MiB (a float32 matrix of all distances: {matrix:,.0f} MiB)"
     )
+
+
+def _table(title: str, ways: list[_Way], seconds: list[list[float]], errors: list[float]) -> Table:
+    columns = ("way", "queries", "seconds for all", "min to max", "x ours (budget: 20)", "min to max", "error")
+    table = Table(*columns, title=title)
+    for way, measured, error in zip(ways, seconds, errors, strict=True):
+        times = [theirs / ours for theirs, ours in zip(measured, seconds[0], strict=True)]
+        figures = (*median_and_range(measured, ".2f"), *median_and_range(times, ".1f"))
+        table.add_row(way.name, f"{way.queries:,}", *figures, f"{error:.0e}")
+    return table
 
 
 def _gallery(items: int, dim: int, classes: int) -> tuple[Vectors, Labels]:
@@ -160,10 +166,6 @@ def _seconds(way: _Way, vectors: Vectors, labels: Labels) -> float:
     began = time.perf_counter()
     way.judge(vectors, labels, way.queries)
     return time.perf_counter() - began
-
-
-def _figures(values: list[float], form: str) -> tuple[str, str]:
-    return f"{statistics.median(values):{form}}", f"{min(values):{form}} to {max(values):{form}}"
 
 
 if __name__ == "__main__":

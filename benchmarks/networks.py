@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.peers import PublicForm
-from benchmarks.setting import device_name, machine, paper_sized_transformation
+from benchmarks.setting import device_name, machine, median_and_range, paper_sized_transformation
 from models.normalize import l2_normalize
 from models.precision import in_precision
 from models.transformation import Transformation, fold_batch_norm
@@ -34,16 +34,10 @@ def run(
     """Print the table; the forms take turns, so that a change of the machine's speed meets all of them."""
     network = paper_sized_transformation(dim, seed=0)
     forms = forms_of(network, device)
-    table = Table(title=f"h alone, {dim} dimensions, items/s on {device_name(device)}")
-    for column in (
-        "rows at once",
-        "form",
-        "median",
-        "min to max",
-        "x the paper's form (budget: 6)",
-        "least cosine to float32",
-    ):
-        table.add_column(column)
+    columns = ("rows at once", "form", "median", "min to max", "x the paper's form (budget: 6)")
+    title = f"h alone, {dim} dimensions, items/s on {device_name(device)}"
+    table = Table(*columns, "least cosine to float32", title=title)
+
     for count in rows or [1_024, 4_096, 16_384]:
         inputs = torch.randn(2, count, dim, device=device)
         rates: dict[str, list[float]] = {name: [] for name in forms}
@@ -52,14 +46,16 @@ def run(
             for _ in range(repeats + 1):
                 for name, form in forms.items():
                     rates[name].append(count / _seconds(form, inputs, device))
+
             paper = statistics.median(rates["paper's form"][1:])
             for name, form in forms.items():
                 measured = rates[name][1:]  # the first one prepares the device
-                median = statistics.median(measured)
-                spread = f"{min(measured):,.0f} to {max(measured):,.0f}"
+                times = statistics.median(measured) / paper
                 cosine = _least_cosine(exact, form(inputs[0], inputs[1]).float().cpu().numpy())
-                table.add_row(f"{count:,}", name, f"{median:,.0f}", spread, f"{median / paper:.1f}", f"{cosine:.6f}")
+                figures = median_and_range(measured, ",.0f")
+                table.add_row(f"{count:,}", name, *figures, f"{times:.1f}", f"{cosine:.6f}")
         table.add_section()
+
     console = Console()
     console.print(table)
     console.print(f"{machine()}; {repeats} repeats; budget: 6 times the paper's form")

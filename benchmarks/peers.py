@@ -1,6 +1,7 @@
 """What an upgrade is compared with, written as its authors or a first attempt would."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,23 @@ def _as_convolutions(part: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(*layers).eval()
 
 
+def _mapped(table: str, dim: int) -> Any:
+    """Return a class of a generation's rows."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Row(Base):
+        __tablename__ = table
+        item_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+        revision: Mapped[int] = mapped_column(BigInteger)
+        origin: Mapped[int] = mapped_column(SmallInteger)
+        embedding: Mapped[object] = mapped_column(HALFVEC(dim))
+        side_information: Mapped[object] = mapped_column(HALFVEC(dim))
+
+    return Row
+
+
 def naive_upgrade(
     session: Session, source: str, target: str, dim: int, networks: Iterable[nn.Module], rows_at_once: int
 ) -> int:
@@ -53,30 +71,21 @@ def naive_upgrade(
 
     `target` is an empty table of a generation's columns.
     """
+    mapped = _mapped(source, dim)
+    target_table = mapped.__table__.to_metadata(mapped.metadata, name=target)
+    page = select(mapped).order_by(mapped.item_id).limit(rows_at_once)
 
-    class Base(DeclarativeBase):
-        pass
-
-    class Row(Base):
-        __tablename__ = source
-        item_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-        revision: Mapped[int] = mapped_column(BigInteger)
-        origin: Mapped[int] = mapped_column(SmallInteger)
-        embedding: Mapped[object] = mapped_column(HALFVEC(dim))
-        side_information: Mapped[object] = mapped_column(HALFVEC(dim))
-
-    Row.__table__.to_metadata(Base.metadata, name=target)  # type: ignore[attr-defined]
     written, last = 0, 0
-    page = select(Row).order_by(Row.item_id).limit(rows_at_once)
-    while rows := session.scalars(page.where(Row.item_id > last)).all():
+    while rows := session.scalars(page.where(mapped.item_id > last)).all():
         inputs = [
             torch.from_numpy(np.array([getattr(row, name) for row in rows], np.float32))
             for name in ("embedding", "side_information")
         ]
         with torch.inference_mode():
             outputs = [network(*inputs).numpy() for network in networks]
+
         session.execute(
-            insert(Base.metadata.tables[target]),
+            insert(target_table),
             [
                 {
                     "item_id": row.item_id,

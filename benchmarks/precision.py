@@ -21,7 +21,7 @@ from benchmarks.networks import forms_of
 from benchmarks.setting import machine
 from demo.data import load_images
 from demo.training import PHOTOGRAPHS, embed, train_everything
-from models.metrics import retrieval_metrics
+from models.metrics import RetrievalMetrics, retrieval_metrics
 from models.normalize import l2_normalize
 
 _SEED = 0
@@ -43,14 +43,15 @@ def run(
     train, test = (load_images(place / f"{name}.parquet") for name in ("train", "test"))
     chosen = np.random.default_rng(_SEED).permutation(len(train))[:train_images]
     networks = train_everything(train.take(chosen), recipe, lambda _name: lambda _done, _total: None)
+
     inputs = [
         torch.from_numpy(embed(network, test, recipe).astype(np.float16)).float()
         for network in (networks.old_encoder, networks.old_side_information)
     ]
     new = embed(networks.new_encoder, test, recipe)
-    table = Table(title=f"h/h on {len(test):,} test images")
-    for column in ("form of h", "CMC@1", "CMC@5", "mAP", "cosine to float32: least", "mean"):
-        table.add_column(column)
+
+    columns = ("form of h", "CMC@1", "CMC@5", "mAP", "cosine to float32: least", "mean")
+    table = Table(*columns, title=f"h/h on {len(test):,} test images")
     exact = None
     for name, form in forms_of(networks.h, "cpu").items():
         with torch.inference_mode():
@@ -65,8 +66,8 @@ def run(
     console.print(f"{machine()}; {train_images:,} training images, {epochs} epochs")
 
 
-def _percent(metrics: object) -> list[str]:
-    return [f"{100 * getattr(metrics, name):.2f}" for name in ("cmc1", "cmc5", "map")]
+def _percent(metrics: RetrievalMetrics) -> list[str]:
+    return [f"{100 * share:.2f}" for share in (metrics.cmc1, metrics.cmc5, metrics.map)]
 
 
 if __name__ == "__main__":

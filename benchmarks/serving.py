@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.closed_loop import Load, ask, load_process
 from benchmarks.processes import Api, api_process
-from benchmarks.setting import fill_gallery, machine, random_image, worker_with_servers
+from benchmarks.setting import fill_gallery, machine, median_and_range, random_image, worker_with_servers
 from models.artifacts import load_encoder, save_network
 from models.backbones import SmallResNet
 from models.image_sets import find_images
@@ -42,6 +42,7 @@ from service.domain.registry import NetworkStore, VersionSpec, register_model_ve
 from workers.app import WorkerParts
 
 _PREPROCESSING = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+_PHOTOGRAPHS = Path("../shared/data/cifar100/test.parquet")
 _PATH = "/v1/galleries/g/search?k=10"
 _QUERY_IMAGES = 512
 _BUDGET_MS = 3.0
@@ -86,9 +87,7 @@ class _Measured:
 
 
 def run(
-    images: Annotated[Path, typer.Option(help="Photographs to ask by; random ones where it is absent.")] = Path(
-        "../shared/data/cifar100/test.parquet"
-    ),
+    images: Annotated[Path, typer.Option(help="Photographs to ask by; random ones where it is absent.")] = _PHOTOGRAPHS,
     clients: Annotated[list[int] | None, typer.Option(help="How many ask at the same time.")] = None,
     wait_ms: Annotated[list[float] | None, typer.Option(help="GALLERY_QUERY_BATCH_WAIT_MS to try.")] = None,
     batch_images: Annotated[int, typer.Option(help="GALLERY_QUERY_BATCH_IMAGES of shared batches.")] = 32,
@@ -102,23 +101,25 @@ def run(
     torch.manual_seed(0)
     encoder = save_network(SmallResNet(width, 1, dim, stem_stride=2).eval())
     files = _query_images(images)
-    servers = [_Server("each query alone", 1, 0.0)]
-    servers += [_Server(f"shared, waiting {ms:g} ms", batch_images, ms) for ms in wait_ms or [0.0, 2.0]]
+    shared = [_Server(f"shared, waiting {ms:g} ms", batch_images, ms) for ms in wait_ms or [0.0, 2.0]]
+    servers = [_Server("each query alone", 1, 0.0), *shared]
     measured: dict[tuple[int, str], _Measured] = defaultdict(_Measured)
     in_process_ms: list[float] = []
+
     with worker_with_servers() as parts, ExitStack() as stack:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # as an API process has them
         _register(parts, encoder, dim)
         fill_gallery(parts, "g", items, dim)
         pids = {server.port: stack.enter_context(server.running(parts)).pid for server in servers}
         process = stack.enter_context(load_process(files))
         query = _in_process(encoder, items, dim)
+
         for _ in range(repeats):
             in_process_ms.append(_median_ms(query, files, seconds))
             for count in clients or [1, 8, 64]:
                 for server in servers:
                     load = Load(server.port, _PATH, count, warm_seconds=0.2 * seconds, seconds=seconds)
                     _measure(server, pids[server.port], process, load, measured[count, server.name])
+
     console = Console(width=130)
     console.print(_throughput(measured, servers))
     if (1, servers[-1].name) in measured:
@@ -165,6 +166,7 @@ def _cpu_seconds(pid: int) -> float:
 def _in_process(encoder: bytes, items: int, dim: int) -> Callable[[bytes], None]:
     """Return a query without a service: decode, preprocess, φ, exact search. FAISS has one thread, as in the service:
     more of them get in the way of φ's."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as an API process has them
     faiss.omp_set_num_threads(1)
     network = load_encoder(encoder, output_dim=dim, input_size=32)
     preprocessing = Preprocessing.from_json(_PREPROCESSING)
@@ -192,19 +194,8 @@ def _median_ms(query: Callable[[bytes], None], images: Sequence[bytes], seconds:
 
 
 def _throughput(measured: dict[tuple[int, str], _Measured], servers: Sequence[_Server]) -> Table:
-    table = Table(title="Image queries over HTTP")
-    for column in (
-        "clients",
-        "batches",
-        "queries/s",
-        "min to max",
-        "x alone",
-        "p50 ms",
-        "p99 ms",
-        "images a batch",
-        "CPU ms a query",
-    ):
-        table.add_column(column)
+    columns = ("clients", "batches", "queries/s", "min to max", "x alone", "p50 ms", "p99 ms", "images a batch")
+    table = Table(*columns, "CPU ms a query", title="Image queries over HTTP")
     for count in sorted({count for count, _ in measured}):
         alone = measured[count, servers[0].name]
         for server in servers:
@@ -213,8 +204,7 @@ def _throughput(measured: dict[tuple[int, str], _Measured], servers: Sequence[_S
             table.add_row(
                 str(count),
                 server.name,
-                f"{statistics.median(found.rates):,.0f}",
-                f"{min(found.rates):,.0f} to {max(found.rates):,.0f}",
+                *median_and_range(found.rates, ",.0f"),
                 f"{statistics.median(ratios):.2f}",
                 f"{statistics.median(found.p50_ms):.1f}",
                 f"{statistics.median(found.p99_ms):.1f}",
@@ -226,17 +216,15 @@ def _throughput(measured: dict[tuple[int, str], _Measured], servers: Sequence[_S
 
 
 def _added(in_process_ms: Sequence[float], over_http_ms: dict[str, list[float]]) -> Table:
-    table = Table(title="One client, p50 ms: what HTTP adds to decoding, φ and FAISS in process")
-    for column in ("batches", "in process", "over HTTP", f"added (budget: {_BUDGET_MS:g})", "min to max"):
-        table.add_column(column)
+    columns = ("batches", "in process", "over HTTP", f"added (budget: {_BUDGET_MS:g})", "min to max")
+    table = Table(*columns, title="One client, p50 ms: what HTTP adds to decoding, φ and FAISS in process")
     for name, over_http in over_http_ms.items():
         added = [after - before for before, after in zip(in_process_ms, over_http, strict=True)]
         table.add_row(
             name,
             f"{statistics.median(in_process_ms):.2f}",
             f"{statistics.median(over_http):.2f}",
-            f"{statistics.median(added):.2f}",
-            f"{min(added):.2f} to {max(added):.2f}",
+            *median_and_range(added, ".2f"),
         )
     return table
 

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import platform
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -211,6 +212,11 @@ def commit() -> str:
     """Return the commit that is checked out."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def median_and_range(values: Sequence[float], form: str) -> tuple[str, str]:
+    """Return two cells of a table."""
+    return f"{statistics.median(values):{form}}", f"{min(values):{form}} to {max(values):{form}}"
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

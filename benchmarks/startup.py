@@ -15,10 +15,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import text
 
 from benchmarks.processes import api_process
-from benchmarks.setting import fill_gallery, machine, register_versions, worker_with_servers
+from benchmarks.setting import fill_gallery, machine, median_and_range, register_versions, vacuum, worker_with_servers
 from service.domain.gallery.galleries import get_gallery
 from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.builds import build_generation_index
@@ -60,8 +59,7 @@ def run(
         register_versions(parts, dim)
         measure("no gallery")
         fill_gallery(parts, _GALLERY, items, dim)
-        with parts.database.engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("VACUUM ANALYZE"))
+        vacuum(parts)
         measure("rows alone")
         measure(f"a file, {_build(parts, kind)}")
         fill_gallery(parts, _GALLERY, int(items * changed), dim, first=items)
@@ -93,11 +91,9 @@ def _memory_bytes(pid: int) -> dict[str, int]:
 
 
 def _row(name: str, starts: list[_Start]) -> list[str]:
-    seconds = [start.seconds for start in starts]
     return [
         name,
-        f"{statistics.median(seconds):.1f}",
-        f"{min(seconds):.1f} to {max(seconds):.1f}",
+        *median_and_range([start.seconds for start in starts], ".1f"),
         f"{statistics.median(start.private_bytes for start in starts) / _MIB:.0f}",
         f"{statistics.median(start.mapped_bytes for start in starts) / _MIB:.0f}",
     ]

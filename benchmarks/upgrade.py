@@ -28,6 +28,7 @@ from benchmarks.peers import naive_upgrade
 from benchmarks.setting import (
     fill_gallery,
     machine,
+    median_and_range,
     paper_sized_transformation,
     register_versions,
     run_batches,
@@ -64,6 +65,7 @@ def run(
         register_versions(parts, dim)
         fill_gallery(parts, "gallery", items, dim)
         vacuum(parts)
+
         networks = [paper_sized_transformation(dim, seed) for seed in range(2)]
         backbone = ResNet(50, dim).eval()
         for _ in range(repeats):
@@ -73,10 +75,18 @@ def run(
                 rates["naive"].append(_naive(parts, networks, naive_items, dim))
                 rates["backfill"].append(_backfill(backbone))
         settings = parts.settings
+
     title = f"{items:,} items of {dim} + {dim} float16"
-    table = Table(title=f"{title}, PostgreSQL on cores of its own" if apart else title)
-    for column in ("what", "items/s, median", "min to max", "upgrade / this", "budget"):
-        table.add_column(column)
+    console = Console()
+    console.print(_table(rates, f"{title}, PostgreSQL on cores of its own" if apart else title))
+    console.print(
+        f"{machine()}; {fastest_precision('cpu')}, {settings.batches_at_once} batches of"
+        f" {settings.batch_items:,} at once, {settings.rows_per_chunk:,} rows through h and g; {repeats} repeats"
+    )
+
+
+def _table(rates: dict[str, list[float]], title: str) -> Table:
+    table = Table("what", "items/s, median", "min to max", "upgrade / this", "budget", title=title)
     names = {
         "upgrade": ("upgrade, one worker", ""),
         "memory": ("h and g on batches in memory", ">= 0.8"),
@@ -85,16 +95,8 @@ def run(
     }
     for key, (name, budget) in names.items():
         ratios = [upgrade / other for upgrade, other in zip(rates["upgrade"], rates[key], strict=True)]
-        spread = f"{min(rates[key]):,.0f} to {max(rates[key]):,.0f}"
-        table.add_row(
-            name, f"{statistics.median(rates[key]):,.0f}", spread, f"{statistics.median(ratios):,.2f}", budget
-        )
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{machine()}; {fastest_precision('cpu')}, {settings.batches_at_once} batches of"
-        f" {settings.batch_items:,} at once, {settings.rows_per_chunk:,} rows through h and g; {repeats} repeats"
-    )
+        table.add_row(name, *median_and_range(rates[key], ",.0f"), f"{statistics.median(ratios):,.2f}", budget)
+    return table
 
 
 @contextmanager

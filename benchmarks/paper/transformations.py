@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from pytorch_metric_learning.losses import SupConLoss
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.paper.networks import read, trained
-from models.artifacts import save_network
+from models.artifacts import read_config, save_network
 from models.normalize import l2_normalize
 from models.training.checkpoints import load_checkpoint
 from models.training.features import PairedFeatures, cached_features
@@ -252,10 +253,6 @@ def as_levels(values: Tensor, levels: int) -> Tensor:
 
 def load(folder: Path, spec: Spec) -> Transformation:
     """Return a trained network."""
-    import safetensors.torch
-
-    from models.artifacts import read_config
-
     data = spec.file(folder).read_bytes()
     network = Transformation(**read_config(data)["config"])
     network.load_state_dict(safetensors.torch.load(data))
