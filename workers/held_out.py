@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import TransformationNetwork
-from models.metrics import RetrievalMetrics, gap_closed, retrieval_metrics
+from models.metrics import gap_closed, retrieval_metrics
 from models.normalize import l2_normalize
 from service.domain.training.files import FeatureRows
 
@@ -52,25 +52,14 @@ def _retrieval(rows: FeatureRows, labels: NDArray[np.int64], transformed: Vector
     if len(np.unique(labels)) == len(labels):
         return None
 
-    def measured(query: Vectors, gallery: Vectors) -> RetrievalMetrics:
-        return retrieval_metrics(query, labels, gallery, labels, self_match=True, device=device)
+    def measured(query: Vectors, gallery: Vectors) -> dict[str, float]:
+        found = retrieval_metrics(query, labels, gallery, labels, self_match=True, device=device)
+        return {"cmc_at_1": found.cmc1, "cmc_at_5": found.cmc5, "map": found.map}
 
     old_old = measured(rows.embedding_from, rows.embedding_from)
     new_h, new_new = measured(rows.embedding_to, transformed), measured(rows.embedding_to, rows.embedding_to)
-    return {
-        "old_old": _as_json(old_old),
-        "new_h": _as_json(new_h),
-        "new_new": _as_json(new_new),
-        "gap_closed": {
-            "cmc_at_1": _gap(old_old.cmc1, new_h.cmc1, new_new.cmc1),
-            "cmc_at_5": _gap(old_old.cmc5, new_h.cmc5, new_new.cmc5),
-            "map": _gap(old_old.map, new_h.map, new_new.map),
-        },
-    }
-
-
-def _as_json(metrics: RetrievalMetrics) -> dict[str, float]:
-    return {"cmc_at_1": metrics.cmc1, "cmc_at_5": metrics.cmc5, "map": metrics.map}
+    closed = {name: _gap(old_old[name], new_h[name], new_new[name]) for name in old_old}
+    return {"old_old": old_old, "new_h": new_h, "new_new": new_new, "gap_closed": closed}
 
 
 def _gap(old_old: float, new_h: float, new_new: float) -> float | None:

@@ -9,18 +9,17 @@ from typing import Annotated, Any, BinaryIO, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.datastructures import FormData, UploadFile
 
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
 from service.api.jobs import JobView, job_view
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.uploads import (
-    MissingPart,
     UploadForm,
     file_part,
     name_part,
     optional_file_part,
+    optional_open_part,
     read_upload_form,
     refuse_other_parts,
 )
@@ -104,7 +103,7 @@ async def _training(request: Request) -> AsyncIterator[tuple[NewTraining, Binary
         values: dict[str, Any] = {name: value for name, value in form.multi_items() if isinstance(value, str)}
         if "options" in values:
             values["options"] = _parsed(values["options"].encode())
-        yield _checked(values), _pairs(form)
+        yield _checked(values), optional_open_part(form, "pairs")
 
 
 def _parsed(text: bytes) -> Any:
@@ -120,15 +119,6 @@ def _checked(values: Any) -> NewTraining:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False)
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in errors]) from error
-
-
-def _pairs(form: FormData) -> BinaryIO | None:
-    files = form.getlist("pairs")
-    if not files:
-        return None
-    if len(files) != 1 or not isinstance(files[0], UploadFile):
-        raise MissingPart("The form has one file named 'pairs'.")
-    return files[0].file
 
 
 def _view(details: registry.TransformationDetails) -> TransformationView:

@@ -1,7 +1,7 @@
 """Multipart forms with many files."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from fastapi import Depends, Request
 from pydantic import TypeAdapter, ValidationError
@@ -78,13 +78,21 @@ def file_part(form: FormData, name: str) -> bytes:
 
 def optional_file_part(form: FormData, name: str) -> bytes | None:
     """Return a file part's bytes, or None when the form has no such part."""
+    file = optional_open_part(form, name)
+    if file is None:
+        return None
+    file.seek(0)
+    return file.read()
+
+
+def optional_open_part(form: FormData, name: str) -> BinaryIO | None:
+    """Return a file part to be read, or None when the form has no such part."""
     values = form.getlist(name)
     if not values:
         return None
     if len(values) != 1 or not isinstance(values[0], UploadFile):
         raise MissingPart(f"The form has one file named {name!r}.")
-    values[0].file.seek(0)
-    return values[0].file.read()
+    return values[0].file
 
 
 def refuse_other_parts(form: FormData, names: set[str]) -> None:

@@ -46,49 +46,40 @@ class Encoded:
     side_information: Vectors | None
 
 
+@dataclass(frozen=True)
 class VersionEncoder:
     """φ and ψ of one model version, ready to run from any thread."""
 
-    def __init__(
-        self,
-        name: str,
-        preprocessing: Preprocessing,
-        normalize: bool,
-        embedding_model: Encoder,
-        side_information_model: Encoder | None,
-        batch_items: int,
-        queries: MicroBatcher,
-    ) -> None:
-        self._name = name
-        self._preprocessing = preprocessing
-        self._normalize = normalize
-        self._embedding_model = embedding_model
-        self._side_information_model = side_information_model
-        self._batch_items = batch_items
-        self._queries = queries
+    name: str
+    preprocessing: Preprocessing
+    normalize: bool
+    embedding_model: Encoder
+    side_information_model: Encoder | None
+    batch_items: int
+    queries: MicroBatcher
 
     def encode(self, images: Sequence[Image]) -> Encoded:
         """Return φ and ψ of RGB images, each preprocessed once. Raises `EncodingFailed`."""
         embeddings, sides = [], []
-        for start in range(0, len(images), self._batch_items):
-            inputs = preprocess_batch(images[start : start + self._batch_items], self._preprocessing)
-            embeddings.append(self._embedding_model(inputs))
-            if self._side_information_model is not None:
-                sides.append(self._side_information_model(inputs))
+        for start in range(0, len(images), self.batch_items):
+            inputs = preprocess_batch(images[start : start + self.batch_items], self.preprocessing)
+            embeddings.append(self.embedding_model(inputs))
+            if self.side_information_model is not None:
+                sides.append(self.side_information_model(inputs))
         side_information = self._finite(np.concatenate(sides)) if sides else None
         return Encoded(self._normalized(np.concatenate(embeddings)), side_information)
 
     def encode_embedding(self, images: Sequence[Image]) -> Vectors:
         """Return φ alone: what a query needs. Queries that come together share a run of φ. Raises `EncodingFailed`."""
-        return self._normalized(self._queries(lambda: preprocess_batch(images, self._preprocessing)))
+        return self._normalized(self.queries(lambda: preprocess_batch(images, self.preprocessing)))
 
     def _normalized(self, embedding: Vectors) -> Vectors:
         embedding = self._finite(embedding)
-        return l2_normalize(embedding) if self._normalize else embedding
+        return l2_normalize(embedding) if self.normalize else embedding
 
     def _finite(self, values: Vectors) -> Vectors:
         if not np.isfinite(values).all():
-            raise EncodingFailed(f"Model version {self._name!r} gave values that are not finite for an image.")
+            raise EncodingFailed(f"Model version {self.name!r} gave values that are not finite for an image.")
         return values
 
 

@@ -3,7 +3,7 @@ which a process loads them once."""
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -36,19 +36,19 @@ class PoisonedItem(Exception):
         self.reason = reason
 
 
+@dataclass(frozen=True)
 class Hop:
     """One transformation, ready to run: `(φ (B, D_from), ψ (B, S) | None) -> (h (B, D_to), g (B, S_to) | None)`."""
 
-    def __init__(self, h: TransformationNetwork, g: TransformationNetwork | None, normalize: bool) -> None:
-        self._h = h
-        self._g = g
-        self._normalize = normalize
+    h: TransformationNetwork
+    g: TransformationNetwork | None
+    normalize: bool
 
     def __call__(self, embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
-        transformed = self._h(embedding, side_information)
-        if self._normalize:  # the target's embeddings have unit norm, so what stands in for them has too
+        transformed = self.h(embedding, side_information)
+        if self.normalize:  # the target's embeddings have unit norm, so what stands in for them has too
             transformed = l2_normalize(transformed)
-        return transformed, self._g(embedding, side_information) if self._g else None
+        return transformed, self.g(embedding, side_information) if self.g else None
 
 
 def computing_at_once(settings: Settings) -> int:

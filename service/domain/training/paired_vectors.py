@@ -134,14 +134,9 @@ def _check_size(opened: Sequence[pq.ParquetFile], limits: PairLimits, columns: l
 
 
 def _count_values(file: pq.ParquetFile, name: str) -> int:
-    count = 0
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema.partition(".")[0] == name:
-                values: int = column.num_values
-                count += values
-    return count
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == name)
 
 
 def _tables(opened: Sequence[pq.ParquetFile], columns: list[str]) -> Iterator[pa.Table]:

@@ -53,7 +53,7 @@ class HeldEncoders(Encoders):
 
     def asked(self) -> int:
         """Return how many images are in a batch that has begun, or queued for the next one."""
-        queue = [] if self._loaded is None else list(self._loaded._queries._queue)
+        queue = [] if self._loaded is None else list(self._loaded.queries._queue)
         return sum(self.batches) + sum(len(query.inputs) for query in queue)
 
     def _network(self, digest: str, output_dim: int, input_size: int) -> Encoder:
