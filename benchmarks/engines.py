@@ -317,6 +317,7 @@ def _run_qdrant(connection: Connection, folder: Path) -> None:
         optimizers=qdrant.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=1_000),
         max_search_threads=1,
     )
+
     began = time.monotonic()
     (folder / "shard").mkdir()
     shard = qdrant.EdgeShard.create(str(folder / "shard"), config)
@@ -326,6 +327,7 @@ def _run_qdrant(connection: Connection, folder: Path) -> None:
     shard.optimize()
     shard.flush()
     seconds = time.monotonic() - began
+
     parts = [file for part in ("vector_storage", "vector_index") for file in folder.rglob(f"{part}/**/*")]
     connection.send((seconds, sum(file.stat().st_blocks * 512 for file in parts if file.is_file())))
 

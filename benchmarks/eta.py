@@ -41,12 +41,14 @@ def run(
     """Print the table."""
     columns = ("speed", "progress", "readings", "of what remains: median %", "largest %", "of the whole: largest %")
     table = Table(*columns, title=f"Error of the ETA, {items:,} items")
+
     with worker_with_servers() as parts:
         register_versions(parts, _DIM)
         for number, share in enumerate(speed or [1.0, 0.5]):
             name = f"gallery-{number}"
             fill_gallery(parts, name, items, _DIM)
             readings, began, finish = _run(parts, name, share)
+
             last_batches = 1 - parts.settings.batches_at_once * parts.settings.batch_items / items
             for low, high in ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0)):
                 within = [reading for reading in readings if low <= reading.share < high]
@@ -60,6 +62,7 @@ def run(
                     of_whole = max(wrong_by) / (finish - began) * 100
                     figures = (f"{statistics.median(of_rest):.0f}", f"{max(of_rest):.0f}", f"{of_whole:.0f}")
                     table.add_row(f"{share:g}", f"{low:.0%} to {high:.0%}", str(len(within)), *figures)
+
     console = Console()
     console.print(table)
     console.print(f"{machine()}; {_DIM} dimensions")

@@ -92,6 +92,7 @@ def run(
         queries = {"v1": corpus.queries, "v2": _transformed(corpus.queries)}
         vectors = {version: array.tolist() for version, array in queries.items()}
         files = [random_image(seed) for seed in range(_IMAGES)]
+
         load = Load(f"http://127.0.0.1:{_PORT}", _GALLERY, vectors, files, image_every, rate, clients)
         with (
             api_process(parts, _PORT) as api,
@@ -101,6 +102,7 @@ def run(
         ):
             phases, generations, next_rows = _drive(parts, api, vectors["v2"][0], speed, quiet_seconds, hold_seconds)
             replies = asking.stop()
+
     spaces = {
         version: Space(version, generation, rows, queries[version], exact_nearest(rows, queries[version], 1)[:, 0])
         for version, generation, rows in zip(("v1", "v2"), generations, (corpus.gallery, next_rows), strict=True)

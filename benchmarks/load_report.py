@@ -189,6 +189,7 @@ def draw(replies: Sequence[Reply], phases: Sequence[Phase], memory: MemoryTrace,
     figure = Figure(figsize=(12, 8), layout="constrained")
     latency, resident = figure.subplots(2, 1, sharex=True)
     began = phases[0].start
+
     _draw_latency(latency, replies, phases)
     for name in ("api", "worker"):
         samples = [sample for sample in memory.samples if sample.name == name and began <= sample.at < phases[-1].end]
@@ -196,6 +197,7 @@ def draw(replies: Sequence[Reply], phases: Sequence[Phase], memory: MemoryTrace,
     resident.set_ylabel("resident MiB")
     resident.set_ylim(bottom=0)
     resident.set_xlabel("seconds")
+
     for panel in (latency, resident):
         for number, phase in enumerate(phases):
             panel.axvspan(phase.start - began, phase.end - began, color=f"C{number}", alpha=0.12, linewidth=0)
@@ -206,6 +208,7 @@ def draw(replies: Sequence[Reply], phases: Sequence[Phase], memory: MemoryTrace,
         latency.annotate(
             phase.name, (middle, 1.02), xycoords=("data", "axes fraction"), rotation=40, ha="left", fontsize=8
         )
+
     figure.savefig(path, dpi=110)
 
 

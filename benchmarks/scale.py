@@ -50,6 +50,7 @@ def run(
         "item bytes/item",
     ):
         table.add_column(column)
+
     console = Console(width=170)
     with worker_with_servers() as parts:
         register_versions(parts, dim)
@@ -58,6 +59,7 @@ def run(
                 row = _measure(parts, size, count, dim)
                 table.add_row(*row)
                 console.print("\t".join(row))
+
     console.print(table)
     console.print(machine())
 
@@ -70,18 +72,22 @@ def _measure(parts: WorkerParts, items: int, count: int, dim: int) -> list[str]:
         with MemoryTrace({"api": [api.pid], "worker": pids}, _SAMPLE_SECONDS) as memory:
             time.sleep(2 * _SAMPLE_SECONDS)
             upgrade = upgrade_until_ready(api.client, name, "v2")
+
         at = state_times(parts, upgrade["id"])
         with parts.database.session_scope() as session:
             sizes = text("SELECT pg_total_relation_size(:table)")
             generation = session.scalars(sizes, {"table": embeddings_table(upgrade["to_generation"])}).one()
             all_items = session.scalars(sizes, {"table": "items"}).one()
             total = session.scalars(text("SELECT count(*) FROM items")).one()
+
         api.client.post(f"/v1/upgrades/{upgrade['id']}/cancel").raise_for_status()
         api.client.delete(f"/v1/galleries/{name}").raise_for_status()
+
         seconds = at[State.INDEXING] - at[State.TRANSFORMING]
         idle = memory.peak("worker", 0, at[State.PLANNED])
         transforming = memory.peak("worker", at[State.TRANSFORMING], at[State.INDEXING])
         indexing = memory.peak("worker", at[State.INDEXING], at[State.EVALUATING])
+
         return [
             f"{items:,}",
             str(count),

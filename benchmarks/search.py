@@ -94,6 +94,7 @@ def _measure(
         setting = Setting(
             parts, corpus.gallery, corpus.sample_queries, stored, build_limit_seconds, len(os.sched_getaffinity(0))
         )
+
         engines: list[Engine] = []
         for name, make in ENGINES.items():
             if name in without:
@@ -105,7 +106,9 @@ def _measure(
             except NotMeasured as reason:
                 missing.append(f"{name}: {reason}: skipped")
                 print(missing[-1], flush=True)
+
         measured = _in_turn(engines, Asked(corpus.queries, seconds), true, len(corpus.gallery), repeats)
+
     return {
         "items": len(corpus.gallery),
         "queries": len(corpus.queries),

@@ -196,6 +196,7 @@ def _median_ms(query: Callable[[bytes], None], images: Sequence[bytes], seconds:
 def _throughput(measured: dict[tuple[int, str], _Measured], servers: Sequence[_Server]) -> Table:
     columns = ("clients", "batches", "queries/s", "min to max", "x alone", "p50 ms", "p99 ms", "images a batch")
     table = Table(*columns, "CPU ms a query", title="Image queries over HTTP")
+
     for count in sorted({count for count, _ in measured}):
         alone = measured[count, servers[0].name]
         for server in servers:

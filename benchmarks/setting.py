@@ -80,9 +80,11 @@ def worker_with_servers(*, apart: bool = False, **own_settings: Any) -> Iterator
             # By default an index in seconds, and none beside what is measured: most of it ends before one is needed.
             **{"flat_below_rows": 10**9, "index_file_from_rows": 10**9, **own_settings},
         )
+
         engine = create_database_engine(servers.database_url)
         upgrade_database(engine)
         engine.dispose()
+
         share_cores(settings)
         parts = make_worker_parts(settings, celery_application(settings))
         try:
@@ -121,6 +123,7 @@ def register_versions(parts: WorkerParts, dim: int) -> None:
     """Register v1 and v2 of `dim` dimensions each for φ and ψ, small ones, and (h, g) of the paper's size."""
     encoder = parts.blobs.put(save_network(ConvEncoder(8, dim)))
     networks = [parts.blobs.put(save_network(paper_sized_transformation(dim, seed))) for seed in range(2)]
+
     with parts.database.session_scope() as session:
         versions = [
             ModelVersion(
@@ -136,6 +139,7 @@ def register_versions(parts: WorkerParts, dim: int) -> None:
             )
             for name in ("v1", "v2")
         ]
+
         session.add_all(versions)
         session.flush()  # their ids are needed
         session.add(
@@ -169,6 +173,7 @@ def import_vectors(
         if gallery is None:
             gallery = create_gallery(session, name, "v1", "l2", "float16", thumbnails=False)
         stored = get_stored_generation(session, gallery.id, gallery.active_generation_id or 0)
+
         for start in range(0, len(embedding), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             count = len(embedding[part])
@@ -181,6 +186,7 @@ def import_vectors(
                 ),
                 {"gallery": gallery.id, "start": first + start, "revision": revision, "count": count},
             ).all()
+
             rows = EmbeddingRows(
                 item_id=np.array(ids, np.int64),
                 revision=np.arange(revision + 1, revision + count + 1),

@@ -50,6 +50,7 @@ def run(
     train_networks(place, folder, at_once)
     features = Features(place, folder)
     train_transformations(features, wanted(), at_once)
+
     tables = Tables(features)
     sections = {
         "Table 1: an upgrade from 50 to 100 classes": tables.table_1,
@@ -62,6 +63,7 @@ def run(
         "At the paper's size and length (inner dimension 2,048, 80 epochs, one seed)": tables.full_size,
         "Costs": tables.costs,
     }
+
     page = _INTRODUCTION.format(seeds=len(SEEDS), views=VIEWS)
     for title, table in sections.items():
         page += f"## {title}\n\n{table()}\n"

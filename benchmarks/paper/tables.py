@@ -263,12 +263,14 @@ class Tables:
             found = record(self._folder, name)
             macs = _multiply_adds(trained(self._folder, name), torch.zeros(1, 3, 32, 32))
             lines += f"| {name} | {macs / 1e6:.1f} | {found['seconds']:.0f} | {found['final_loss']:.2f} |\n"
+
         for variant in ("paper", "default", "full size"):
             spec = Spec("old", "simclr", "new", variant)
             network, config = load(self._folder, spec), VARIANTS[variant].config
             macs = _multiply_adds(network, torch.zeros(1, 128), torch.zeros(1, 128))
             what = f"h, {variant}: inner {config.inner_dim}, {config.epochs} epochs"
             lines += f"| {what} | {macs / 1e6:.2f} | {seconds_of(self._folder, spec):.0f} | |\n"
+
         minutes = [
             sum(seconds) / 60
             for seconds in (
@@ -276,6 +278,7 @@ class Tables:
                 [seconds_of(self._folder, spec) for spec in wanted()],
             )
         ]
+
         spec = Spec("old", "simclr", "new", "full size")
         cached = seconds_of(self._folder, spec) / VARIANTS[spec.variant].config.epochs
         encoding = sum(self._seconds_to_encode(name) for name in ("old", "simclr", "new"))
