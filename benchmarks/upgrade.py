@@ -134,7 +134,7 @@ def _plan(parts: WorkerParts) -> tuple[StoredGeneration, StoredGeneration, tuple
             get_stored_generation(session, upgrade.gallery_id, id_)
             for id_ in (upgrade.from_generation_id, upgrade.to_generation_id)
         )
-        path = tuple(upgrade.legs[0]["transformations"])
+        path = upgrade.legs[0].transformation_ids
         session.rollback()
     return source, target, path
 

@@ -5,6 +5,7 @@
 """
 
 import uuid
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -60,6 +61,31 @@ class _EnumeratedText(TypeDecorator[StrEnum]):
         return None if value is None else self.enumeration(value)
 
 
+@dataclass(frozen=True)
+class Leg:
+    """A generation to read and the transformations to apply to its rows, first to last."""
+
+    generation_id: int
+    transformation_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {"generation": self.generation_id, "transformations": list(self.transformation_ids)}
+
+
+class _LegsJson(TypeDecorator[list[Leg]]):
+    """[{"generation": id, "transformations": [ids]}] in the database, legs here."""
+
+    impl = JSONB
+    cache_ok = True
+    coerce_compared_value = JSONB().coerce_compared_value  # a condition looks into the JSON
+
+    def process_bind_param(self, value: list[Leg] | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
+        return None if value is None else [leg.to_json() for leg in value]
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> list[Leg]:  # noqa: ARG002 - likewise
+        return [Leg(leg["generation"], tuple(leg["transformations"])) for leg in value]
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -77,6 +103,7 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         Json: JSONB,
         list[Any]: JSONB,
+        list[Leg]: _LegsJson,
         State: _EnumeratedText(State),
         JobState: _EnumeratedText(JobState),
         BatchState: _EnumeratedText(BatchState),
@@ -207,10 +234,9 @@ class Item(Base):
 class Upgrade(Base):
     """The job that derives the next generation; its states are in `service.domain.upgrade_state`.
 
-    `legs` are tried in order for every item: [{"generation": id, "transformations": [ids]}]; the first is the path of
-    fewest hops, a second one starts at the active generation when the first does not. Every live item with a revision
-    up to `verified_revision` has a current row in the next generation; `live_revision` is the gallery's revision at the
-    cutover.
+    `legs` are tried in order for every item: the first is the path of fewest hops, a second one starts at the active
+    generation when the first does not. Every live item with a revision up to `verified_revision` has a current row in
+    the next generation; `live_revision` is the gallery's revision at the cutover.
     """
 
     __tablename__ = "upgrades"
@@ -219,7 +245,7 @@ class Upgrade(Base):
     gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
     from_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     to_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
-    legs: Mapped[list[Any]]
+    legs: Mapped[list[Leg]]
     cutover: Mapped[CutoverOption]
     speed: Mapped[float] = mapped_column(server_default=text("1"))
     state: Mapped[State]

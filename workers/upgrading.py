@@ -212,7 +212,7 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _load_networks(parts: WorkerParts, upgrade: Upgrade) -> None:
-    parts.networks.load(transformation for leg in upgrade.legs for transformation in leg["transformations"])
+    parts.networks.load(transformation_id for leg in upgrade.legs for transformation_id in leg.transformation_ids)
 
 
 _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {

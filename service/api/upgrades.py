@@ -113,7 +113,7 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
         to_version=details.to_version,
         from_generation=upgrade.from_generation_id,
         to_generation=upgrade.to_generation_id,
-        path=[LegView(**leg) for leg in upgrade.legs],
+        path=[LegView(**leg.to_json()) for leg in upgrade.legs],
         progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
         evaluation=upgrade.evaluation,
         error=upgrade.error,

@@ -173,7 +173,7 @@ def transform_items(
     overwritten, so running twice has the effect of running once.
     """
     target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
-    sources = [get_stored_generation(session, upgrade.gallery_id, leg["generation"]) for leg in upgrade.legs]
+    sources = [get_stored_generation(session, upgrade.gallery_id, leg.generation_id) for leg in upgrade.legs]
 
     written = 0
     for number, leg in enumerate(upgrade.legs):
@@ -182,7 +182,7 @@ def transform_items(
         if rows is None:
             continue
 
-        transformed = transform(rows, target.vector_format, tuple(leg["transformations"]))
+        transformed = transform(rows, target.vector_format, leg.transformation_ids)
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
         written += _write(session, target, transformed, f"staging_{target.id}_{first_item_id}_{number}")

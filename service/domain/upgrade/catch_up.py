@@ -64,7 +64,7 @@ def insert_batches(
     A batch has at most `batch_items` of them, and fewer where rows are wide, so that a worker's memory does not grow
     with the dimensions.
     """
-    generation_ids = [upgrade.to_generation_id, *(leg["generation"] for leg in upgrade.legs)]
+    generation_ids = [upgrade.to_generation_id, *(leg.generation_id for leg in upgrade.legs)]
     formats = [get_stored_generation(session, upgrade.gallery_id, id_).vector_format for id_ in generation_ids]
     widest = max(vector_format.row_dtype.itemsize for vector_format in formats)
     batch_items = max(1, min(batch_items, _BATCH_BYTES // widest))

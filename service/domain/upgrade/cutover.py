@@ -165,7 +165,7 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
     if earlier is not None:
         raise OtherUpgradeFirst(_EARLIER_UPGRADE_LIVE.format(upgrade=earlier))
     reader = _open_upgrade(session, upgrade.gallery_id)
-    if reader is not None and any(leg["generation"] == upgrade.from_generation_id for leg in reader.legs):
+    if reader is not None and any(leg.generation_id == upgrade.from_generation_id for leg in reader.legs):
         raise OtherUpgradeFirst(_GENERATION_READ.format(upgrade=reader.id))
 
     upgrade = change_state(session, upgrade_id, Action.FINALIZE)

@@ -13,7 +13,7 @@ from service.db import Database, driver_connection
 from service.domain.gallery.current_rows import current_rows_query
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation, stage_embeddings
 from service.domain.upgrade.batches import Transform
-from service.domain.upgrade.paths import Leg
+from service.domain.upgrade.paths import FoundLeg
 from service.domain.upgrade.planning import Outline, WantedUpgrade, outline_upgrade
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
@@ -26,7 +26,7 @@ class DryRun:
     """`bytes` is what the new generation adds to the database and `index_bytes` to the blob store; `seconds` is what
     one worker takes for the rows at the measured rate, without the index. None for an empty gallery."""
 
-    legs: list[Leg]
+    legs: list[FoundLeg]
     items: int
     bytes: int
     index_bytes: int

@@ -11,7 +11,7 @@ from service.domain import registry
 from service.domain.gallery.galleries import get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
-from service.domain.upgrade.paths import Leg, find_legs
+from service.domain.upgrade.paths import FoundLeg, find_legs
 from service.domain.upgrade_state import OPEN, State
 from service.errors import Conflict
 from service.queue import ADVANCE_UPGRADE, send_after_commit
@@ -45,7 +45,7 @@ class WantedUpgrade:
 class Outline:
     """An upgrade that could start now: its path, the generation it would make, and that one's size."""
 
-    legs: list[Leg]
+    legs: list[FoundLeg]
     target: StoredGeneration
     items: int
     bytes: Bytes
@@ -86,7 +86,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         gallery_id=gallery.id,
         from_generation_id=active.id,
         to_generation_id=generation.id,
-        legs=[leg.to_json() for leg in legs],
+        legs=legs,
         cutover=wanted.cutover,
         speed=wanted.speed,
         state=State.PLANNED,
@@ -100,14 +100,14 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
 
     session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
     send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
-    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=upgrade.legs)
+    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=[leg.to_json() for leg in legs])
     session.refresh(upgrade)
     return upgrade
 
 
 def _choose_path(
     session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None
-) -> tuple[StoredGeneration, list[Leg]]:
+) -> tuple[StoredGeneration, list[FoundLeg]]:
     """Return the gallery's active generation and the path from a stored one to `version`.
 
     Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
