@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.domain import registry
 from service.domain.gallery.generations import add_generation
+from service.domain.generation_stage import GenerationStage
 from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
@@ -68,7 +69,7 @@ def create_gallery(
         session,
         gallery,
         version,
-        state="complete",
+        state=GenerationStage.COMPLETE,
         has_side_information=version.side_information_dim is not None,
     )
     gallery.active_generation_id = generation.id

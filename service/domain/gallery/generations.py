@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
+from service.domain.generation_stage import TRANSITIONS, GenerationAction, GenerationStage
 from service.domain.jobs import end_jobs_left_running
 from service.domain.upgrade_state import State
 from service.index.protocol import Metric
@@ -13,7 +14,6 @@ from service.index.replica import GenerationGone
 from service.tables import (
     Gallery,
     Generation,
-    GenerationStage,
     Item,
     ModelVersion,
     Upgrade,
@@ -81,13 +81,26 @@ def add_generation(
     return generation
 
 
+def change_generation(session: Session, generation_id: int, action: GenerationAction) -> None:
+    """Move the generation's row: the only function that does. Its gallery's row is held."""
+    sources, target = TRANSITIONS[action]
+    moved = session.scalar(
+        update(Generation)
+        .where(Generation.id == generation_id, Generation.state.in_(sources))
+        .values(state=target)
+        .returning(Generation.id)
+    )
+    if moved is None:
+        raise RuntimeError(f"Generation {generation_id} cannot {action}: it was dropped.")
+
+
 def drop_generation(session: Session, generation_id: int) -> None:
     """Give a generation up: nothing writes to it any more. Its row stays as history.
 
     `service.domain.indexes.removal` removes its table and its index after this transaction, because dropping a table
     waits for whoever still reads it.
     """
-    session.get_one(Generation, generation_id).state = "dropped"
+    change_generation(session, generation_id, GenerationAction.DROP)
     end_jobs_left_running(session, generation_id)
 
 
@@ -103,7 +116,7 @@ def stored_generations(session: Session, gallery_id: int) -> list[StoredGenerati
         select(Gallery, Generation, ModelVersion)
         .join(Generation, Generation.gallery_id == Gallery.id)
         .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
-        .where(Gallery.id == gallery_id, Generation.state != "dropped")
+        .where(Gallery.id == gallery_id, Generation.state != GenerationStage.DROPPED)
         .order_by(Generation.id)
     )
     return [

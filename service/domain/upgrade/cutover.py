@@ -23,13 +23,14 @@ from service import logs
 from service.crash_points import crash_point
 from service.domain.gallery.current_rows import delete_orphans, missing_items
 from service.domain.gallery.galleries import lock_gallery
-from service.domain.gallery.generations import drop_generation
+from service.domain.gallery.generations import change_generation, drop_generation
 from service.domain.gallery.writes import delete_items
+from service.domain.generation_stage import GenerationAction
 from service.domain.upgrade.batches import Transform, transform_items
 from service.domain.upgrade.upgrades import change_state, lock_state
 from service.domain.upgrade_state import OPEN, Action, State, advance
 from service.errors import Conflict
-from service.tables import Gallery, Generation, Item, Upgrade
+from service.tables import Gallery, Item, Upgrade
 
 events = logs.Events(__name__)
 
@@ -183,7 +184,7 @@ def _switch(session: Session, gallery: Gallery, generation_id: int, complete_at:
         lacking = _ITEMS_LACK_ROWS.format(count=len(names), generation=generation_id, names=_listed(names))
         raise NotComplete(lacking)
 
-    session.get_one(Generation, generation_id).state = "complete"
+    change_generation(session, generation_id, GenerationAction.COMPLETE)
     gallery.active_generation_id = generation_id
     session.flush()  # the pointer moves before the state says so
     crash_point("switch.moved")

@@ -10,6 +10,7 @@ from service import logs
 from service.domain import registry
 from service.domain.gallery.galleries import get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
+from service.domain.generation_stage import GenerationStage
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
 from service.domain.upgrade.paths import FoundLeg, find_legs
 from service.domain.upgrade_state import OPEN, State
@@ -58,7 +59,7 @@ def outline_upgrade(session: Session, wanted: WantedUpgrade) -> Outline:
     active, legs = _choose_path(session, gallery, version, wanted.transformation_id)
     side_dim = version.side_information_dim if legs[0].gives_side_information else None
     vector_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
-    target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, "building")
+    target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, GenerationStage.BUILDING)
     return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))
 
 
@@ -77,7 +78,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         session,
         gallery,
         version,
-        state="building",
+        state=GenerationStage.BUILDING,
         has_side_information=legs[0].gives_side_information,
         parent_generation_id=legs[0].generation_id,
         transformation_id=legs[0].transformation_ids[-1],

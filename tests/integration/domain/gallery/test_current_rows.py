@@ -19,6 +19,7 @@ from service.domain.gallery.current_rows import (
     read_current_vectors,
 )
 from service.domain.gallery.generations import StoredGeneration, add_generation, get_stored_generation
+from service.domain.generation_stage import GenerationStage
 from service.tables import Gallery, Item, ModelVersion
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows
@@ -95,7 +96,7 @@ def add_gallery(session: Session, name: str, items: list[Drawn]) -> StoredGenera
         )
     session.flush()  # COPY goes past the session
 
-    generation = add_generation(session, gallery, version, state="complete", has_side_information=False)
+    generation = add_generation(session, gallery, version, state=GenerationStage.COMPLETE, has_side_information=False)
     stored = get_stored_generation(session, gallery.id, generation.id)
     with_row = [item for item in items if item.row is not None]
     rows = EmbeddingRows(

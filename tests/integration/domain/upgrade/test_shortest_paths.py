@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.domain.gallery.generations import StoredGeneration
+from service.domain.generation_stage import GenerationStage
 from service.domain.registry import UnknownTransformation
 from service.domain.upgrade.paths import FoundLeg, NoPath, find_legs
 from service.tables import ModelVersion, Transformation
@@ -50,7 +51,9 @@ class Registry:
 
     def generation(self, id_: int, version: str, *, side_information: bool = True) -> StoredGeneration:
         side_dim = SIDE_DIMS[version] if side_information else None
-        return StoredGeneration(id_, 1, "l2", self.versions[version], VectorFormat(8, side_dim, "float16"), "complete")
+        return StoredGeneration(
+            id_, 1, "l2", self.versions[version], VectorFormat(8, side_dim, "float16"), GenerationStage.COMPLETE
+        )
 
     def legs(
         self,
