@@ -136,15 +136,20 @@ def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery
     return gallery
 
 
+def find_open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
+    """Return the gallery's open upgrade; a unique index allows one at most."""
+    return session.scalar(select(Upgrade).where(Upgrade.gallery_id == gallery_id, Upgrade.state.in_(OPEN)))
+
+
 def delete_gallery(session: Session, name: str) -> int:
     """Delete a gallery with its items and tables; return its id.
 
     Raises `UnknownGallery` (404), and `GalleryBusy` (409) while an upgrade of it is open.
     """
     gallery = lock_gallery(session, get_gallery(session, name).id)
-    open_upgrade = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
-    if open_upgrade is not None:
-        raise GalleryBusy(f"Upgrade {open_upgrade} of gallery {name!r} is open; cancel it first.")
+    upgrade = find_open_upgrade(session, gallery.id)
+    if upgrade is not None:
+        raise GalleryBusy(f"Upgrade {upgrade.id} of gallery {name!r} is open; cancel it first.")
 
     gallery.active_generation_id = None
     session.flush()  # the generations cannot go while the gallery points at one

@@ -22,13 +22,13 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.crash_points import crash_point
 from service.domain.gallery.current_rows import delete_orphans, missing_items
-from service.domain.gallery.galleries import lock_gallery
+from service.domain.gallery.galleries import find_open_upgrade, lock_gallery
 from service.domain.gallery.generations import change_generation, drop_generation
 from service.domain.gallery.writes import delete_items
 from service.domain.generation_stage import GenerationAction
-from service.domain.upgrade.batches import Transform, transform_items
+from service.domain.upgrade.batches import ItemRange, Transform, transform_items
 from service.domain.upgrade.upgrades import change_state, lock_state
-from service.domain.upgrade_state import OPEN, Action, State, advance
+from service.domain.upgrade_state import Action, State, advance
 from service.errors import Conflict
 from service.tables import Gallery, Item, Upgrade
 
@@ -104,7 +104,7 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
     # 2.
     missing = missing_items(session, gallery.id, target, verified)
     if missing:
-        transform_items(session, upgrade, missing[0], missing[-1], transform, verified)
+        transform_items(session, upgrade, ItemRange(missing[0], missing[-1], verified), transform)
     delete_orphans(session, gallery.id, target, verified, gallery.revision)
     crash_point("cutover.caught_up")
 
@@ -127,7 +127,7 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
     # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
-    following = _open_upgrade(session, gallery.id)
+    following = find_open_upgrade(session, gallery.id)
     if following is not None:
         raise OtherUpgradeFirst(_NEXT_UPGRADE_OPEN.format(upgrade=following.id))
     if gallery.active_generation_id != upgrade.to_generation_id:
@@ -165,7 +165,7 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
     )
     if earlier is not None:
         raise OtherUpgradeFirst(_EARLIER_UPGRADE_LIVE.format(upgrade=earlier))
-    reader = _open_upgrade(session, upgrade.gallery_id)
+    reader = find_open_upgrade(session, upgrade.gallery_id)
     if reader is not None and any(leg.generation_id == upgrade.from_generation_id for leg in reader.legs):
         raise OtherUpgradeFirst(_GENERATION_READ.format(upgrade=reader.id))
 
@@ -189,10 +189,6 @@ def _switch(session: Session, gallery: Gallery, generation_id: int, complete_at:
     session.flush()  # the pointer moves before the state says so
     crash_point("switch.moved")
     events.info("gallery.switched", gallery_id=gallery.id, generation_id=generation_id)
-
-
-def _open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
-    return session.scalar(select(Upgrade).where(Upgrade.gallery_id == gallery_id, Upgrade.state.in_(OPEN)))
 
 
 def _missing_names(session: Session, gallery_id: int, generation_id: int, after_revision: int) -> list[str]:

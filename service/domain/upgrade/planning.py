@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.domain import registry
-from service.domain.gallery.galleries import get_gallery, lock_gallery
+from service.domain.gallery.galleries import find_open_upgrade, get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
 from service.domain.generation_stage import GenerationStage
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
 from service.domain.upgrade.paths import FoundLeg, find_legs
-from service.domain.upgrade_state import OPEN, State
+from service.domain.upgrade_state import State
 from service.errors import Conflict
 from service.queue import ADVANCE_UPGRADE, send_after_commit
 from service.settings import Settings
@@ -113,9 +112,9 @@ def _choose_path(
 
     Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
     """
-    open_id = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
-    if open_id is not None:
-        raise UpgradeOpen(f"Upgrade {open_id} of gallery {gallery.name!r} is open; finish or cancel it first.")
+    open_upgrade = find_open_upgrade(session, gallery.id)
+    if open_upgrade is not None:
+        raise UpgradeOpen(f"Upgrade {open_upgrade.id} of gallery {gallery.name!r} is open; finish or cancel it first.")
     stored = stored_generations(session, gallery.id)
     active = next(g for g in stored if g.id == gallery.active_generation_id)
     if active.version.id == version.id:
