@@ -37,18 +37,11 @@ def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
     return f"NOT EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)} AND {within})"
 
 
-def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.Composed:
-    """Return the query of a generation's current rows, as `service.vectors.copy.read_rows` wants it; `e` and `i` are
-    the embeddings row and its item in `where`."""
-    columns = "e.item_id, e.revision, e.origin, e.embedding"
-    if side_information:
-        columns += ", e.side_information"
-    return sql.SQL("SELECT {columns} FROM {table} e JOIN items i ON {current} WHERE {where} ORDER BY e.item_id").format(
-        columns=sql.SQL(columns),
-        table=sql.Identifier(generation.table),
-        current=sql.SQL(is_current("e")),
-        where=sql.SQL(where),
-    )
+def current_rows_query(stored: StoredGeneration, vector_format: VectorFormat, where: str = "true") -> str:
+    """Return the query of a generation's current rows, with the columns of a format, as
+    `service.vectors.copy.read_rows` wants it; `e` and `i` are the embeddings row and its item in `where`."""
+    columns = ", ".join(f"e.{name}" for name in vector_format.column_names)
+    return f"SELECT {columns} FROM {stored.table} e JOIN items i ON {is_current('e')} WHERE {where} ORDER BY e.item_id"
 
 
 def read_current_rows(
@@ -59,10 +52,11 @@ def read_current_rows(
     Raises `GenerationGone`.
     """
     where = "true" if ids is None else "i.id = ANY(%s)"
-    query = current_rows_query(stored, side_information=False, where=where)
+    vector_format = _embeddings_only(stored)
+    query = current_rows_query(stored, vector_format, where)
     parameters = () if ids is None else (ids.tolist(),)
     with _gone_if_dropped(stored):
-        yield from read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
+        yield from read_rows(driver_connection(session), query, parameters, vector_format, rows_per_chunk)
 
 
 def read_next_rows(
@@ -71,10 +65,11 @@ def read_next_rows(
     """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
     when there are no more. Raises `GenerationGone`."""
     where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
-    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
+    vector_format = _embeddings_only(stored)
+    query = f"{current_rows_query(stored, vector_format, where)} LIMIT {int(count)}"
     parameters = (after_item_id, after_item_id, up_to_revision)
     with _gone_if_dropped(stored):
-        chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
+        chunks = list(read_rows(driver_connection(session), query, parameters, vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-from psycopg import sql
 from psycopg.errors import UniqueViolation
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
@@ -29,7 +28,7 @@ from service import logs
 from service.crash_points import crash_point
 from service.db import Database, driver_connection
 from service.domain.batch_state import BatchAction, BatchState
-from service.domain.gallery.current_rows import is_current, lacks_current
+from service.domain.gallery.current_rows import current_rows_query, is_current, lacks_current
 from service.domain.gallery.generations import (
     StoredGeneration,
     columns_of,
@@ -236,25 +235,13 @@ def _rows_to_transform(
     had been read is left to the catch-up.
     """
     *earlier, source = sources
-    columns = sql.SQL(", ").join(
-        sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
-    )
 
     # The range of ids is said of each table: PostgreSQL does not conclude it, and would read the others from the start.
     within = f"BETWEEN {int(items.first)} AND {int(items.last)}"
-    lacking = [lacks_current(stored.table, within=f"c.item_id {within}") for stored in (target, *earlier)]
+    lacking = " AND ".join(lacks_current(stored.table, within=f"c.item_id {within}") for stored in (target, *earlier))
+    where = f"e.item_id {within} AND i.id {within} AND i.gallery_id = %s AND i.revision > %s AND {lacking}"
 
-    query = sql.SQL(
-        "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e JOIN items i ON {current}"
-        " WHERE e.item_id {within} AND i.id {within} AND i.gallery_id = %s AND i.revision > %s AND {lacking}"
-        " ORDER BY e.item_id"
-    ).format(
-        columns=columns,
-        source=sql.Identifier(source.table),
-        current=sql.SQL(is_current("e")),
-        within=sql.SQL(within),
-        lacking=sql.SQL(" AND ".join(lacking)),
-    )
+    query = current_rows_query(source, source.vector_format, where)
     parameters = (target.gallery_id, items.after_revision)
     chunks = list(read_rows(driver_connection(session), query, parameters, source.vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -84,7 +83,6 @@ def _measure(database: Database, transform: Transform, outline: Outline) -> tupl
 
 
 def _read_sample(session: Session, source: StoredGeneration) -> EmbeddingRows | None:
-    side_information = source.vector_format.side_information_dim is not None
-    query = current_rows_query(source, side_information=side_information) + sql.SQL(f" LIMIT {_SAMPLE_ITEMS}")
+    query = f"{current_rows_query(source, source.vector_format)} LIMIT {_SAMPLE_ITEMS}"
     chunks = list(read_rows(driver_connection(session), query, (), source.vector_format, _SAMPLE_ITEMS))
     return EmbeddingRows.concatenate(chunks) if chunks else None

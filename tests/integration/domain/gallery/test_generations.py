@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from psycopg import sql
 from sqlalchemy import text
 
 from service.db import Database, driver_connection
@@ -34,9 +33,7 @@ def test_rows_of_any_width_come_back_and_those_of_half_a_page_stay_in_one_piece(
             text("SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE relname = 'embeddings_1'")
         ).one()
         query = "SELECT * FROM embeddings_1 ORDER BY item_id"
-        found = EmbeddingRows.concatenate(
-            list(read_rows(driver_connection(session), sql.SQL(query), (), vector_format))
-        )
+        found = EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), vector_format)))
 
     assert (outside == 0) is in_one_piece
     assert found.side_information is not None
