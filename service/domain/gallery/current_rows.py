@@ -4,19 +4,16 @@ A generation's row is *current* if it has its item's revision and the item is li
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
-from psycopg.errors import UndefinedTable
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import Database, driver_connection
-from service.domain.gallery.generations import StoredGeneration
+from service.domain.gallery.generations import StoredGeneration, gone_if_dropped
 from service.index.protocol import Ids
-from service.index.replica import GenerationGone
 from service.tables import embeddings_table
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
@@ -55,7 +52,7 @@ def read_current_rows(
     vector_format = _embeddings_only(stored)
     query = current_rows_query(stored, vector_format, where)
     parameters = () if ids is None else (ids.tolist(),)
-    with _gone_if_dropped(stored):
+    with gone_if_dropped():
         yield from read_rows(driver_connection(session), query, parameters, vector_format, rows_per_chunk)
 
 
@@ -68,7 +65,7 @@ def read_next_rows(
     vector_format = _embeddings_only(stored)
     query = f"{current_rows_query(stored, vector_format, where)} LIMIT {int(count)}"
     parameters = (after_item_id, after_item_id, up_to_revision)
-    with _gone_if_dropped(stored):
+    with gone_if_dropped():
         chunks = list(read_rows(driver_connection(session), query, parameters, vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None
 
@@ -148,15 +145,6 @@ def delete_orphans(
         " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
     )
     session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})
-
-
-@contextmanager
-def _gone_if_dropped(stored: StoredGeneration) -> Iterator[None]:
-    """Raise `GenerationGone` when the table was dropped since its generation was looked up."""
-    try:
-        yield
-    except UndefinedTable as error:
-        raise GenerationGone(f"Generation {stored.id} was dropped.") from error
 
 
 def _embeddings_only(stored: StoredGeneration) -> VectorFormat:

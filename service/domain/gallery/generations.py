@@ -1,8 +1,12 @@
 """Generations: their tables and their formats. `service.domain.gallery.current_rows` says which rows are current."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from psycopg.errors import UndefinedTable
 from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
@@ -138,6 +142,18 @@ def get_stored_generation(session: Session, gallery_id: int, generation_id: int)
         if generation.id == generation_id:
             return generation
     raise GenerationGone(f"Generation {generation_id} was dropped.")
+
+
+@contextmanager
+def gone_if_dropped() -> Iterator[None]:
+    """Raise `GenerationGone` for a table that is missing: its generation was dropped since it was looked up."""
+    try:
+        yield
+    except (ProgrammingError, UndefinedTable) as error:  # COPY raises the driver's own errors
+        original = error.orig if isinstance(error, ProgrammingError) else error
+        if not isinstance(original, UndefinedTable):
+            raise
+        raise GenerationGone(f"A generation was dropped: {error}") from error
 
 
 def previous_generation(session: Session, active_generation_id: int | None) -> int | None:

@@ -94,5 +94,6 @@ class UpgradeActions:
         """Commit the action, then bring this process's replica along."""
         with self.database.session_scope() as session:
             upgrade = action(session, upgrade_id)
+        # 4. The scope has committed.
         crash_point("switch.committed")
         self.replicas.refresh(upgrade.gallery_id)
