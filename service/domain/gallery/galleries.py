@@ -6,12 +6,14 @@ from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.db import Database
 from service.domain import registry
 from service.domain.gallery.generations import add_generation
 from service.domain.generation_stage import GenerationStage
 from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
+from service.index.replica import Replicas
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
 from service.vectors.rows import StoredDtype
 
@@ -157,6 +159,13 @@ def delete_gallery(session: Session, name: str) -> int:
         drop_embeddings_table(session, generation_id)
     session.execute(delete(Gallery).where(Gallery.id == gallery.id))
     return gallery.id
+
+
+def remove_gallery(database: Database, replicas: Replicas, name: str) -> None:
+    """Delete a gallery as `delete_gallery` does, and then let this process's replicas forget it."""
+    with database.session_scope() as session:
+        gallery_id = delete_gallery(session, name)
+    replicas.forget(gallery_id)
 
 
 def gallery_names(session: Session) -> dict[int, str]:

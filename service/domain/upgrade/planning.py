@@ -39,6 +39,7 @@ class WantedUpgrade:
     transformation_id: int | None = None
     cutover: CutoverOption = "manual"
     speed: float = 1.0
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,23 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         state=State.PLANNED,
         start_revision=gallery.revision,
     )
+    _begin(session, upgrade, gallery.name)
+    return upgrade
+
+
+def _begin(session: Session, upgrade: Upgrade, gallery_name: str) -> None:
+    """Record an upgrade that is planned, and have a worker start it."""
     session.add(upgrade)
     try:
         session.flush()  # the unique index on open upgrades has the last word
     except IntegrityError as error:
-        raise UpgradeOpen(f"Gallery {wanted.gallery_name!r} has an open upgrade.") from error
+        raise UpgradeOpen(f"Gallery {gallery_name!r} has an open upgrade.") from error
 
     session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
     send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
-    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=[leg.to_json() for leg in legs])
+    legs = [leg.to_json() for leg in upgrade.legs]
+    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=upgrade.gallery_id, legs=legs)
     session.refresh(upgrade)
-    return upgrade
 
 
 def _choose_path(
