@@ -32,7 +32,8 @@ class AlreadyThere(Conflict):
 
 @dataclass(frozen=True)
 class WantedUpgrade:
-    """What a client asks for. Without a `transformation_id`, the path of fewest hops is found."""
+    """What a client asks for: an upgrade, or with `dry_run` what it would take. Without a `transformation_id`, the path
+    of fewest hops is found."""
 
     gallery_name: str
     to_version: str
@@ -55,12 +56,7 @@ class Outline:
 def outline_upgrade(session: Session, wanted: WantedUpgrade) -> Outline:
     """Return what an upgrade would do; refuses what `plan_upgrade` would refuse, but for a disk that is too small."""
     version = registry.get_version(session, wanted.to_version)
-    gallery = get_gallery(session, wanted.gallery_name)
-    active, legs = _choose_path(session, gallery, version, wanted.transformation_id)
-    side_dim = version.side_information_dim if legs[0].gives_side_information else None
-    vector_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
-    target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, GenerationStage.BUILDING)
-    return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))
+    return _outline(session, get_gallery(session, wanted.gallery_name), version, wanted.transformation_id)
 
 
 def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) -> Upgrade:
@@ -69,10 +65,11 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`
     and `NoPath` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), and `NoRoom` (507).
     """
-    check_room(settings, outline_upgrade(session, wanted).bytes)
     version = registry.get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
-    active, legs = _choose_path(session, gallery, version, wanted.transformation_id)
+    outline = _outline(session, gallery, version, wanted.transformation_id)
+    check_room(settings, outline.bytes)
+    legs = outline.legs
 
     generation = add_generation(
         session,
@@ -85,7 +82,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     )
     upgrade = Upgrade(
         gallery_id=gallery.id,
-        from_generation_id=active.id,
+        from_generation_id=gallery.active_generation_id,
         to_generation_id=generation.id,
         legs=legs,
         cutover=wanted.cutover,
@@ -112,10 +109,8 @@ def _begin(session: Session, upgrade: Upgrade, gallery_name: str) -> None:
     session.refresh(upgrade)
 
 
-def _choose_path(
-    session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None
-) -> tuple[StoredGeneration, list[FoundLeg]]:
-    """Return the gallery's active generation and the path from a stored one to `version`.
+def _outline(session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None) -> Outline:
+    """Return what an upgrade of the gallery to `version` would do.
 
     Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
     """
@@ -127,4 +122,9 @@ def _choose_path(
     if active.version.id == version.id:
         raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
     retained = [generation for generation in stored if generation is not active]
-    return active, find_legs(session, version, active, retained, transformation_id)
+    legs = find_legs(session, version, active, retained, transformation_id)
+
+    side_dim = version.side_information_dim if legs[0].gives_side_information else None
+    vector_format = VectorFormat(version.embedding_dim, side_dim, gallery.dtype)
+    target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, GenerationStage.BUILDING)
+    return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))
