@@ -17,6 +17,7 @@ from service.domain.upgrade import upgrades
 from service.domain.upgrade.dry_run import DryRun
 from service.domain.upgrade.planning import WantedUpgrade
 from service.domain.upgrade.progress import UpgradeDetails, UpgradeNews, describe_upgrades, news_of
+from service.domain.upgrade_state import Action
 from service.tables import CutoverOption, Upgrade
 
 if TYPE_CHECKING:
@@ -201,13 +202,13 @@ def set_speed(upgrade_id: IdPath, new: NewSpeed, session: SessionDependency) -> 
 @router.post("/upgrades/{upgrade_id}/pause")
 def pause_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
     """Pause; answered when no batch is in flight."""
-    return _view(session, upgrades.pause_upgrade(session, upgrade_id))
+    return _view(session, upgrades.change_state(session, upgrade_id, Action.PAUSE))
 
 
 @router.post("/upgrades/{upgrade_id}/resume")
 def resume_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
     """Go on where the pause was."""
-    return _view(session, upgrades.resume_upgrade(session, upgrade_id))
+    return _view(session, upgrades.change_state(session, upgrade_id, Action.RESUME))
 
 
 @router.post("/upgrades/{upgrade_id}/retry")
