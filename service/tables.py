@@ -350,13 +350,7 @@ class Job(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (
-        Index(
-            "ix_jobs_unfinished",
-            "id",
-            postgresql_where=text(_one_of("state", (state for state in JobState if state in UNFINISHED))),
-        ),
-    )
+    __table_args__ = (Index("ix_jobs_unfinished", "id", postgresql_where=text(_one_of("state", sorted(UNFINISHED)))),)
 
 
 class QuerySample(Base):

@@ -21,11 +21,10 @@ class GenerationAction(StrEnum):
     DROP = "drop"
 
 
+STORED = frozenset({GenerationStage.BUILDING, GenerationStage.COMPLETE})
+
 # action -> the states that it may leave, and the one that it leads to.
 TRANSITIONS: dict[GenerationAction, tuple[frozenset[GenerationStage], GenerationStage]] = {
-    GenerationAction.COMPLETE: (
-        frozenset({GenerationStage.BUILDING, GenerationStage.COMPLETE}),
-        GenerationStage.COMPLETE,
-    ),
-    GenerationAction.DROP: (frozenset({GenerationStage.BUILDING, GenerationStage.COMPLETE}), GenerationStage.DROPPED),
+    GenerationAction.COMPLETE: (STORED, GenerationStage.COMPLETE),
+    GenerationAction.DROP: (STORED, GenerationStage.DROPPED),
 }
