@@ -80,7 +80,7 @@ def check_rows(served: Served) -> None:
     engine = create_database_engine(served.database_url)
     with Database(engine, RecordingQueue()).session_scope() as session:
         source, target = stored_generations(session, 1)
-        assert missing_items(session, 1, target.id) == []
+        assert missing_items(session, target.key) == []
         read = [
             EmbeddingRows.concatenate(
                 list(

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import Database, driver_connection
-from service.domain.gallery.generations import StoredGeneration, gone_if_dropped
+from service.domain.gallery.generations import GenerationKey, StoredGeneration, gone_if_dropped
 from service.index.protocol import Ids
 from service.tables import embeddings_table
 from service.vectors.copy import read_rows
@@ -115,36 +115,36 @@ def items_lacking_current(table: str) -> str:
     )
 
 
-def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
+def missing_items(session: Session, generation: GenerationKey, after_revision: int = 0) -> list[int]:
     """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
-    query = text(f"SELECT i.id FROM {items_lacking_current(embeddings_table(generation_id))} ORDER BY i.id")
-    return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
+    lacking = items_lacking_current(embeddings_table(generation.generation_id))
+    query = text(f"SELECT i.id FROM {lacking} ORDER BY i.id")
+    return list(session.scalars(query, {"gallery_id": generation.gallery_id, "after": after_revision}))
 
 
 def missing_between(
-    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+    session: Session, generation: GenerationKey, after_revision: int, up_to_revision: int
 ) -> tuple[int, int | None]:
     """Return how many live items, changed within (after, up to], have no current row in the generation, and the
     lowest revision among them."""
-    lacking = items_lacking_current(embeddings_table(generation_id))
+    lacking = items_lacking_current(embeddings_table(generation.generation_id))
     query = text(f"SELECT count(*), min(i.revision) FROM {lacking} AND i.revision <= :up_to")
-    parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
+    parameters = {"gallery_id": generation.gallery_id, "after": after_revision, "up_to": up_to_revision}
     count, first = session.execute(query, parameters).one()
     return count, first
 
 
-def delete_orphans(
-    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
-) -> None:
+def delete_orphans(session: Session, generation: GenerationKey, after_revision: int, up_to_revision: int) -> None:
     """Remove rows of items that were deleted, within (after, up to], while a batch was writing them.
 
     No batch may be in flight. One that starts later sees the deletions, so it writes no such row again.
     """
     query = text(
-        f"DELETE FROM {embeddings_table(generation_id)} e USING items i WHERE e.item_id = i.id"
+        f"DELETE FROM {embeddings_table(generation.generation_id)} e USING items i WHERE e.item_id = i.id"
         " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
     )
-    session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})
+    parameters = {"gallery_id": generation.gallery_id, "after": after_revision, "up_to": up_to_revision}
+    session.execute(query, parameters)
 
 
 def _embeddings_only(stored: StoredGeneration) -> VectorFormat:

@@ -48,6 +48,10 @@ class StoredGeneration:
     state: GenerationStage
 
     @property
+    def key(self) -> GenerationKey:
+        return GenerationKey(self.gallery_id, self.id)
+
+    @property
     def table(self) -> str:
         return embeddings_table(self.id)
 

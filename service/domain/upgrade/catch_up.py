@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.domain.batch_state import BatchState
 from service.domain.gallery.current_rows import delete_orphans, items_lacking_current, missing_between
-from service.domain.gallery.generations import get_stored_generation
+from service.domain.gallery.generations import GenerationKey, get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.tables import BatchPhase, Gallery, Upgrade, UpgradeBatch, embeddings_table
 
@@ -39,11 +39,11 @@ def verify(session: Session, upgrade_id: int) -> Behind:
     upgrade = get_upgrade(session, upgrade_id)
     # Read first: writes become visible in the order of their revisions, so the next statement sees all up to this one.
     head = session.scalars(select(Gallery.revision).where(Gallery.id == upgrade.gallery_id)).one()
-    before, target = upgrade.verified_revision, upgrade.to_generation_id
-    waiting, first = missing_between(session, upgrade.gallery_id, target, before, head)
+    before, target = upgrade.verified_revision, GenerationKey(upgrade.gallery_id, upgrade.to_generation_id)
+    waiting, first = missing_between(session, target, before, head)
     verified = head if first is None else first - 1
     if verified > before:
-        delete_orphans(session, upgrade.gallery_id, target, before, verified)
+        delete_orphans(session, target, before, verified)
         session.execute(update(Upgrade).where(Upgrade.id == upgrade_id).values(verified_revision=verified))
     return Behind(waiting, head - verified)
 
