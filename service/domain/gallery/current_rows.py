@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -98,9 +97,7 @@ def read_current_vectors(
 
 def live_ids(session: Session, gallery_id: int) -> Ids:
     """Return every live item's id, by COPY: there may be many millions."""
-    query = sql.SQL("COPY (SELECT id FROM items WHERE gallery_id = {} AND deleted_at IS NULL) TO STDOUT").format(
-        sql.Literal(gallery_id)
-    )
+    query = f"COPY (SELECT id FROM items WHERE gallery_id = {int(gallery_id)} AND deleted_at IS NULL) TO STDOUT"
     with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
         data = b"".join(bytes(block) for block in copy)
     return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)
