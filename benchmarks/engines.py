@@ -24,7 +24,7 @@ from pgvector.psycopg import register_vector
 
 from benchmarks.processes import api_process
 from benchmarks.setting import Vectors
-from service.domain.gallery.generations import GenerationKey, StoredGeneration
+from service.domain.gallery.generations import StoredGeneration
 from service.domain.indexes.builds import build_generation_index
 from service.domain.indexes.query_samples import QuerySamples
 from service.index.faiss_index import FaissIndex
@@ -188,7 +188,7 @@ def service_engine(setting: Setting) -> Iterator[list[Engine]]:
     for _, queries in _parts(setting.sample_queries, 10):  # of more in one request, not all are kept
         samples.note(stored.gallery_id, stored.version.id, queries)
         samples.write()
-    built = build_generation_index(parts.database, parts.engine, GenerationKey(stored.gallery_id, stored.id))
+    built = build_generation_index(parts.database, parts.engine, stored.key)
     faiss.omp_set_num_threads(1)
     with parts.database.session_scope() as session:
         name = session.get_one(Generation, stored.id).index_name

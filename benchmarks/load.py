@@ -41,7 +41,7 @@ from benchmarks.setting import (
 from benchmarks.vectors import DIM, Corpus, exact_nearest, make_corpus
 from service.domain.gallery.current_rows import read_current_rows
 from service.domain.gallery.galleries import get_gallery
-from service.domain.gallery.generations import GenerationKey, get_stored_generation
+from service.domain.gallery.generations import get_stored_generation
 from service.domain.indexes.builds import build_generation_index
 from service.domain.upgrade_state import State
 from workers.app import WorkerParts
@@ -118,7 +118,7 @@ def _fill(parts: WorkerParts, corpus: Corpus) -> None:
     register_versions(parts, DIM)
     stored = import_vectors(parts, _GALLERY, corpus.gallery, corpus.gallery)
     vacuum(parts)
-    build_generation_index(parts.database, parts.engine, GenerationKey(stored.gallery_id, stored.id))
+    build_generation_index(parts.database, parts.engine, stored.key)
 
 
 def _transformed(vectors: Vectors) -> Vectors:

@@ -19,7 +19,6 @@ from typing import Annotated
 
 import torch
 import typer
-from psycopg import sql
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import text
@@ -112,8 +111,7 @@ def _in_memory(parts: WorkerParts) -> float:
     """Return items/s of h and g, from float16 to float16, with as many threads as compute in a worker."""
     source, target, path = _plan(parts)
     with parts.database.session_scope() as session:
-        limit = sql.SQL(f" LIMIT {parts.settings.batch_items}")
-        query = current_rows_query(source, side_information=True) + limit
+        query = f"{current_rows_query(source, source.vector_format)} LIMIT {parts.settings.batch_items}"
         rows = EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), source.vector_format)))
     threads = computing_at_once(parts.settings)
     with ThreadPoolExecutor(threads) as pool:
@@ -136,7 +134,7 @@ def _plan(parts: WorkerParts) -> tuple[StoredGeneration, StoredGeneration, tuple
             get_stored_generation(session, upgrade.gallery_id, id_)
             for id_ in (upgrade.from_generation_id, upgrade.to_generation_id)
         )
-        path = tuple(upgrade.legs[0]["transformations"])
+        path = upgrade.legs[0].transformation_ids
         session.rollback()
     return source, target, path
 

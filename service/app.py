@@ -35,6 +35,7 @@ from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
 from service.networks.encoders import Encoders
 from service.networks.micro_batching import ImageQueryMetrics
+from service.networks.transformations import TransformationNetworks
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
 
@@ -69,7 +70,7 @@ def make_parts(settings: Settings) -> Parts:
         samples,
         image_query_metrics,
         image_queries,
-        UpgradeActions(database, engine, replicas, settings),
+        UpgradeActions(database, engine, replicas, settings, lambda: TransformationNetworks(database, blobs, settings)),
     )
 
 

@@ -5,9 +5,11 @@
 """
 
 import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     BigInteger,
@@ -30,14 +32,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from service.domain.batch_state import BatchState
-from service.domain.job_state import JobState
-from service.domain.upgrade_state import State
+from service.domain.generation_stage import GenerationStage
+from service.domain.job_state import UNFINISHED, JobState
+from service.domain.upgrade_state import OPEN, State
 from service.index.protocol import IndexOption, Metric
 from service.vectors.rows import StoredDtype
 
 Json = dict[str, Any]
 NetworkKind = Literal["onnx", "safetensors", "torchscript"]
-GenerationStage = Literal["building", "complete", "dropped"]
 CutoverOption = Literal["auto", "manual"]
 BatchPhase = Literal["transforming", "catching_up"]
 JobKind = Literal["index_build", "transformation_training"]
@@ -60,6 +62,36 @@ class _EnumeratedText(TypeDecorator[StrEnum]):
         return None if value is None else self.enumeration(value)
 
 
+@dataclass(frozen=True)
+class Leg:
+    """A generation to read and the transformations to apply to its rows, first to last."""
+
+    generation_id: int
+    transformation_ids: tuple[int, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {"generation": self.generation_id, "transformations": list(self.transformation_ids)}
+
+
+class _LegsJson(TypeDecorator[list[Leg]]):
+    """[{"generation": id, "transformations": [ids]}] in the database, legs here."""
+
+    impl = JSONB
+    cache_ok = True
+    coerce_compared_value = JSONB().coerce_compared_value  # a condition looks into the JSON
+
+    def process_bind_param(self, value: list[Leg] | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
+        return None if value is None else [leg.to_json() for leg in value]
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> list[Leg]:  # noqa: ARG002 - likewise
+        return [Leg(leg["generation"], tuple(leg["transformations"])) for leg in value]
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    """Return the SQL condition that a column has one of the values, in their order."""
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(
         naming_convention={
@@ -77,14 +109,15 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         Json: JSONB,
         list[Any]: JSONB,
+        list[Leg]: _LegsJson,
         State: _EnumeratedText(State),
         JobState: _EnumeratedText(JobState),
         BatchState: _EnumeratedText(BatchState),
+        GenerationStage: _EnumeratedText(GenerationStage),
         Metric: Text,
         StoredDtype: Text,
         IndexOption: Text,
         NetworkKind: Text,
-        GenerationStage: Text,
         CutoverOption: Text,
         BatchPhase: Text,
         JobKind: Text,
@@ -149,18 +182,18 @@ class Gallery(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
-        CheckConstraint("metric IN ('l2', 'cosine', 'ip')", name="metric"),
-        CheckConstraint("dtype IN ('float16', 'float32')", name="dtype"),
-        CheckConstraint("index IN ('auto', 'flat', 'hnsw', 'ivf', 'ivf_sq8')", name="index"),
+        CheckConstraint(_one_of("metric", get_args(Metric)), name="metric"),
+        CheckConstraint(_one_of("dtype", get_args(StoredDtype)), name="dtype"),
+        CheckConstraint(_one_of("index", get_args(IndexOption)), name="index"),
     )
 
 
 class Generation(Base):
     """A gallery's embeddings and side-information under one model version.
 
-    `state`: `building` (an open upgrade derives it), `complete` (active, or kept for rollback), `dropped` (no table).
-    `has_side_information` says whether its rows carry ψ. The `index_*` columns name its index, if one was built:
-    it holds every row that was current when the gallery was at `index_revision`.
+    Its states are in `service.domain.generation_stage`. `has_side_information` says whether its rows carry ψ. The
+    `index_*` columns name its index, if one was built: it holds every row that was current when the gallery was at
+    `index_revision`.
     """
 
     __tablename__ = "generations"
@@ -178,7 +211,7 @@ class Generation(Base):
     index_parameters: Mapped[Json | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (CheckConstraint("state IN ('building', 'complete', 'dropped')", name="state"),)
+    __table_args__ = (CheckConstraint(_one_of("state", GenerationStage), name="state"),)
 
 
 class Item(Base):
@@ -207,10 +240,9 @@ class Item(Base):
 class Upgrade(Base):
     """The job that derives the next generation; its states are in `service.domain.upgrade_state`.
 
-    `legs` are tried in order for every item: [{"generation": id, "transformations": [ids]}]; the first is the path of
-    fewest hops, a second one starts at the active generation when the first does not. Every live item with a revision
-    up to `verified_revision` has a current row in the next generation; `live_revision` is the gallery's revision at the
-    cutover.
+    `legs` are tried in order for every item: the first is the path of fewest hops, a second one starts at the active
+    generation when the first does not. Every live item with a revision up to `verified_revision` has a current row in
+    the next generation; `live_revision` is the gallery's revision at the cutover.
     """
 
     __tablename__ = "upgrades"
@@ -219,7 +251,7 @@ class Upgrade(Base):
     gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), index=True)
     from_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
     to_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
-    legs: Mapped[list[Any]]
+    legs: Mapped[list[Leg]]
     cutover: Mapped[CutoverOption]
     speed: Mapped[float] = mapped_column(server_default=text("1"))
     state: Mapped[State]
@@ -237,15 +269,13 @@ class Upgrade(Base):
     finished_at: Mapped[datetime | None]
 
     __table_args__ = (
-        CheckConstraint("cutover IN ('auto', 'manual')", name="cutover"),
+        CheckConstraint(_one_of("cutover", get_args(CutoverOption)), name="cutover"),
         CheckConstraint("speed BETWEEN 0 AND 1", name="speed"),
         Index(
             "uq_upgrades_open",
             "gallery_id",
             unique=True,
-            postgresql_where=text(
-                "state IN ('planned', 'transforming', 'indexing', 'evaluating', 'ready', 'paused', 'failed')"
-            ),
+            postgresql_where=text(_one_of("state", (state for state in State if state in OPEN))),
         ),
     )
 
@@ -265,7 +295,7 @@ class UpgradeBatch(Base):
     first_item_id: Mapped[int]
     last_item_id: Mapped[int]
     items: Mapped[int]
-    state: Mapped[BatchState] = mapped_column(server_default=text("'pending'"))
+    state: Mapped[BatchState] = mapped_column(server_default=text(f"'{BatchState.PENDING}'"))
     claim_token: Mapped[uuid.UUID | None]
     lease_expires_at: Mapped[datetime | None]
     attempts: Mapped[int] = mapped_column(server_default=text("0"))
@@ -275,8 +305,8 @@ class UpgradeBatch(Base):
     done_at: Mapped[datetime | None]
 
     __table_args__ = (
-        CheckConstraint("state IN ('pending', 'claimed', 'done')", name="state"),
-        CheckConstraint("phase IN ('transforming', 'catching_up')", name="phase"),
+        CheckConstraint(_one_of("state", BatchState), name="state"),
+        CheckConstraint(_one_of("phase", get_args(BatchPhase)), name="phase"),
         Index(None, "upgrade_id", "state", "id"),
     )
 
@@ -320,7 +350,7 @@ class Job(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index("ix_jobs_unfinished", "id", postgresql_where=text("state IN ('queued', 'running')")),)
+    __table_args__ = (Index("ix_jobs_unfinished", "id", postgresql_where=text(_one_of("state", sorted(UNFINISHED)))),)
 
 
 class QuerySample(Base):

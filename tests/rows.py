@@ -1,6 +1,5 @@
 """Reading generations' rows in tests."""
 
-from psycopg import sql
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
@@ -13,7 +12,7 @@ from workers.app import WorkerParts
 
 def rows_of(session: Session, generation: StoredGeneration) -> EmbeddingRows:
     """Return every row of a generation, by item id."""
-    query = sql.SQL("SELECT * FROM {} ORDER BY item_id").format(sql.Identifier(generation.table))
+    query = f"SELECT * FROM {generation.table} ORDER BY item_id"
     return EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), generation.vector_format)))
 
 

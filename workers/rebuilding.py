@@ -1,10 +1,8 @@
 """Building a new index for a generation whose index is out of date, or that has none."""
 
-from psycopg.errors import UndefinedTable
-from sqlalchemy.exc import ProgrammingError
-
 from service import logs
 from service.advisory_locks import AdvisoryLock
+from service.domain.gallery.generations import gone_if_dropped
 from service.domain.indexes.builds import GaveWay, build_generation_index
 from service.domain.upgrade.upgrades import find_due_build, upgrade_needs_workers
 from service.index.replica import GenerationGone
@@ -28,17 +26,16 @@ def rebuild_index(parts: WorkerParts, generation_id: int) -> bool:
             return False
 
         try:
-            build_generation_index(
-                parts.database,
-                parts.engine,
-                due.generation,
-                gives_way=upgrade_needs_workers,
-                only_width=due.only_width,
-            )
+            with gone_if_dropped():
+                build_generation_index(
+                    parts.database,
+                    parts.engine,
+                    due.generation,
+                    gives_way=upgrade_needs_workers,
+                    only_width=due.only_width,
+                )
         except GaveWay as error:
             events.info("index.gave_way", generation_id=generation_id, reason=str(error))
-        except (GenerationGone, UndefinedTable, ProgrammingError) as error:  # COPY raises the driver's own errors
-            if isinstance(error, ProgrammingError) and not isinstance(error.orig, UndefinedTable):
-                raise
+        except GenerationGone as error:
             events.info("index.generation_gone", generation_id=generation_id, reason=str(error))
     return False

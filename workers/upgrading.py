@@ -10,15 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 
-from psycopg.errors import UndefinedTable
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from models.metrics import cmc
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
 from service.db import is_outage
-from service.domain.gallery.generations import GenerationKey
+from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
 from service.domain.upgrade.batches import (
     Claim,
@@ -67,11 +66,10 @@ def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
                 return True
 
         try:
-            if not step(parts, upgrade):
-                return False
-        except (GenerationGone, ProgrammingError) as error:
-            if isinstance(error, ProgrammingError) and not isinstance(error.orig, UndefinedTable):
-                raise
+            with gone_if_dropped():
+                if not step(parts, upgrade):
+                    return False
+        except GenerationGone as error:
             # A user's cancel came in between; with a table missing otherwise, this is worth a look.
             events.warning(
                 "upgrade.generation_gone", upgrade_id=upgrade_id, state=str(upgrade.state), reason=str(error)
@@ -199,6 +197,7 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
     try:
         with parts.database.session_scope() as session:
             cut_over(session, upgrade.id, parts.networks.transform, parts.settings.cutover_max_changes)
+        # 4. The scope has committed.
         crash_point("switch.committed")
     except TooFarBehind:
         return True  # writers were faster than the look before; look again
@@ -212,7 +211,7 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _load_networks(parts: WorkerParts, upgrade: Upgrade) -> None:
-    parts.networks.load(transformation for leg in upgrade.legs for transformation in leg["transformations"])
+    parts.networks.load(transformation_id for leg in upgrade.legs for transformation_id in leg.transformation_ids)
 
 
 _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {

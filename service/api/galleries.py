@@ -98,6 +98,4 @@ def change_gallery(name: NamePath, change: GalleryChange, session: SessionDepend
 @router.delete("/{name}", status_code=204)
 def delete_gallery(name: NamePath, parts: PartsDependency) -> None:
     """Delete a gallery with everything in it; 409 while an upgrade of it is open."""
-    with parts.database.session_scope() as session:
-        gallery_id = galleries.delete_gallery(session, name)
-    parts.replicas.forget(gallery_id)
+    galleries.remove_gallery(parts.database, parts.replicas, name)

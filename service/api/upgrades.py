@@ -13,11 +13,11 @@ from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.domain.upgrade import planning, upgrades
-from service.domain.upgrade.dry_run import DryRun, dry_run
+from service.domain.upgrade import upgrades
+from service.domain.upgrade.dry_run import DryRun
 from service.domain.upgrade.planning import WantedUpgrade
 from service.domain.upgrade.progress import UpgradeDetails, UpgradeNews, describe_upgrades, news_of
-from service.networks.transformations import TransformationNetworks
+from service.domain.upgrade_state import Action
 from service.tables import CutoverOption, Upgrade
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
         to_version=details.to_version,
         from_generation=upgrade.from_generation_id,
         to_generation=upgrade.to_generation_id,
-        path=[LegView(**leg) for leg in upgrade.legs],
+        path=[LegView(**leg.to_json()) for leg in upgrade.legs],
         progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
         evaluation=upgrade.evaluation,
         error=upgrade.error,
@@ -129,15 +129,13 @@ def plan_upgrade(
     name: NamePath, new: NewUpgrade, parts: PartsDependency, response: Response
 ) -> UpgradeView | DryRunView:
     """Start an upgrade: the worker derives the next generation while the active one goes on answering."""
-    wanted = WantedUpgrade(name, new.to_version, new.transformation, new.cutover, new.speed)
-    if new.dry_run:
+    wanted = WantedUpgrade(name, new.to_version, new.transformation, new.cutover, new.speed, new.dry_run)
+    found = parts.upgrade_actions.plan(wanted)
+    if isinstance(found, DryRun):
         response.status_code = 200
-        networks = TransformationNetworks(parts.database, parts.blobs, parts.settings)
-        return _dry_run_view(dry_run(parts.database, networks, wanted))
-    with parts.database.session_scope() as session:
-        view = _view(session, planning.plan_upgrade(session, parts.settings, wanted))
-    response.headers["Location"] = f"/v1/upgrades/{view.id}"
-    return view
+        return _dry_run_view(found)
+    response.headers["Location"] = f"/v1/upgrades/{found.upgrade.id}"
+    return _view_of(found)
 
 
 def _dry_run_view(found: DryRun) -> DryRunView:
@@ -204,13 +202,13 @@ def set_speed(upgrade_id: IdPath, new: NewSpeed, session: SessionDependency) -> 
 @router.post("/upgrades/{upgrade_id}/pause")
 def pause_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
     """Pause; answered when no batch is in flight."""
-    return _view(session, upgrades.pause_upgrade(session, upgrade_id))
+    return _view(session, upgrades.change_state(session, upgrade_id, Action.PAUSE))
 
 
 @router.post("/upgrades/{upgrade_id}/resume")
 def resume_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
     """Go on where the pause was."""
-    return _view(session, upgrades.resume_upgrade(session, upgrade_id))
+    return _view(session, upgrades.change_state(session, upgrade_id, Action.RESUME))
 
 
 @router.post("/upgrades/{upgrade_id}/retry")

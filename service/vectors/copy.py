@@ -19,7 +19,7 @@ _WRITE_ROWS = 8_192
 
 def read_rows(
     connection: psycopg.Connection,
-    query: sql.SQL | sql.Composed,
+    query: str,
     parameters: Sequence[object],
     vector_format: VectorFormat,
     rows_per_chunk: int = 16_384,
@@ -30,7 +30,7 @@ def read_rows(
     is busy until the iterator ends. Raises `UnexpectedRow` when a row has another width, such as one with a NULL.
     """
     with psycopg.ClientCursor(connection) as cursor:
-        statement = cursor.mogrify(query, parameters) if parameters else query.as_string(connection)
+        statement = cursor.mogrify(query, parameters) if parameters else query
         chunk_bytes = rows_per_chunk * vector_format.row_dtype.itemsize
         pending = bytearray()
         skipped = 0

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from psycopg import sql
 from sqlalchemy import text
 
 from models.artifacts import load_transformation_network
@@ -215,7 +214,7 @@ def _keys(rows: EmbeddingRows) -> tuple[list[int], list[int]]:
 
 
 def _rows_of(database: Database, generation: StoredGeneration) -> EmbeddingRows:
-    query = sql.SQL("SELECT * FROM {} ORDER BY item_id").format(sql.Identifier(generation.table))
+    query = f"SELECT * FROM {generation.table} ORDER BY item_id"
     with database.session_scope() as session:
         return EmbeddingRows.concatenate(
             list(read_rows(driver_connection(session), query, (), generation.vector_format))

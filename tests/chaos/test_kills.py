@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from psycopg import sql
 
 from models.artifacts import load_transformation_network
 from service.db import Database, create_database_engine, driver_connection
@@ -81,15 +80,13 @@ def check_rows(served: Served) -> None:
     engine = create_database_engine(served.database_url)
     with Database(engine, RecordingQueue()).session_scope() as session:
         source, target = stored_generations(session, 1)
-        assert missing_items(session, 1, target.id) == []
+        assert missing_items(session, target.key) == []
         read = [
             EmbeddingRows.concatenate(
                 list(
                     read_rows(
                         driver_connection(session),
-                        sql.SQL("SELECT * FROM {} WHERE origin <> 1 ORDER BY item_id").format(
-                            sql.Identifier(generation.table)
-                        ),
+                        f"SELECT * FROM {generation.table} WHERE origin <> 1 ORDER BY item_id",
                         (),
                         generation.vector_format,
                     )

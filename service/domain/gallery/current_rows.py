@@ -4,19 +4,15 @@ A generation's row is *current* if it has its item's revision and the item is li
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
-from psycopg.errors import UndefinedTable
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import Database, driver_connection
-from service.domain.gallery.generations import StoredGeneration
+from service.domain.gallery.generations import GenerationKey, StoredGeneration, gone_if_dropped
 from service.index.protocol import Ids
-from service.index.replica import GenerationGone
 from service.tables import embeddings_table
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
@@ -37,18 +33,11 @@ def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
     return f"NOT EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)} AND {within})"
 
 
-def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.Composed:
-    """Return the query of a generation's current rows, as `service.vectors.copy.read_rows` wants it; `e` and `i` are
-    the embeddings row and its item in `where`."""
-    columns = "e.item_id, e.revision, e.origin, e.embedding"
-    if side_information:
-        columns += ", e.side_information"
-    return sql.SQL("SELECT {columns} FROM {table} e JOIN items i ON {current} WHERE {where} ORDER BY e.item_id").format(
-        columns=sql.SQL(columns),
-        table=sql.Identifier(generation.table),
-        current=sql.SQL(is_current("e")),
-        where=sql.SQL(where),
-    )
+def current_rows_query(stored: StoredGeneration, vector_format: VectorFormat, where: str = "true") -> str:
+    """Return the query of a generation's current rows, with the columns of a format, as
+    `service.vectors.copy.read_rows` wants it; `e` and `i` are the embeddings row and its item in `where`."""
+    columns = ", ".join(f"e.{name}" for name in vector_format.column_names)
+    return f"SELECT {columns} FROM {stored.table} e JOIN items i ON {is_current('e')} WHERE {where} ORDER BY e.item_id"
 
 
 def read_current_rows(
@@ -59,10 +48,11 @@ def read_current_rows(
     Raises `GenerationGone`.
     """
     where = "true" if ids is None else "i.id = ANY(%s)"
-    query = current_rows_query(stored, side_information=False, where=where)
+    vector_format = _embeddings_only(stored)
+    query = current_rows_query(stored, vector_format, where)
     parameters = () if ids is None else (ids.tolist(),)
-    with _gone_if_dropped(stored):
-        yield from read_rows(driver_connection(session), query, parameters, _embeddings_only(stored), rows_per_chunk)
+    with gone_if_dropped():
+        yield from read_rows(driver_connection(session), query, parameters, vector_format, rows_per_chunk)
 
 
 def read_next_rows(
@@ -71,10 +61,11 @@ def read_next_rows(
     """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
     when there are no more. Raises `GenerationGone`."""
     where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
-    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
+    vector_format = _embeddings_only(stored)
+    query = f"{current_rows_query(stored, vector_format, where)} LIMIT {int(count)}"
     parameters = (after_item_id, after_item_id, up_to_revision)
-    with _gone_if_dropped(stored):
-        chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
+    with gone_if_dropped():
+        chunks = list(read_rows(driver_connection(session), query, parameters, vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None
 
 
@@ -106,9 +97,7 @@ def read_current_vectors(
 
 def live_ids(session: Session, gallery_id: int) -> Ids:
     """Return every live item's id, by COPY: there may be many millions."""
-    query = sql.SQL("COPY (SELECT id FROM items WHERE gallery_id = {} AND deleted_at IS NULL) TO STDOUT").format(
-        sql.Literal(gallery_id)
-    )
+    query = f"COPY (SELECT id FROM items WHERE gallery_id = {int(gallery_id)} AND deleted_at IS NULL) TO STDOUT"
     with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
         data = b"".join(bytes(block) for block in copy)
     return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)
@@ -123,45 +112,36 @@ def items_lacking_current(table: str) -> str:
     )
 
 
-def missing_items(session: Session, gallery_id: int, generation_id: int, after_revision: int = 0) -> list[int]:
+def missing_items(session: Session, generation: GenerationKey, after_revision: int = 0) -> list[int]:
     """Return the ids of live items, changed after a revision, without a current row in the generation: promise 2."""
-    query = text(f"SELECT i.id FROM {items_lacking_current(embeddings_table(generation_id))} ORDER BY i.id")
-    return list(session.scalars(query, {"gallery_id": gallery_id, "after": after_revision}))
+    lacking = items_lacking_current(embeddings_table(generation.generation_id))
+    query = text(f"SELECT i.id FROM {lacking} ORDER BY i.id")
+    return list(session.scalars(query, {"gallery_id": generation.gallery_id, "after": after_revision}))
 
 
 def missing_between(
-    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
+    session: Session, generation: GenerationKey, after_revision: int, up_to_revision: int
 ) -> tuple[int, int | None]:
     """Return how many live items, changed within (after, up to], have no current row in the generation, and the
     lowest revision among them."""
-    lacking = items_lacking_current(embeddings_table(generation_id))
+    lacking = items_lacking_current(embeddings_table(generation.generation_id))
     query = text(f"SELECT count(*), min(i.revision) FROM {lacking} AND i.revision <= :up_to")
-    parameters = {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision}
+    parameters = {"gallery_id": generation.gallery_id, "after": after_revision, "up_to": up_to_revision}
     count, first = session.execute(query, parameters).one()
     return count, first
 
 
-def delete_orphans(
-    session: Session, gallery_id: int, generation_id: int, after_revision: int, up_to_revision: int
-) -> None:
+def delete_orphans(session: Session, generation: GenerationKey, after_revision: int, up_to_revision: int) -> None:
     """Remove rows of items that were deleted, within (after, up to], while a batch was writing them.
 
     No batch may be in flight. One that starts later sees the deletions, so it writes no such row again.
     """
     query = text(
-        f"DELETE FROM {embeddings_table(generation_id)} e USING items i WHERE e.item_id = i.id"
+        f"DELETE FROM {embeddings_table(generation.generation_id)} e USING items i WHERE e.item_id = i.id"
         " AND i.gallery_id = :gallery_id AND i.revision > :after AND i.revision <= :up_to AND i.deleted_at IS NOT NULL"
     )
-    session.execute(query, {"gallery_id": gallery_id, "after": after_revision, "up_to": up_to_revision})
-
-
-@contextmanager
-def _gone_if_dropped(stored: StoredGeneration) -> Iterator[None]:
-    """Raise `GenerationGone` when the table was dropped since its generation was looked up."""
-    try:
-        yield
-    except UndefinedTable as error:
-        raise GenerationGone(f"Generation {stored.id} was dropped.") from error
+    parameters = {"gallery_id": generation.gallery_id, "after": after_revision, "up_to": up_to_revision}
+    session.execute(query, parameters)
 
 
 def _embeddings_only(stored: StoredGeneration) -> VectorFormat:

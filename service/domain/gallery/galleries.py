@@ -6,11 +6,14 @@ from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.db import Database
 from service.domain import registry
 from service.domain.gallery.generations import add_generation
+from service.domain.generation_stage import GenerationStage
 from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
+from service.index.replica import Replicas
 from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
 from service.vectors.rows import StoredDtype
 
@@ -68,7 +71,7 @@ def create_gallery(
         session,
         gallery,
         version,
-        state="complete",
+        state=GenerationStage.COMPLETE,
         has_side_information=version.side_information_dim is not None,
     )
     gallery.active_generation_id = generation.id
@@ -135,15 +138,20 @@ def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery
     return gallery
 
 
+def find_open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
+    """Return the gallery's open upgrade; a unique index allows one at most."""
+    return session.scalar(select(Upgrade).where(Upgrade.gallery_id == gallery_id, Upgrade.state.in_(OPEN)))
+
+
 def delete_gallery(session: Session, name: str) -> int:
     """Delete a gallery with its items and tables; return its id.
 
     Raises `UnknownGallery` (404), and `GalleryBusy` (409) while an upgrade of it is open.
     """
     gallery = lock_gallery(session, get_gallery(session, name).id)
-    open_upgrade = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
-    if open_upgrade is not None:
-        raise GalleryBusy(f"Upgrade {open_upgrade} of gallery {name!r} is open; cancel it first.")
+    upgrade = find_open_upgrade(session, gallery.id)
+    if upgrade is not None:
+        raise GalleryBusy(f"Upgrade {upgrade.id} of gallery {name!r} is open; cancel it first.")
 
     gallery.active_generation_id = None
     session.flush()  # the generations cannot go while the gallery points at one
@@ -151,6 +159,13 @@ def delete_gallery(session: Session, name: str) -> int:
         drop_embeddings_table(session, generation_id)
     session.execute(delete(Gallery).where(Gallery.id == gallery.id))
     return gallery.id
+
+
+def remove_gallery(database: Database, replicas: Replicas, name: str) -> None:
+    """Delete a gallery as `delete_gallery` does, and then let this process's replicas forget it."""
+    with database.session_scope() as session:
+        gallery_id = delete_gallery(session, name)
+    replicas.forget(gallery_id)
 
 
 def gallery_names(session: Session) -> dict[int, str]:

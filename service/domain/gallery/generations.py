@@ -1,11 +1,16 @@
 """Generations: their tables and their formats. `service.domain.gallery.current_rows` says which rows are current."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, text
+from psycopg.errors import UndefinedTable
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
+from service.domain.generation_stage import TRANSITIONS, GenerationAction, GenerationStage
 from service.domain.jobs import end_jobs_left_running
 from service.domain.upgrade_state import State
 from service.index.protocol import Metric
@@ -13,7 +18,6 @@ from service.index.replica import GenerationGone
 from service.tables import (
     Gallery,
     Generation,
-    GenerationStage,
     Item,
     ModelVersion,
     Upgrade,
@@ -42,6 +46,10 @@ class StoredGeneration:
     version: ModelVersion
     vector_format: VectorFormat
     state: GenerationStage
+
+    @property
+    def key(self) -> GenerationKey:
+        return GenerationKey(self.gallery_id, self.id)
 
     @property
     def table(self) -> str:
@@ -81,13 +89,26 @@ def add_generation(
     return generation
 
 
+def change_generation(session: Session, generation_id: int, action: GenerationAction) -> None:
+    """Move the generation's row: the only function that does. Its gallery's row is held."""
+    sources, target = TRANSITIONS[action]
+    moved = session.scalar(
+        update(Generation)
+        .where(Generation.id == generation_id, Generation.state.in_(sources))
+        .values(state=target)
+        .returning(Generation.id)
+    )
+    if moved is None:
+        raise RuntimeError(f"Generation {generation_id} cannot {action}: it was dropped.")
+
+
 def drop_generation(session: Session, generation_id: int) -> None:
     """Give a generation up: nothing writes to it any more. Its row stays as history.
 
     `service.domain.indexes.removal` removes its table and its index after this transaction, because dropping a table
     waits for whoever still reads it.
     """
-    session.get_one(Generation, generation_id).state = "dropped"
+    change_generation(session, generation_id, GenerationAction.DROP)
     end_jobs_left_running(session, generation_id)
 
 
@@ -103,7 +124,7 @@ def stored_generations(session: Session, gallery_id: int) -> list[StoredGenerati
         select(Gallery, Generation, ModelVersion)
         .join(Generation, Generation.gallery_id == Gallery.id)
         .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
-        .where(Gallery.id == gallery_id, Generation.state != "dropped")
+        .where(Gallery.id == gallery_id, Generation.state != GenerationStage.DROPPED)
         .order_by(Generation.id)
     )
     return [
@@ -125,6 +146,18 @@ def get_stored_generation(session: Session, gallery_id: int, generation_id: int)
         if generation.id == generation_id:
             return generation
     raise GenerationGone(f"Generation {generation_id} was dropped.")
+
+
+@contextmanager
+def gone_if_dropped() -> Iterator[None]:
+    """Raise `GenerationGone` for a table that is missing: its generation was dropped since it was looked up."""
+    try:
+        yield
+    except (ProgrammingError, UndefinedTable) as error:  # COPY raises the driver's own errors
+        original = error.orig if isinstance(error, ProgrammingError) else error
+        if not isinstance(original, UndefinedTable):
+            raise
+        raise GenerationGone(f"A generation was dropped: {error}") from error
 
 
 def previous_generation(session: Session, active_generation_id: int | None) -> int | None:

@@ -22,11 +22,14 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.domain.gallery.generations import GenerationKey
+from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import fewest_queries, full_sample
+from service.domain.job_state import JobState
+from service.domain.jobs import INDEX_BUILD
 from service.settings import Settings
 
 # A job that seems to run and is not renewed is one whose worker died: it counts as failed.
-_CANDIDATES = """
+_CANDIDATES = f"""
 SELECT n.id, g.id, g.revision, due.since, n.index_sha256 IS NOT NULL, due.changes, why.reason = 'width'
 FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
   SELECT CASE n.index_parameters->>'recall_sample' WHEN 'queries'
@@ -46,11 +49,12 @@ FROM generations n JOIN galleries g ON g.id = n.gallery_id CROSS JOIN LATERAL (
          THEN greatest(:after_changes, ceil(:after_share * (n.index_parameters->>'rows')::bigint)::bigint)
          ELSE 0 END
 ) due (since, changes)
-WHERE n.state = 'complete' AND g.revision - due.since >= due.changes
+WHERE n.state = '{GenerationStage.COMPLETE}' AND g.revision - due.since >= due.changes
   AND (CAST(:only AS bigint) IS NULL OR n.id = :only)
   AND NOT EXISTS (
-    SELECT FROM jobs j WHERE j.gallery_id = g.id AND j.generation_id = n.id AND j.kind = 'index_build'
-      AND j.updated_at + greatest(j.updated_at - j.created_at, CASE WHEN j.state IN ('failed', 'running')
+    SELECT FROM jobs j WHERE j.gallery_id = g.id AND j.generation_id = n.id AND j.kind = '{INDEX_BUILD}'
+      AND j.updated_at + greatest(j.updated_at - j.created_at, CASE
+        WHEN j.state IN ('{JobState.FAILED}', '{JobState.RUNNING}')
         THEN make_interval(secs => :pause_seconds) ELSE '0 s' END) > now()
   )
 ORDER BY n.id <> g.active_generation_id, n.id

@@ -153,7 +153,7 @@ class MilvusEngine:
             stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)
             gallery = session.get_one(Gallery, generation.gallery_id)
             total = count_rows(session, stored)
-            first_missing = missing_between(session, gallery.id, stored.id, 0, reached.gallery_revision)[1]
+            first_missing = missing_between(session, stored.key, 0, reached.gallery_revision)[1]
             sample = draw_recall_sample(session, stored, self._settings)
 
         # 2. Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.

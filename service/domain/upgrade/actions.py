@@ -15,6 +15,9 @@ from service.db import Database
 from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.removal import remove_dropped
 from service.domain.upgrade import cutover
+from service.domain.upgrade.dry_run import DryRun, Networks, dry_run
+from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
+from service.domain.upgrade.progress import UpgradeDetails, describe_upgrades
 from service.domain.upgrade.upgrades import cancel_upgrade, get_upgrade
 from service.domain.upgrade_state import State
 from service.errors import Conflict, Unavailable
@@ -42,6 +45,15 @@ class UpgradeActions:
     engine: IndexEngine
     replicas: Replicas
     settings: Settings
+    make_networks: Callable[[], Networks]  # for one dry run, and given up after it
+
+    def plan(self, wanted: WantedUpgrade) -> UpgradeDetails | DryRun:
+        """Begin an upgrade, or say what it would take. Raises what `plan_upgrade` does."""
+        if wanted.dry_run:
+            return dry_run(self.database, self.make_networks(), wanted)
+        with self.database.session_scope() as session:
+            (details,) = describe_upgrades(session, [plan_upgrade(session, self.settings, wanted)])
+        return details
 
     def cancel(self, upgrade_id: int) -> None:
         """Give up an upgrade that is not live."""
@@ -94,5 +106,6 @@ class UpgradeActions:
         """Commit the action, then bring this process's replica along."""
         with self.database.session_scope() as session:
             upgrade = action(session, upgrade_id)
+        # 4. The scope has committed.
         crash_point("switch.committed")
         self.replicas.refresh(upgrade.gallery_id)

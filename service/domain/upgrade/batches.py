@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-from psycopg import sql
 from psycopg.errors import UniqueViolation
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
@@ -29,7 +28,7 @@ from service import logs
 from service.crash_points import crash_point
 from service.db import Database, driver_connection
 from service.domain.batch_state import BatchAction, BatchState
-from service.domain.gallery.current_rows import is_current, lacks_current
+from service.domain.gallery.current_rows import current_rows_query, is_current, lacks_current
 from service.domain.gallery.generations import (
     StoredGeneration,
     columns_of,
@@ -58,6 +57,15 @@ class Claim:
     token: uuid.UUID
     attempts: int
     last_error: str | None
+
+
+@dataclass(frozen=True)
+class ItemRange:
+    """Items with ids from `first` to `last`, both included, that changed after a revision."""
+
+    first: int
+    last: int
+    after_revision: int = 0
 
 
 # (rows of the leg's generation, the format of the rows to give, transformation ids) -> those rows.
@@ -127,11 +135,13 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
     if upgrade.state not in TRANSFORMABLE:
         return_batch(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
-    rows = transform_items(session, upgrade, batch.first_item_id, batch.last_item_id, transform)
+    rows = transform_items(session, upgrade, ItemRange(batch.first_item_id, batch.last_item_id), transform)
 
     # 3.
     done_at = func.clock_timestamp()
-    change_batches(session, _is_of(claim), BatchAction.FINISH, rows=rows, error=None, done_at=done_at)
+    finished = change_batches(session, _is_of(claim), BatchAction.FINISH, rows=rows, error=None, done_at=done_at)
+    if len(finished) != 1:
+        raise RuntimeError(f"Batch {batch.id} left its claim while its row was locked.")
     events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
     return rows
 
@@ -150,7 +160,10 @@ def return_batch(session: Session, claim: Claim) -> None:
 
 
 def _is_of(claim: Claim) -> ColumnElement[bool]:
-    """Return the condition that a batch is the claimed one, and that nobody has taken it over."""
+    """Return the condition that a batch is the claimed one, and that nobody has taken it over.
+
+    Whoever gives back a claim that was taken over moves no row, and need not know: the batch is another's by then.
+    """
     return (UpgradeBatch.id == claim.batch_id) & (UpgradeBatch.claim_token == claim.token)
 
 
@@ -158,34 +171,25 @@ def _seconds_from_now(seconds: float) -> ColumnElement[datetime]:
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
-def transform_items(
-    session: Session,
-    upgrade: Upgrade,
-    first_item_id: int,
-    last_item_id: int,
-    transform: Transform,
-    after_revision: int = 0,
-) -> int:
+def transform_items(session: Session, upgrade: Upgrade, items: ItemRange, transform: Transform) -> int:
     """Make a current row in the next generation for every item of the range that lacks one; return how many.
 
-    Only items that changed after `after_revision` are looked at.
     Rows that are current there (encoded from pixels, or transformed by an earlier run) are not read and never
     overwritten, so running twice has the effect of running once.
     """
     target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
-    sources = [get_stored_generation(session, upgrade.gallery_id, leg["generation"]) for leg in upgrade.legs]
+    sources = [get_stored_generation(session, upgrade.gallery_id, leg.generation_id) for leg in upgrade.legs]
 
     written = 0
     for number, leg in enumerate(upgrade.legs):
-        bounds = (first_item_id, last_item_id, upgrade.gallery_id, after_revision)
-        rows = _rows_to_transform(session, sources[: number + 1], target, bounds)
+        rows = _rows_to_transform(session, sources[: number + 1], target, items)
         if rows is None:
             continue
 
-        transformed = transform(rows, target.vector_format, tuple(leg["transformations"]))
+        transformed = transform(rows, target.vector_format, leg.transformation_ids)
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
-        written += _write(session, target, transformed, f"staging_{target.id}_{first_item_id}_{number}")
+        written += _write(session, target, transformed, f"staging_{target.id}_{items.first}_{number}")
         crash_point("batch.written")
 
     return written
@@ -222,38 +226,22 @@ def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, stag
 
 
 def _rows_to_transform(
-    session: Session,
-    sources: Sequence[StoredGeneration],
-    target: StoredGeneration,
-    bounds: tuple[int, int, int, int],
+    session: Session, sources: Sequence[StoredGeneration], target: StoredGeneration, items: ItemRange
 ) -> EmbeddingRows | None:
     """Return the rows to transform from the last of `sources`: of items without a current row in the target, or in a
     source before it. None when there are none.
 
     So every item takes the first leg that it can. One that was written to an earlier leg's generation after that leg
     had been read is left to the catch-up.
-    `bounds` are the first and last item id, the gallery's id, and the revision after which items count.
     """
-    first, last, *parameters = bounds
     *earlier, source = sources
-    columns = sql.SQL(", ").join(
-        sql.SQL("e.") + sql.Identifier(name) for name in columns_of(source.vector_format).split(", ")
-    )
 
     # The range of ids is said of each table: PostgreSQL does not conclude it, and would read the others from the start.
-    within = f"BETWEEN {int(first)} AND {int(last)}"
-    lacking = [lacks_current(stored.table, within=f"c.item_id {within}") for stored in (target, *earlier)]
+    within = f"BETWEEN {int(items.first)} AND {int(items.last)}"
+    lacking = " AND ".join(lacks_current(stored.table, within=f"c.item_id {within}") for stored in (target, *earlier))
+    where = f"e.item_id {within} AND i.id {within} AND i.gallery_id = %s AND i.revision > %s AND {lacking}"
 
-    query = sql.SQL(
-        "SELECT e.item_id, e.revision, e.origin, {columns} FROM {source} e JOIN items i ON {current}"
-        " WHERE e.item_id {within} AND i.id {within} AND i.gallery_id = %s AND i.revision > %s AND {lacking}"
-        " ORDER BY e.item_id"
-    ).format(
-        columns=columns,
-        source=sql.Identifier(source.table),
-        current=sql.SQL(is_current("e")),
-        within=sql.SQL(within),
-        lacking=sql.SQL(" AND ".join(lacking)),
-    )
+    query = current_rows_query(source, source.vector_format, where)
+    parameters = (target.gallery_id, items.after_revision)
     chunks = list(read_rows(driver_connection(session), query, parameters, source.vector_format))
     return EmbeddingRows.concatenate(chunks) if chunks else None

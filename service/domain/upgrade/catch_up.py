@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.domain.batch_state import BatchState
 from service.domain.gallery.current_rows import delete_orphans, items_lacking_current, missing_between
-from service.domain.gallery.generations import get_stored_generation
+from service.domain.gallery.generations import GenerationKey, get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.tables import BatchPhase, Gallery, Upgrade, UpgradeBatch, embeddings_table
 
@@ -39,11 +39,11 @@ def verify(session: Session, upgrade_id: int) -> Behind:
     upgrade = get_upgrade(session, upgrade_id)
     # Read first: writes become visible in the order of their revisions, so the next statement sees all up to this one.
     head = session.scalars(select(Gallery.revision).where(Gallery.id == upgrade.gallery_id)).one()
-    before, target = upgrade.verified_revision, upgrade.to_generation_id
-    waiting, first = missing_between(session, upgrade.gallery_id, target, before, head)
+    before, target = upgrade.verified_revision, GenerationKey(upgrade.gallery_id, upgrade.to_generation_id)
+    waiting, first = missing_between(session, target, before, head)
     verified = head if first is None else first - 1
     if verified > before:
-        delete_orphans(session, upgrade.gallery_id, target, before, verified)
+        delete_orphans(session, target, before, verified)
         session.execute(update(Upgrade).where(Upgrade.id == upgrade_id).values(verified_revision=verified))
     return Behind(waiting, head - verified)
 
@@ -64,7 +64,7 @@ def insert_batches(
     A batch has at most `batch_items` of them, and fewer where rows are wide, so that a worker's memory does not grow
     with the dimensions.
     """
-    generation_ids = [upgrade.to_generation_id, *(leg["generation"] for leg in upgrade.legs)]
+    generation_ids = [upgrade.to_generation_id, *(leg.generation_id for leg in upgrade.legs)]
     formats = [get_stored_generation(session, upgrade.gallery_id, id_).vector_format for id_ in generation_ids]
     widest = max(vector_format.row_dtype.itemsize for vector_format in formats)
     batch_items = max(1, min(batch_items, _BATCH_BYTES // widest))

@@ -22,14 +22,15 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.crash_points import crash_point
 from service.domain.gallery.current_rows import delete_orphans, missing_items
-from service.domain.gallery.galleries import lock_gallery
-from service.domain.gallery.generations import drop_generation
+from service.domain.gallery.galleries import find_open_upgrade, lock_gallery
+from service.domain.gallery.generations import GenerationKey, change_generation, drop_generation
 from service.domain.gallery.writes import delete_items
-from service.domain.upgrade.batches import Transform, transform_items
+from service.domain.generation_stage import GenerationAction
+from service.domain.upgrade.batches import ItemRange, Transform, transform_items
 from service.domain.upgrade.upgrades import change_state, lock_state
-from service.domain.upgrade_state import OPEN, Action, State, advance
+from service.domain.upgrade_state import Action, State, advance
 from service.errors import Conflict
-from service.tables import Gallery, Generation, Item, Upgrade
+from service.tables import Gallery, Item, Upgrade
 
 events = logs.Events(__name__)
 
@@ -96,15 +97,15 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
     # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
-    verified, target = upgrade.verified_revision, upgrade.to_generation_id
+    verified, target = upgrade.verified_revision, GenerationKey(gallery.id, upgrade.to_generation_id)
     if gallery.revision - verified > max_changes:
         raise TooFarBehind(_CHANGES_WAIT.format(changes=max_changes))
 
     # 2.
-    missing = missing_items(session, gallery.id, target, verified)
+    missing = missing_items(session, target, verified)
     if missing:
-        transform_items(session, upgrade, missing[0], missing[-1], transform, verified)
-    delete_orphans(session, gallery.id, target, verified, gallery.revision)
+        transform_items(session, upgrade, ItemRange(missing[0], missing[-1], verified), transform)
+    delete_orphans(session, target, verified, gallery.revision)
     crash_point("cutover.caught_up")
 
     # 3.
@@ -126,22 +127,22 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
     # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
-    following = _open_upgrade(session, gallery.id)
+    following = find_open_upgrade(session, gallery.id)
     if following is not None:
         raise OtherUpgradeFirst(_NEXT_UPGRADE_OPEN.format(upgrade=following.id))
     if gallery.active_generation_id != upgrade.to_generation_id:
         raise OtherUpgradeFirst(_LATER_UPGRADE_LIVE)
 
     # 2.
-    since = upgrade.live_revision or 0
-    names = _missing_names(session, gallery.id, upgrade.from_generation_id, since)
+    since, target = upgrade.live_revision or 0, GenerationKey(gallery.id, upgrade.from_generation_id)
+    names = _missing_names(session, target, since)
     if names and not accept_loss:
         raise RollbackWouldLose(_ITEMS_LOST.format(count=len(names), names=_listed(names)))
     if names:
         delete_items(session, gallery.id, names)
 
     # 3.
-    _switch(session, gallery, upgrade.from_generation_id, since)
+    _switch(session, gallery, target, since)
     upgrade = change_state(session, upgrade_id, Action.ROLLBACK)
     drop_generation(session, upgrade.to_generation_id)
     return upgrade
@@ -164,8 +165,8 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
     )
     if earlier is not None:
         raise OtherUpgradeFirst(_EARLIER_UPGRADE_LIVE.format(upgrade=earlier))
-    reader = _open_upgrade(session, upgrade.gallery_id)
-    if reader is not None and any(leg["generation"] == upgrade.from_generation_id for leg in reader.legs):
+    reader = find_open_upgrade(session, upgrade.gallery_id)
+    if reader is not None and any(leg.generation_id == upgrade.from_generation_id for leg in reader.legs):
         raise OtherUpgradeFirst(_GENERATION_READ.format(upgrade=reader.id))
 
     upgrade = change_state(session, upgrade_id, Action.FINALIZE)
@@ -173,30 +174,26 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
     return upgrade
 
 
-def _switch(session: Session, gallery: Gallery, generation_id: int, complete_at: int) -> None:
+def _switch(session: Session, gallery: Gallery, target: GenerationKey, complete_at: int) -> None:
     """Make a generation active if it is complete, as it was at revision `complete_at`. The gallery's row is held.
 
     Raises `NotComplete`.
     """
-    names = _missing_names(session, gallery.id, generation_id, complete_at)
+    names, generation_id = _missing_names(session, target, complete_at), target.generation_id
     if names:
         lacking = _ITEMS_LACK_ROWS.format(count=len(names), generation=generation_id, names=_listed(names))
         raise NotComplete(lacking)
 
-    session.get_one(Generation, generation_id).state = "complete"
+    change_generation(session, generation_id, GenerationAction.COMPLETE)
     gallery.active_generation_id = generation_id
     session.flush()  # the pointer moves before the state says so
     crash_point("switch.moved")
     events.info("gallery.switched", gallery_id=gallery.id, generation_id=generation_id)
 
 
-def _open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
-    return session.scalar(select(Upgrade).where(Upgrade.gallery_id == gallery_id, Upgrade.state.in_(OPEN)))
-
-
-def _missing_names(session: Session, gallery_id: int, generation_id: int, after_revision: int) -> list[str]:
+def _missing_names(session: Session, generation: GenerationKey, after_revision: int) -> list[str]:
     """Return the external ids of what `missing_items` finds."""
-    item_ids = missing_items(session, gallery_id, generation_id, after_revision)
+    item_ids = missing_items(session, generation, after_revision)
     ids = literal(item_ids, ARRAY(BigInteger))  # one value, of any length; a list of values has 65,535 at most
     return list(session.scalars(select(Item.external_id).where(Item.id == func.any(ids)).order_by(Item.id)))
 

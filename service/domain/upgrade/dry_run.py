@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -13,7 +12,7 @@ from service.db import Database, driver_connection
 from service.domain.gallery.current_rows import current_rows_query
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation, stage_embeddings
 from service.domain.upgrade.batches import Transform
-from service.domain.upgrade.paths import Leg
+from service.domain.upgrade.paths import FoundLeg
 from service.domain.upgrade.planning import Outline, WantedUpgrade, outline_upgrade
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
@@ -26,7 +25,7 @@ class DryRun:
     """`bytes` is what the new generation adds to the database and `index_bytes` to the blob store; `seconds` is what
     one worker takes for the rows at the measured rate, without the index. None for an empty gallery."""
 
-    legs: list[Leg]
+    legs: list[FoundLeg]
     items: int
     bytes: int
     index_bytes: int
@@ -84,7 +83,6 @@ def _measure(database: Database, transform: Transform, outline: Outline) -> tupl
 
 
 def _read_sample(session: Session, source: StoredGeneration) -> EmbeddingRows | None:
-    side_information = source.vector_format.side_information_dim is not None
-    query = current_rows_query(source, side_information=side_information) + sql.SQL(f" LIMIT {_SAMPLE_ITEMS}")
+    query = f"{current_rows_query(source, source.vector_format)} LIMIT {_SAMPLE_ITEMS}"
     chunks = list(read_rows(driver_connection(session), query, (), source.vector_format, _SAMPLE_ITEMS))
     return EmbeddingRows.concatenate(chunks) if chunks else None

@@ -9,7 +9,7 @@ from sqlalchemy import text, update
 from sqlalchemy.orm import Session
 
 from service.domain.gallery.current_rows import is_current, missing_items, read_current_vectors
-from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation
+from service.domain.gallery.generations import GenerationKey, count_live, get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.index.protocol import Metric
 from service.tables import Generation, Upgrade
@@ -47,16 +47,8 @@ def labelled_sample(session: Session, upgrade_id: int, items: int) -> LabelledSa
     ids = np.array(sorted(id_ for id_, _ in drawn), np.int64)
     label_of = {row.id: row.label for row in drawn}
     _, classes = np.unique([label_of[id_] for id_ in ids.tolist()], return_inverse=True)
-    return LabelledSample(
-        before.metric,
-        _embeddings(session, before, ids),
-        _embeddings(session, after, ids),
-        classes.astype(np.int64),
-    )
-
-
-def _embeddings(session: Session, stored: StoredGeneration, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    return read_current_vectors(session, stored, 4096, ids)[1]
+    from_vectors, to_vectors = (read_current_vectors(session, stored, 4096, ids)[1] for stored in (before, after))
+    return LabelledSample(before.metric, from_vectors, to_vectors, classes.astype(np.int64))
 
 
 def record_evaluation(
@@ -65,11 +57,10 @@ def record_evaluation(
     """Store what was found: completeness, the index's recall, and CMC@1 on the sample, old/old and h/h."""
     upgrade = get_upgrade(session, upgrade_id)
     generation = session.get_one(Generation, upgrade.to_generation_id)
+    target = GenerationKey(upgrade.gallery_id, generation.id)
     evaluation = {
         "items": count_live(session, upgrade.gallery_id),
-        "items_waiting": len(
-            missing_items(session, upgrade.gallery_id, upgrade.to_generation_id, upgrade.verified_revision)
-        ),
+        "items_waiting": len(missing_items(session, target, upgrade.verified_revision)),
         "index": generation.index_parameters,
         "labelled_items": sample_items,
         "cmc_at_1": {"before": cmc_before, "after": cmc_after},

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
 from service.errors import Conflict
-from service.tables import ModelVersion, Transformation
+from service.tables import Leg, ModelVersion, Transformation
 
 
 class NoPath(Conflict):
@@ -18,15 +18,10 @@ class NoPath(Conflict):
 
 
 @dataclass(frozen=True)
-class Leg:
-    """A generation to read and the transformations to apply to its rows, first to last."""
+class FoundLeg(Leg):
+    """A leg, and whether the rows that it gives have side-information."""
 
-    generation_id: int
-    transformation_ids: tuple[int, ...]
     gives_side_information: bool
-
-    def to_json(self) -> dict[str, object]:
-        return {"generation": self.generation_id, "transformations": list(self.transformation_ids)}
 
 
 def find_legs(
@@ -35,7 +30,7 @@ def find_legs(
     active: StoredGeneration,
     retained: Sequence[StoredGeneration],
     transformation_id: int | None,
-) -> list[Leg]:
+) -> list[FoundLeg]:
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
     The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
@@ -76,7 +71,7 @@ def _shortest_leg(
     to_version: ModelVersion,
     transformations: Sequence[Transformation],
     versions: dict[int, ModelVersion],
-) -> Leg | None:
+) -> FoundLeg | None:
     """Breadth-first over (version, whether ψ is at hand); a version that has ψ cannot be left without it."""
     start = (source.version.id, source.vector_format.side_information_dim is not None)
     queue: deque[tuple[tuple[int, bool], tuple[int, ...]]] = deque([(start, ())])
@@ -84,7 +79,7 @@ def _shortest_leg(
     while queue:
         (version_id, has_side_information), path = queue.popleft()
         if path and version_id == to_version.id:
-            return Leg(source.id, path, has_side_information)
+            return FoundLeg(source.id, path, has_side_information)
         if versions[version_id].side_information_dim is not None and not has_side_information:
             continue
         for transformation in transformations:

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.domain import registry
-from service.domain.gallery.galleries import get_gallery, lock_gallery
+from service.domain.gallery.galleries import find_open_upgrade, get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
+from service.domain.generation_stage import GenerationStage
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
-from service.domain.upgrade.paths import Leg, find_legs
-from service.domain.upgrade_state import OPEN, State
+from service.domain.upgrade.paths import FoundLeg, find_legs
+from service.domain.upgrade_state import State
 from service.errors import Conflict
 from service.queue import ADVANCE_UPGRADE, send_after_commit
 from service.settings import Settings
@@ -32,20 +32,22 @@ class AlreadyThere(Conflict):
 
 @dataclass(frozen=True)
 class WantedUpgrade:
-    """What a client asks for. Without a `transformation_id`, the path of fewest hops is found."""
+    """What a client asks for: an upgrade, or with `dry_run` what it would take. Without a `transformation_id`, the path
+    of fewest hops is found."""
 
     gallery_name: str
     to_version: str
     transformation_id: int | None = None
     cutover: CutoverOption = "manual"
     speed: float = 1.0
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Outline:
     """An upgrade that could start now: its path, the generation it would make, and that one's size."""
 
-    legs: list[Leg]
+    legs: list[FoundLeg]
     target: StoredGeneration
     items: int
     bytes: Bytes
@@ -54,12 +56,7 @@ class Outline:
 def outline_upgrade(session: Session, wanted: WantedUpgrade) -> Outline:
     """Return what an upgrade would do; refuses what `plan_upgrade` would refuse, but for a disk that is too small."""
     version = registry.get_version(session, wanted.to_version)
-    gallery = get_gallery(session, wanted.gallery_name)
-    active, legs = _choose_path(session, gallery, version, wanted.transformation_id)
-    side_dim = version.side_information_dim if legs[0].gives_side_information else None
-    vector_format = VectorFormat(version.embedding_dim, side_dim, active.vector_format.dtype)
-    target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, "building")
-    return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))
+    return _outline(session, get_gallery(session, wanted.gallery_name), version, wanted.transformation_id)
 
 
 def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) -> Upgrade:
@@ -68,56 +65,66 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`
     and `NoPath` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), and `NoRoom` (507).
     """
-    check_room(settings, outline_upgrade(session, wanted).bytes)
     version = registry.get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
-    active, legs = _choose_path(session, gallery, version, wanted.transformation_id)
+    outline = _outline(session, gallery, version, wanted.transformation_id)
+    check_room(settings, outline.bytes)
+    legs = outline.legs
 
     generation = add_generation(
         session,
         gallery,
         version,
-        state="building",
+        state=GenerationStage.BUILDING,
         has_side_information=legs[0].gives_side_information,
         parent_generation_id=legs[0].generation_id,
         transformation_id=legs[0].transformation_ids[-1],
     )
     upgrade = Upgrade(
         gallery_id=gallery.id,
-        from_generation_id=active.id,
+        from_generation_id=gallery.active_generation_id,
         to_generation_id=generation.id,
-        legs=[leg.to_json() for leg in legs],
+        legs=legs,
         cutover=wanted.cutover,
         speed=wanted.speed,
         state=State.PLANNED,
         start_revision=gallery.revision,
     )
+    _begin(session, upgrade, gallery.name)
+    return upgrade
+
+
+def _begin(session: Session, upgrade: Upgrade, gallery_name: str) -> None:
+    """Record an upgrade that is planned, and have a worker start it."""
     session.add(upgrade)
     try:
         session.flush()  # the unique index on open upgrades has the last word
     except IntegrityError as error:
-        raise UpgradeOpen(f"Gallery {wanted.gallery_name!r} has an open upgrade.") from error
+        raise UpgradeOpen(f"Gallery {gallery_name!r} has an open upgrade.") from error
 
     session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
     send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
-    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=gallery.id, legs=upgrade.legs)
+    legs = [leg.to_json() for leg in upgrade.legs]
+    events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=upgrade.gallery_id, legs=legs)
     session.refresh(upgrade)
-    return upgrade
 
 
-def _choose_path(
-    session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None
-) -> tuple[StoredGeneration, list[Leg]]:
-    """Return the gallery's active generation and the path from a stored one to `version`.
+def _outline(session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None) -> Outline:
+    """Return what an upgrade of the gallery to `version` would do.
 
     Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
     """
-    open_id = session.scalar(select(Upgrade.id).where(Upgrade.gallery_id == gallery.id, Upgrade.state.in_(OPEN)))
-    if open_id is not None:
-        raise UpgradeOpen(f"Upgrade {open_id} of gallery {gallery.name!r} is open; finish or cancel it first.")
+    open_upgrade = find_open_upgrade(session, gallery.id)
+    if open_upgrade is not None:
+        raise UpgradeOpen(f"Upgrade {open_upgrade.id} of gallery {gallery.name!r} is open; finish or cancel it first.")
     stored = stored_generations(session, gallery.id)
     active = next(g for g in stored if g.id == gallery.active_generation_id)
     if active.version.id == version.id:
         raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
     retained = [generation for generation in stored if generation is not active]
-    return active, find_legs(session, version, active, retained, transformation_id)
+    legs = find_legs(session, version, active, retained, transformation_id)
+
+    side_dim = version.side_information_dim if legs[0].gives_side_information else None
+    vector_format = VectorFormat(version.embedding_dim, side_dim, gallery.dtype)
+    target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, GenerationStage.BUILDING)
+    return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))

@@ -104,16 +104,6 @@ def change_batches(
     return session.scalars(statement.returning(UpgradeBatch), execution_options=options).all()
 
 
-def pause_upgrade(session: Session, upgrade_id: int) -> Upgrade:
-    """Stop before the next batch; returns when no batch is in flight."""
-    return change_state(session, upgrade_id, Action.PAUSE)
-
-
-def resume_upgrade(session: Session, upgrade_id: int) -> Upgrade:
-    """Go on where the pause was."""
-    return change_state(session, upgrade_id, Action.RESUME)
-
-
 def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Go on after a failure, with a fresh count of attempts for what is not done; done batches are kept."""
     upgrade = lock_state(session, upgrade_id)

@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -191,7 +190,7 @@ class Checks:
 
 
 def _rows_of(session: Session, generation: StoredGeneration) -> EmbeddingRows:
-    query = sql.SQL("SELECT * FROM {} ORDER BY item_id").format(sql.Identifier(generation.table))
+    query = f"SELECT * FROM {generation.table} ORDER BY item_id"
     return EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), generation.vector_format)))
 
 

@@ -21,7 +21,7 @@ DTYPES: tuple[StoredDtype, ...] = ("float16", "float32")
 
 FORMATS = [VectorFormat(5, side, dtype) for side in (None, 3) for dtype in DTYPES]
 
-ALL = sql.SQL("SELECT * FROM {} ORDER BY item_id").format(sql.Identifier(TABLE))
+ALL = f'SELECT * FROM "{TABLE}" ORDER BY item_id'
 
 
 @pytest.fixture
@@ -191,9 +191,7 @@ def test_parameters_are_values_whatever_they_hold(connection: psycopg.Connection
     vector_format = VectorFormat(5, None, "float16")
     create_table(connection, vector_format)
     write_rows(connection, TABLE, some_rows(10, vector_format), vector_format)
-    query = sql.SQL("SELECT * FROM {} WHERE item_id = ANY(%s) AND %s <> '%%s' ORDER BY item_id").format(
-        sql.Identifier(TABLE)
-    )
+    query = f"SELECT * FROM \"{TABLE}\" WHERE item_id = ANY(%s) AND %s <> '%%s' ORDER BY item_id"
 
     chunks = list(read_rows(connection, query, ([1, 2**40 + 1], "'); DROP TABLE items; --%s\\"), vector_format))
 

@@ -174,6 +174,6 @@ def test_two_hops_at_once_end_where_two_upgrades_would(client: TestClient, worke
     assert [len(leg["transformations"]) for leg in legs] == [2]
     with worker.database.session_scope() as session:
         upgrade = get_upgrade(session, upgrade_id)
-        assert missing_items(session, upgrade.gallery_id, upgrade.to_generation_id) == []
         target = get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id)
+        assert missing_items(session, target.key) == []
     assert target.vector_format.side_information_dim is None

@@ -19,6 +19,7 @@ from service.domain.gallery.current_rows import (
     read_current_vectors,
 )
 from service.domain.gallery.generations import StoredGeneration, add_generation, get_stored_generation
+from service.domain.generation_stage import GenerationStage
 from service.tables import Gallery, Item, ModelVersion
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows
@@ -95,7 +96,7 @@ def add_gallery(session: Session, name: str, items: list[Drawn]) -> StoredGenera
         )
     session.flush()  # COPY goes past the session
 
-    generation = add_generation(session, gallery, version, state="complete", has_side_information=False)
+    generation = add_generation(session, gallery, version, state=GenerationStage.COMPLETE, has_side_information=False)
     stored = get_stored_generation(session, gallery.id, generation.id)
     with_row = [item for item in items if item.row is not None]
     rows = EmbeddingRows(
@@ -144,7 +145,7 @@ def test_missing_items_are_the_live_ones_changed_since_without_a_current_row(
     database: Database, drawn: Rows, after: int
 ) -> None:
     with database.session_scope() as session:
-        found = missing_items(session, drawn.stored.gallery_id, drawn.stored.id, after)
+        found = missing_items(session, drawn.stored.key, after)
 
     assert found == [item.id for item in drawn.items if item.missing and item.revision > after]
 
@@ -153,9 +154,7 @@ def test_missing_items_within_a_range_are_counted_and_the_lowest_revision_is_nam
     database: Database, drawn: Rows
 ) -> None:
     with database.session_scope() as session:
-        found = [
-            missing_between(session, drawn.stored.gallery_id, drawn.stored.id, after, up_to) for after, up_to in RANGES
-        ]
+        found = [missing_between(session, drawn.stored.key, after, up_to) for after, up_to in RANGES]
 
     for (after, up_to), answer in zip(RANGES, found, strict=True):
         revisions = [item.revision for item in drawn.items if item.missing and item.within(after, up_to)]
@@ -167,7 +166,7 @@ def test_only_rows_of_items_that_were_deleted_within_the_range_are_orphans(
     database: Database, drawn: Rows, after: int, up_to: int
 ) -> None:
     with database.session_scope() as session:
-        delete_orphans(session, drawn.stored.gallery_id, drawn.stored.id, after, up_to)
+        delete_orphans(session, drawn.stored.key, after, up_to)
         left = rows_of(session, drawn.stored)
 
     with_row = [item for item in drawn.items if item.row is not None]

@@ -11,9 +11,10 @@ from torch import nn
 
 from models.artifacts import save_network
 from service.db import Database
-from service.domain.gallery.generations import get_stored_generation
+from service.domain.gallery.generations import count_rows, get_stored_generation
 from service.domain.upgrade import batches, catch_up
 from service.domain.upgrade.upgrades import get_upgrade
+from service.vectors.rows import EmbeddingRows, VectorFormat
 from tests.fakes import WatchedNetworks
 from tests.networks import transformation, transformation_bytes
 from tests.scenario import DIMS, import_vectors, search, start_upgrade
@@ -35,6 +36,31 @@ def test_a_batch_has_fewer_items_where_rows_are_wide(
     with worker.database.session_scope() as session:
         sizes = session.scalars(text("SELECT items FROM upgrade_batches ORDER BY id")).all()
     assert sizes == [3, 3, 3, 3, 3, 3, 2]
+
+
+def test_rows_of_a_batch_that_cannot_be_marked_done_are_not_committed(gallery: TestClient, worker: WorkerParts) -> None:
+    upgrade_id = start_upgrade(gallery, "v2")
+    with worker.database.session_scope() as session:
+        batches.plan_batches(session, upgrade_id, 100)
+    claim = batches.claim_batch(worker.database, upgrade_id, lease_seconds=60)
+    assert claim is not None
+
+    def work() -> None:
+        with worker.database.session_scope() as session:
+
+            def unmark(rows: EmbeddingRows, wanted: VectorFormat, path: tuple[int, ...]) -> EmbeddingRows:
+                session.execute(text("UPDATE upgrade_batches SET state = 'pending'"))
+                return worker.networks.transform(rows, wanted, path)
+
+            batches.work_on_batch(session, claim, unmark)
+
+    with pytest.raises(RuntimeError, match="left its claim"):
+        work()
+
+    with worker.database.session_scope() as session:
+        target = get_stored_generation(session, 1, get_upgrade(session, upgrade_id).to_generation_id)
+        assert count_rows(session, target) == 0
+        assert session.scalars(text("SELECT state FROM upgrade_batches")).all() == ["claimed"]
 
 
 def watched(worker: WorkerParts, before_transforming: Callable[[], object]) -> WorkerParts:

@@ -4,6 +4,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.domain.gallery.current_rows import missing_items
+from service.domain.gallery.generations import GenerationKey
 from service.domain.upgrade.upgrades import get_upgrade
 from tests.rows import all_rows
 from tests.scenario import post_vectors, start_upgrade
@@ -48,7 +49,7 @@ def test_vectors_of_both_versions_survive_a_rollback_and_those_of_one_refuse_it(
     assert rolled_back.json()["state"] == "rolled_back"
     assert gallery.get("/v1/galleries/g/items/both").status_code == 200
     with worker.database.session_scope() as session:
-        assert missing_items(session, 1, 1) == []
+        assert missing_items(session, GenerationKey(1, 1)) == []
 
 
 def test_a_rollback_that_would_lose_more_items_than_a_statement_has_parameters_names_the_first_ones(

@@ -103,7 +103,7 @@ def test_a_plan_makes_an_empty_generation_of_the_outlines_format_and_nudges_a_wo
         events = session.scalars(text("SELECT state FROM upgrade_events WHERE upgrade_id = :id"), {"id": upgrade_id})
         assert list(events) == ["planned"]
     assert (target.vector_format, target.state, rows) == (outline.target.vector_format, "building", 0)
-    assert upgrade.legs == [leg.to_json() for leg in outline.legs]
+    assert [leg.to_json() for leg in upgrade.legs] == [leg.to_json() for leg in outline.legs]
     assert (upgrade.state, upgrade.cutover, upgrade.speed, upgrade.start_revision) == ("planned", "auto", 0.5, 21)
     assert isinstance(database.queue, RecordingQueue)
     assert database.queue.sent == [(ADVANCE_UPGRADE, (upgrade_id,))]

@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.domain.gallery.generations import StoredGeneration
+from service.domain.generation_stage import GenerationStage
 from service.domain.registry import UnknownTransformation
-from service.domain.upgrade.paths import Leg, NoPath, find_legs
+from service.domain.upgrade.paths import FoundLeg, NoPath, find_legs
 from service.tables import ModelVersion, Transformation
 from service.vectors.rows import VectorFormat
 
@@ -50,7 +51,9 @@ class Registry:
 
     def generation(self, id_: int, version: str, *, side_information: bool = True) -> StoredGeneration:
         side_dim = SIDE_DIMS[version] if side_information else None
-        return StoredGeneration(id_, 1, "l2", self.versions[version], VectorFormat(8, side_dim, "float16"), "complete")
+        return StoredGeneration(
+            id_, 1, "l2", self.versions[version], VectorFormat(8, side_dim, "float16"), GenerationStage.COMPLETE
+        )
 
     def legs(
         self,
@@ -58,7 +61,7 @@ class Registry:
         active: StoredGeneration,
         *retained: StoredGeneration,
         transformation_id: int | None = None,
-    ) -> list[Leg]:
+    ) -> list[FoundLeg]:
         return find_legs(self._session, self.versions[to_version], active, retained, transformation_id)
 
 
@@ -73,8 +76,8 @@ def test_a_direct_transformation_is_one_hop(registry: Registry) -> None:
     without_g = registry.transformation("v1", "v3", g=False)
     active = registry.generation(1, "v1")
 
-    assert registry.legs("v2", active) == [Leg(1, (with_g,), gives_side_information=True)]
-    assert registry.legs("v3", active) == [Leg(1, (without_g,), gives_side_information=False)]
+    assert registry.legs("v2", active) == [FoundLeg(1, (with_g,), gives_side_information=True)]
+    assert registry.legs("v3", active) == [FoundLeg(1, (without_g,), gives_side_information=False)]
 
 
 def test_a_chain_goes_through_the_versions_between_when_they_have_a_g(registry: Registry) -> None:
@@ -82,7 +85,7 @@ def test_a_chain_goes_through_the_versions_between_when_they_have_a_g(registry: 
     second = registry.transformation("v2", "v4", g=True)
     third = registry.transformation("v4", "v3", g=False)
 
-    assert registry.legs("v3", registry.generation(1, "v1")) == [Leg(1, (first, second, third), False)]
+    assert registry.legs("v3", registry.generation(1, "v1")) == [FoundLeg(1, (first, second, third), False)]
 
 
 def test_fewest_hops_win_over_newer_transformations(registry: Registry) -> None:
@@ -90,14 +93,14 @@ def test_fewest_hops_win_over_newer_transformations(registry: Registry) -> None:
     registry.transformation("v1", "v2", g=True)
     registry.transformation("v2", "v4", g=True)
 
-    assert registry.legs("v4", registry.generation(1, "v1")) == [Leg(1, (direct,), False)]
+    assert registry.legs("v4", registry.generation(1, "v1")) == [FoundLeg(1, (direct,), False)]
 
 
 def test_of_equally_short_paths_the_newest_transformation_wins(registry: Registry) -> None:
     registry.transformation("v1", "v2", g=True)
     newest = registry.transformation("v1", "v2", g=True)
 
-    assert registry.legs("v2", registry.generation(1, "v1")) == [Leg(1, (newest,), True)]
+    assert registry.legs("v2", registry.generation(1, "v1")) == [FoundLeg(1, (newest,), True)]
 
 
 def test_a_newer_transformation_without_g_does_not_hide_the_one_that_leads_on(registry: Registry) -> None:
@@ -105,7 +108,7 @@ def test_a_newer_transformation_without_g_does_not_hide_the_one_that_leads_on(re
     registry.transformation("v1", "v2", g=False)
     onward = registry.transformation("v2", "v3", g=False)
 
-    assert registry.legs("v3", registry.generation(1, "v1")) == [Leg(1, (with_g, onward), False)]
+    assert registry.legs("v3", registry.generation(1, "v1")) == [FoundLeg(1, (with_g, onward), False)]
 
 
 def test_there_is_no_path_against_the_arrow_through_a_missing_g_or_from_rows_without_side_information(
@@ -128,7 +131,7 @@ def test_there_is_no_path_against_the_arrow_through_a_missing_g_or_from_rows_wit
 def test_a_version_without_side_information_can_be_left_by_h_alone(registry: Registry) -> None:
     onward = registry.transformation("v3", "v4", g=True)
 
-    assert registry.legs("v4", registry.generation(1, "v3")) == [Leg(1, (onward,), True)]
+    assert registry.legs("v4", registry.generation(1, "v3")) == [FoundLeg(1, (onward,), True)]
 
 
 def test_circles_end(registry: Registry) -> None:
@@ -144,7 +147,7 @@ def test_a_retained_generation_with_a_shorter_path_comes_first_and_the_active_on
     back = registry.transformation("v2", "v1", g=True)
     retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
 
-    assert registry.legs("v4", active, retained) == [Leg(1, (direct,), True), Leg(2, (back, direct), True)]
+    assert registry.legs("v4", active, retained) == [FoundLeg(1, (direct,), True), FoundLeg(2, (back, direct), True)]
 
 
 def test_the_active_generation_alone_is_read_when_its_path_is_as_short(registry: Registry) -> None:
@@ -152,7 +155,7 @@ def test_the_active_generation_alone_is_read_when_its_path_is_as_short(registry:
     from_active = registry.transformation("v2", "v4", g=True)
     retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
 
-    assert registry.legs("v4", active, retained) == [Leg(2, (from_active,), True)]
+    assert registry.legs("v4", active, retained) == [FoundLeg(2, (from_active,), True)]
 
 
 def test_a_retained_generation_alone_is_read_when_the_active_one_has_no_path(registry: Registry) -> None:
@@ -160,7 +163,7 @@ def test_a_retained_generation_alone_is_read_when_the_active_one_has_no_path(reg
 
     legs = registry.legs("v4", registry.generation(2, "v2"), registry.generation(1, "v1"))
 
-    assert legs == [Leg(1, (direct,), True)]
+    assert legs == [FoundLeg(1, (direct,), True)]
 
 
 def test_two_legs_that_disagree_on_side_information_become_the_active_generations_one(registry: Registry) -> None:
@@ -169,7 +172,7 @@ def test_two_legs_that_disagree_on_side_information_become_the_active_generation
     onward = registry.transformation("v3", "v4", g=True)
     retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
 
-    assert registry.legs("v4", active, retained) == [Leg(2, (middle, onward), True)]
+    assert registry.legs("v4", active, retained) == [FoundLeg(2, (middle, onward), True)]
 
 
 def test_the_transformation_asked_for_is_the_only_one_used(registry: Registry) -> None:
@@ -178,7 +181,7 @@ def test_the_transformation_asked_for_is_the_only_one_used(registry: Registry) -
     other = registry.transformation("v2", "v4", g=True)
     active = registry.generation(1, "v1")
 
-    assert registry.legs("v2", active, transformation_id=asked) == [Leg(1, (asked,), False)]
+    assert registry.legs("v2", active, transformation_id=asked) == [FoundLeg(1, (asked,), False)]
     with pytest.raises(NoPath):
         registry.legs("v2", active, transformation_id=other)
     with pytest.raises(UnknownTransformation) as refusal:
