@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.errors import UndefinedTable
 from sqlalchemy import text
@@ -15,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database, driver_connection
 from service.domain.gallery.generations import StoredGeneration
-from service.index.protocol import Ids
+from service.index.protocol import Ids, Vectors
 from service.index.replica import GenerationGone
 from service.tables import embeddings_table
 from service.vectors.copy import read_rows
@@ -37,17 +36,12 @@ def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
     return f"NOT EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)} AND {within})"
 
 
-def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.Composed:
+def current_rows_query(generation: StoredGeneration, *, side_information: bool, where: str = "true") -> sql.SQL:
     """Return the query of a generation's current rows, as `service.vectors.copy.read_rows` wants it; `e` and `i` are
     the embeddings row and its item in `where`."""
-    columns = "e.item_id, e.revision, e.origin, e.embedding"
-    if side_information:
-        columns += ", e.side_information"
-    return sql.SQL("SELECT {columns} FROM {table} e JOIN items i ON {current} WHERE {where} ORDER BY e.item_id").format(
-        columns=sql.SQL(columns),
-        table=sql.Identifier(generation.table),
-        current=sql.SQL(is_current("e")),
-        where=sql.SQL(where),
+    columns = "e.item_id, e.revision, e.origin, e.embedding" + (", e.side_information" if side_information else "")
+    return sql.SQL(
+        f"SELECT {columns} FROM {generation.table} e JOIN items i ON {is_current('e')} WHERE {where} ORDER BY e.item_id"
     )
 
 
@@ -71,8 +65,8 @@ def read_next_rows(
     """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
     when there are no more. Raises `GenerationGone`."""
     where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
-    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT {}").format(count)
-    parameters = (after_item_id, after_item_id, up_to_revision)
+    query = current_rows_query(stored, side_information=False, where=where) + sql.SQL(" LIMIT %s")
+    parameters = (after_item_id, after_item_id, up_to_revision, count)
     with _gone_if_dropped(stored):
         chunks = list(read_rows(driver_connection(session), query, parameters, _embeddings_only(stored)))
     return EmbeddingRows.concatenate(chunks) if chunks else None
@@ -80,7 +74,7 @@ def read_next_rows(
 
 def stream_rows(
     database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
-) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+) -> Iterator[tuple[Ids, Vectors]]:
     """Give the rows that are current and no newer than a revision, by item id: (n,) ids and (n, D) float32 embeddings
     at a time, each from a short transaction of its own."""
     last = 0
@@ -95,7 +89,7 @@ def stream_rows(
 
 def read_current_vectors(
     session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids
-) -> tuple[Ids, NDArray[np.float32]]:
+) -> tuple[Ids, Vectors]:
     """Return those of the ids that have a current row, ascending (N,), and their embeddings (N, D) float32."""
     found, vectors = [np.empty(0, np.int64)], [np.empty((0, stored.vector_format.embedding_dim), np.float32)]
     for rows in read_current_rows(session, stored, rows_per_chunk, ids) if len(ids) else ():
@@ -106,10 +100,8 @@ def read_current_vectors(
 
 def live_ids(session: Session, gallery_id: int) -> Ids:
     """Return every live item's id, by COPY: there may be many millions."""
-    query = sql.SQL("COPY (SELECT id FROM items WHERE gallery_id = {} AND deleted_at IS NULL) TO STDOUT").format(
-        sql.Literal(gallery_id)
-    )
-    with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
+    query = "COPY (SELECT id FROM items WHERE gallery_id = %s AND deleted_at IS NULL) TO STDOUT"
+    with driver_connection(session).cursor() as cursor, cursor.copy(query, (gallery_id,)) as copy:
         data = b"".join(bytes(block) for block in copy)
     return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)
 
