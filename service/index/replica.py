@@ -12,12 +12,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service import logs
-from service.index.protocol import VectorIndex
+from service.index.protocol import Ids, VectorIndex, Vectors
 
-Ids = NDArray[np.int64]
 events = logs.Events(__name__)
 
 
@@ -57,8 +55,9 @@ class GenerationSource(Protocol):
     def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration":
         """Return a generation with its index, and with the revision that the index has followed to."""
 
-    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None":
-        """Return a generation with the index of its file, or None where it has no file to be loaded."""
+    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None":  # noqa: ARG002 - FAISS's uses them
+        """Return a generation with the index of its file, or None where it has no file that is to be loaded here."""
+        return None
 
     def follow(self, served: "ServedGeneration") -> Ids:
         """Bring a served index to what is committed by now, its pending rows included; return the live items that have
@@ -327,8 +326,7 @@ class Replicas:
             if served is not None:
                 follow(self._source, served, state.revision, look_for_pending=not served.is_settled)
                 served.is_settled = not generation.is_next
-        upcoming = [replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held]
-        replica.next = upcoming[0] if upcoming else None
+        replica.next = next((replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held), None)
         replica.revision = state.revision
         if state.active_generation_id not in replica.held:
             return
@@ -345,7 +343,7 @@ def follow(source: GenerationSource, served: ServedGeneration, to_revision: int,
     served.revision = max(served.revision, to_revision)
 
 
-def apply_changes(index: VectorIndex, touched: Ids, added: Ids, vectors: NDArray[np.float32]) -> None:
+def apply_changes(index: VectorIndex, touched: Ids, added: Ids, vectors: Vectors) -> None:
     """Let `added` ids (N,) with their vectors (N, D) replace what is there, and the other `touched` ids go."""
     gone = difference(touched, added)
     if len(gone):
