@@ -174,12 +174,6 @@ class Replicas:
             with replica.lock:
                 self._apply(replica, state)
 
-    def fold_in(self, gallery_id: int) -> None:
-        """Load each newer index file of the generations that are held, and serve from it."""
-        for state in self._source.galleries(only=gallery_id):
-            for generation in self._outdated(state):
-                self._fold_in(state, generation)
-
     def forget(self, gallery_id: int) -> None:
         """Let go of a deleted gallery."""
         with self._lock:
@@ -230,7 +224,9 @@ class Replicas:
 
     def _load(self, gallery_id: int) -> None:
         self.refresh(gallery_id, every_generation=True)
-        self.fold_in(gallery_id)
+        for state in self._source.galleries(only=gallery_id):
+            for generation in self._outdated(state):
+                self._fold_in(state, generation)
 
     def _is_missing(self, state: GalleryState) -> bool:
         held = self._replica(state.id).held

@@ -39,7 +39,7 @@ from service.domain.indexes.due import DueRebuild, Rebuilds
 from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import index_file, named_files, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
-from service.domain.indexes.row_reader import RowReader
+from service.domain.indexes.row_reader import read_states, warm
 from service.domain.jobs import BuildProgress, record_progress
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index, read_index, save_index
@@ -198,13 +198,13 @@ class FaissSource(GenerationSource):
     def __init__(self, database: Database, blobs: BlobStore, encoders: Encoders, settings: Settings) -> None:
         self._database = database
         self._blobs = blobs
-        self._reader = RowReader(database, encoders)
+        self._encoders = encoders
         self._settings = settings
         self._cache = settings.data / "index_cache"
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's."""
-        return self._reader.galleries(only)
+        return read_states(self._database, only)
 
     def open(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         """Load a generation: its index file if it has one that is whole, else its rows."""
@@ -263,9 +263,10 @@ class FaissSource(GenerationSource):
             built = build_index(stored.metric, dim, vectors, "flat")
 
         index = FaissIndex(stored.metric, dim, built, self._settings.device)
-        served = ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision)
-        served.index_sha256 = generation.index_sha256
-        return self._settled(served)
+        tried = generation.index_sha256
+        return self._settled(
+            ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision, tried)
+        )
 
     def _settled(self, served: ServedGeneration) -> ServedGeneration:
         """Leave out of a loaded index what is not live, note what it lacks, and load the encoder.
@@ -277,7 +278,7 @@ class FaissSource(GenerationSource):
             live = live_ids(session, served.gallery_id)
         served.pending = difference(live, served.index.ids())
         served.index.remove(difference(served.index.ids(), live))
-        self._reader.warm(served.version)
+        warm(self._encoders, served.version)
         events.info(
             "replica.opened",
             gallery_id=served.gallery_id,

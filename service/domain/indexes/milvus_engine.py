@@ -41,7 +41,7 @@ from service.domain.indexes.builds import counted, end_build, name_index
 from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample
-from service.domain.indexes.row_reader import RowReader
+from service.domain.indexes.row_reader import read_states, warm
 from service.errors import Unavailable
 from service.index.milvus import Collections, Kind
 from service.index.protocol import Ids, IndexAway, Vectors
@@ -170,7 +170,7 @@ class MilvusEngine(IndexEngine):
 
 
 class MilvusSource(GenerationSource):
-    """Its indexes are collections, which are filled where they lack."""
+    """Opens collections, which are filled where they lack."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class MilvusSource(GenerationSource):
         engine: MilvusEngine,
     ) -> None:
         self._database = database
-        self._reader = RowReader(database, encoders)
+        self._encoders = encoders
         self._settings = settings
         self._collections = collections
         self._engine = engine
@@ -190,7 +190,7 @@ class MilvusSource(GenerationSource):
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's, and see to their aliases."""
-        states = self._reader.galleries(only)
+        states = read_states(self._database, only)
         for state in states:
             if self._aliased.get(state.id) != state.active_generation_id:
                 self._point_alias(state.id)
@@ -206,7 +206,7 @@ class MilvusSource(GenerationSource):
         kind = (generation.index_parameters or {}).get("kind", "hnsw")
         index = self._collections.open(collection_name(key), stored.metric, stored.vector_format.embedding_dim, kind)
         self._point_alias(gallery_id)
-        self._reader.warm(stored.version)
+        warm(self._encoders, stored.version)
         events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, collection=True)
         return ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
 

@@ -28,28 +28,22 @@ _STATES = (
 )
 
 
-class RowReader:
-    """Reads rows for the replicas of one API process."""
+def read_states(database: Database, only: int | None = None) -> list[GalleryState]:
+    """Return every gallery's state, or one's."""
+    with database.session_scope() as session:
+        rows = session.execute(_STATES if only is None else _STATES.where(Gallery.id == only)).all()
+    found: dict[int, GalleryState] = {}
+    for gallery_id, revision, active_id, generation_id, version_name, state, sha256 in rows:
+        assert active_id is not None  # from the transaction on that creates the gallery
+        generation = GenerationState(generation_id, version_name, state == "building", sha256)
+        before = found[gallery_id].generations if gallery_id in found else ()
+        found[gallery_id] = GalleryState(gallery_id, revision, active_id, (*before, generation))
+    return list(found.values())
 
-    def __init__(self, database: Database, encoders: Encoders) -> None:
-        self._database = database
-        self._encoders = encoders
 
-    def galleries(self, only: int | None = None) -> list[GalleryState]:
-        """Return every gallery's state, or one's."""
-        with self._database.session_scope() as session:
-            rows = session.execute(_STATES if only is None else _STATES.where(Gallery.id == only)).all()
-        found: dict[int, GalleryState] = {}
-        for gallery_id, revision, active_id, generation_id, version_name, state, sha256 in rows:
-            assert active_id is not None  # from the transaction on that creates the gallery
-            generation = GenerationState(generation_id, version_name, state == "building", sha256)
-            before = found[gallery_id].generations if gallery_id in found else ()
-            found[gallery_id] = GalleryState(gallery_id, revision, active_id, (*before, generation))
-        return list(found.values())
-
-    def warm(self, version: ModelVersion) -> None:
-        """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
-        try:
-            self._encoders.get(version)
-        except GalleryError as error:
-            events.warning("replica.encoder_unusable", model_version=version.name, error=error.message)
+def warm(encoders: Encoders, version: ModelVersion) -> None:
+    """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
+    try:
+        encoders.get(version)
+    except GalleryError as error:
+        events.warning("replica.encoder_unusable", model_version=version.name, error=error.message)
