@@ -197,9 +197,8 @@ class Replicas:
     def _follow_once(self) -> None:
         states = self._source.galleries()
         with self._lock:
-            gone = set(self._galleries) - {state.id for state in states}
-        for gallery_id in gone:
-            self.forget(gallery_id)
+            for gallery_id in self._galleries.keys() - {state.id for state in states}:
+                del self._galleries[gallery_id]
 
         followed = [
             self._try(

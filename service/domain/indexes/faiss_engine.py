@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -49,7 +49,7 @@ from service.index.recall import Recall, choose_width
 from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
-from service.tables import Gallery, Generation, Json
+from service.tables import Gallery, Generation, Item, Json
 
 events = logs.Events(__name__)
 
@@ -263,10 +263,9 @@ class FaissSource(GenerationSource):
             built = build_index(stored.metric, dim, vectors, "flat")
 
         index = FaissIndex(stored.metric, dim, built, self._settings.device)
-        tried = generation.index_sha256
-        return self._settled(
-            ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision, tried)
-        )
+        served = ServedGeneration(gallery_id, generation_id, stored.version, index, gallery.revision)
+        served.index_sha256 = generation.index_sha256
+        return self._settled(served)
 
     def _settled(self, served: ServedGeneration) -> ServedGeneration:
         """Leave out of a loaded index what is not live, note what it lacks, and load the encoder.
@@ -289,13 +288,12 @@ class FaissSource(GenerationSource):
 
     def follow(self, served: ServedGeneration) -> Ids:
         """Apply what changed since the served revision, and pending rows that are current by now."""
+        changed = select(Item.id, Item.deleted_at.is_(None)).where(
+            Item.gallery_id == served.gallery_id, Item.revision > served.revision
+        )
         with self._database.session_scope(snapshot=True) as session:
             stored = get_stored_generation(session, served.gallery_id, served.generation_id)
-            after = {"gallery_id": served.gallery_id, "after": served.revision}
-            touched = session.execute(
-                text("SELECT id, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND revision > :after"),
-                after,
-            ).all()
+            touched = session.execute(changed).all()
             touched_ids = np.array([id_ for id_, _ in touched], np.int64)
             live = np.array([id_ for id_, is_live in touched if is_live], np.int64)
             wanted = np.sort(np.concatenate([live, difference(served.pending, touched_ids)]))

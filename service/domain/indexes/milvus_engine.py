@@ -24,10 +24,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from sqlalchemy import select, text
+from sqlalchemy import ARRAY, BigInteger, Select, any_, literal, select
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -49,12 +48,13 @@ from service.index.recall import find_others, measure_recall
 from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
-from service.tables import Gallery, Generation, Json
+from service.tables import Gallery, Generation, Item, Json
 
 events = logs.Events(__name__)
 
 _LOCK_WAIT_SECONDS = 30.0
 _FOLLOWING_AT_ONCE = 8  # each takes two of the process's connections
+_CHANGED = select(Item.id, Item.revision, Item.deleted_at.is_(None))
 _COLLECTION = re.compile(r"gallery_\d+_generation_(\d+)")
 
 
@@ -241,29 +241,24 @@ class MilvusSource(GenerationSource):
         """
         size = self._settings.batch_items
         for start in range(0, len(served.pending), size):
-            with self._database.session_scope() as session:
-                wanted = served.pending[start : start + size].tolist()
-                chunk = self._chunk(session, served, "id = ANY(:wanted)", {"wanted": wanted})
-            yield chunk
+            wanted = literal(served.pending[start : start + size].tolist(), ARRAY(BigInteger))
+            yield self._chunk(served, _CHANGED.where(Item.id == any_(wanted)))
 
         after = max(served.revision, reached.index_revision)
         while after < reached.gallery_revision:
-            with self._database.session_scope() as session:
-                chunk = self._chunk(
-                    session, served, "revision > :after ORDER BY revision LIMIT :size", {"after": after, "size": size}
-                )
+            chunk = self._chunk(served, _CHANGED.where(Item.revision > after).order_by(Item.revision).limit(size))
             if not chunk.revisions:
                 return
             after = max(chunk.revisions.values())
             yield chunk
 
-    def _chunk(self, session: Session, served: ServedGeneration, where: str, values: dict[str, Any]) -> "_Chunk":
-        stored = get_stored_generation(session, served.gallery_id, served.generation_id)
-        query = f"SELECT id, revision, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND {where}"
-        rows = session.execute(text(query), {"gallery_id": served.gallery_id, **values}).all()
+    def _chunk(self, served: ServedGeneration, changed: Select[int, int, bool]) -> "_Chunk":
+        with self._database.session_scope() as session:
+            stored = get_stored_generation(session, served.gallery_id, served.generation_id)
+            rows = session.execute(changed.where(Item.gallery_id == served.gallery_id)).all()
+            live = np.array([id_ for id_, _, is_live in rows if is_live], np.int64)
+            added, vectors = read_current_vectors(session, stored, self._settings.rows_per_chunk, live)
         revisions = {id_: revision for id_, revision, _ in rows}
-        live = np.array([id_ for id_, _, is_live in rows if is_live], np.int64)
-        added, vectors = read_current_vectors(session, stored, self._settings.rows_per_chunk, live)
         return _Chunk(revisions, {id_: revisions[id_] for id_ in difference(live, added).tolist()}, added, vectors)
 
     def _point_alias(self, gallery_id: int) -> None:
