@@ -11,26 +11,13 @@ from service.index.files import build_index
 from service.index.milvus import Collections, Limits
 from service.index.protocol import Ids, Metric, VectorIndex, Vectors
 from tests.milvus_lite import milvus_lite
+from tests.unit.index.building import as_rows, some_ids, some_vectors
 from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest, recall
 
 DIM = 16
 pytestmark = pytest.mark.xdist_group("index contract")
 
-Rows = dict[int, Vectors]
 Build = Callable[[Metric, Ids, Vectors], VectorIndex]  # of unique ids
-
-
-def some_vectors(rows: int, dim: int, seed: int = 0) -> Vectors:
-    return np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
-
-
-def some_ids(rows: int, seed: int = 1) -> Ids:
-    """Return unique ids in no order, from all over the range of a bigint key."""
-    return np.unique(np.random.default_rng(seed).integers(0, 2**62, rows + 9))[:rows][::-1].copy()
-
-
-def as_rows(ids: Ids, vectors: Vectors) -> Rows:
-    return dict(zip(ids.tolist(), vectors, strict=True))
 
 
 def in_clusters(rows: int, dim: int, clusters: int = 20, seed: int = 5) -> Vectors:

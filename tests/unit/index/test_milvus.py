@@ -9,8 +9,8 @@ from pymilvus import MilvusClient
 from service.index.milvus import Collections
 from service.index.protocol import IndexAway, IndexGone
 from tests.milvus_lite import milvus_lite
+from tests.unit.index.building import as_rows, some_ids, some_vectors
 from tests.unit.index.exhaustive import assert_finds_the_nearest
-from tests.unit.index.test_contract import as_rows, some_ids, some_vectors
 
 pytestmark = pytest.mark.xdist_group("Milvus collections")
 
