@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import quote
 
@@ -120,10 +120,7 @@ class ImageQuery:
     """The image's bytes and its options, from a form or from a raw body with query parameters."""
 
     data: bytes
-    k: int
-    condition: dict[str, Any] | None
-    max_distance: float | None
-    exclude_id: str | None
+    options: Query
 
 
 _K = TypeAdapter(K)
@@ -190,13 +187,13 @@ async def _read_query(request: Request) -> ImageQuery:
 
 
 def _with_options(data: bytes, options: Mapping[str, object]) -> ImageQuery:
-    return ImageQuery(
-        data,
+    query = Query(
         _k(options.get("k")),
         _condition(options.get("filter")),
-        _max_distance(options.get("max_distance")),
-        _exclude_id(options.get("exclude_id")),
+        max_distance=_max_distance(options.get("max_distance")),
+        exclude_id=_exclude_id(options.get("exclude_id")),
     )
+    return ImageQuery(data, query)
 
 
 def _k(value: object) -> int:
@@ -243,8 +240,8 @@ def search_by_image(
     generation: Which = "active",
 ) -> Response:
     """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover."""
-    query = Query(image.k, image.condition, generation, max_distance=image.max_distance, exclude_id=image.exclude_id)
-    return _image_answer(name, parts.search.by_image(name, image.data, query))
+    answer = parts.search.by_image(name, image.data, replace(image.options, generation=generation))
+    return _written(ImageAnswer, answer, _views(name, answer)[0])
 
 
 @router.post("/{name}/search/vectors", response_model=BatchAnswer)
@@ -253,7 +250,8 @@ def search_by_vectors(
 ) -> Response:
     """Return the nearest items of each vector, which must be of the answering generation's model version."""
     query = Query(body.k, body.filter, generation, body.model_version, body.max_distance, body.exclude_id)
-    return _batch_answer(name, parts.search.by_vectors(name, body.vectors, query))
+    answer = parts.search.by_vectors(name, body.vectors, query)
+    return _written(BatchAnswer, answer, _views(name, answer))
 
 
 @router.post("/{name}/search/items", response_model=BatchAnswer)
@@ -261,34 +259,20 @@ def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, ge
     """Return the nearest items of each item, by its embedding in the answering generation; 404 for an unknown id, and
     409 for an item that an open upgrade has yet to bring to `generation=next`."""
     query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
-    return _batch_answer(name, parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self))
+    answer = parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self)
+    return _written(BatchAnswer, answer, _views(name, answer))
 
 
-def _image_answer(gallery: str, answer: Answer) -> Response:
-    view = ImageAnswer(
-        model_version=answer.model_version,
-        generation=answer.generation,
-        revision=answer.revision,
-        exact=answer.is_exact,
-        neighbors=_views(gallery, answer)[0],
-    )
-    return _written(view)
-
-
-def _batch_answer(gallery: str, answer: Answer) -> Response:
-    view = BatchAnswer(
-        model_version=answer.model_version,
-        generation=answer.generation,
-        revision=answer.revision,
-        exact=answer.is_exact,
-        neighbors=_views(gallery, answer),
-    )
-    return _written(view)
-
-
-def _written(answer: BaseModel) -> Response:
+def _written(form: type[ImageAnswer] | type[BatchAnswer], answer: Answer, neighbors: list[Any]) -> Response:
     """Return the answer as JSON, written in the thread that made it: FastAPI would check it again, in another one."""
-    return Response(answer.model_dump_json(), media_type="application/json")
+    view = form(
+        model_version=answer.model_version,
+        generation=answer.generation,
+        revision=answer.revision,
+        exact=answer.is_exact,
+        neighbors=neighbors,
+    )
+    return Response(view.model_dump_json(), media_type="application/json")
 
 
 def _views(gallery: str, answer: Answer) -> list[list[NeighborView]]:

@@ -11,10 +11,10 @@ Imports pymilvus: import this module only where a Milvus server is configured.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pymilvus import DataType, MilvusClient
@@ -34,9 +34,6 @@ from service.index.protocol import (
     no_rows,
     normalized,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Kind = Literal["flat", "hnsw"]
 
@@ -80,12 +77,10 @@ class Collections:
         self._client.close()
 
     def names(self) -> list[str]:
-        with _answering():
-            return list(self._client.list_collections(timeout=self._timeout_seconds))
+        return list(self._ask(self._client.list_collections))
 
     def has(self, name: str) -> bool:
-        with _answering():
-            return bool(self._client.has_collection(name, timeout=self._timeout_seconds))
+        return bool(self._ask(self._client.has_collection, name))
 
     def create(self, name: str, metric: Metric, dim: int, kind: Kind) -> "MilvusIndex":
         """Create an empty collection and return it as an index."""
@@ -99,47 +94,38 @@ class Collections:
             metric_type=_METRICS[metric],
             params=_HNSW if kind == "hnsw" else {},
         )
-        with _answering():
-            self._client.create_collection(
-                name, schema=schema, index_params=index, consistency_level="Strong", timeout=self._timeout_seconds
-            )
+        self._ask(self._client.create_collection, name, schema=schema, index_params=index, consistency_level="Strong")
         return MilvusIndex(self._client, name, metric, dim, kind, self._timeout_seconds, self._limits)
 
     def open(self, name: str, metric: Metric, dim: int, kind: Kind) -> "MilvusIndex":
         """Return a collection, made with these parameters, as an index; raises `IndexGone` when it is not there."""
-        with _answering():
-            self._client.load_collection(name, timeout=self._timeout_seconds)
+        self._ask(self._client.load_collection, name)
         return MilvusIndex(self._client, name, metric, dim, kind, self._timeout_seconds, self._limits)
 
     def drop(self, name: str) -> None:
         """Drop a collection with its aliases; one that is not there is not an error."""
-        if not self.has(name):
-            return
-        with _answering():
+        if self.has(name):
             for alias in self._aliases(name):
-                self._client.drop_alias(alias, timeout=self._timeout_seconds)
-            self._client.drop_collection(name, timeout=self._timeout_seconds)
+                self._ask(self._client.drop_alias, alias)
+            self._ask(self._client.drop_collection, name)
 
     def flush(self, name: str) -> None:
         """Make Milvus seal what was added, so that it builds its index instead of scanning."""
-        with _answering():
-            self._client.flush(name, timeout=self._timeout_seconds)
+        self._ask(self._client.flush, name)
 
     def point(self, alias: str, name: str) -> None:
         """Let an alias stand for a collection from now on."""
-        with _answering():
-            if alias in self._aliases(name):
-                return
-            if alias in self._aliases():
-                self._client.alter_alias(name, alias, timeout=self._timeout_seconds)
-            else:
-                self._client.create_alias(name, alias, timeout=self._timeout_seconds)
+        if alias not in self._aliases(name):
+            is_there = alias in self._aliases()
+            self._ask(self._client.alter_alias if is_there else self._client.create_alias, name, alias)
 
     def _aliases(self, name: str = "") -> list[str]:
         """Return a collection's aliases, or all."""
-        # Annotated as a list; it is a dict.
-        answer: Any = self._client.list_aliases(name, timeout=self._timeout_seconds)
-        return list(answer["aliases"])
+        return list(self._ask(self._client.list_aliases, name)["aliases"])
+
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with _answering():
+            return call(*arguments, timeout=self._timeout_seconds, **options)
 
 
 class MilvusIndex:
@@ -169,15 +155,7 @@ class MilvusIndex:
         self._gathered_rows = max(1, limits.gathered_bytes // (4 * dim))
 
     def __len__(self) -> int:
-        with self._asking():
-            answer = self._client.query(
-                self._name,
-                filter="",
-                output_fields=["count(*)"],
-                timeout=self._timeout_seconds,
-                consistency_level="Strong",
-            )
-        return int(answer[0]["count(*)"])
+        return int(self._query("", ["count(*)"])[0]["count(*)"])
 
     def ids(self) -> Ids:
         """Return every id, ascending."""
@@ -278,21 +256,23 @@ class MilvusIndex:
 
     def _gather(self, queries: Vectors, k: int, allowed: Ids) -> SearchResult:
         """Return the nearest among few rows, exactly."""
-        rows: list[dict[str, Any]] = []
-        if len(allowed):
-            with self._asking():
-                rows = self._client.query(
-                    self._name,
-                    filter=_is_among(allowed),
-                    output_fields=["id", "embedding"],
-                    consistency_level="Strong",
-                    timeout=self._timeout_seconds,
-                )
+        rows = self._query(_is_among(allowed), ["id", "embedding"]) if len(allowed) else []
         if not rows:
             return nearest(np.empty(0, np.int64), np.empty((len(queries), 0), np.float32), k)
         vectors = np.array([row["embedding"] for row in rows], np.float32)
-        ids: NDArray[np.int64] = np.array([row["id"] for row in rows], np.int64)
+        ids: Ids = np.array([row["id"] for row in rows], np.int64)
         return nearest(ids, exact_distances(self._metric, queries, vectors), k)
+
+    def _query(self, condition: str, fields: list[str]) -> list[dict[str, Any]]:
+        with self._asking():
+            rows: list[dict[str, Any]] = self._client.query(
+                self._name,
+                filter=condition,
+                output_fields=fields,
+                consistency_level="Strong",
+                timeout=self._timeout_seconds,
+            )
+        return rows
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ found. Rows are the weaker questions: in a gallery of near copies they are found
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,15 @@ from service.index.protocol import NO_ID, Ids, Metric, VectorIndex, Vectors, exa
 
 _SHARE_OF_BEST = 0.995  # of a sample, where 0.99 is wanted of all queries
 _TIE_SHARE = 1e-5  # distances this close, relatively, differ by float32's rounding alone
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The recall@10 that an index was measured to have, and of how many vectors of which kind the sample was."""
+
+    recall_at_10: float
+    recall_sample: Literal["queries", "rows"]
+    recall_sample_size: int
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,8 @@ class Sample:
     def is_of_queries(self) -> bool:
         return len(self.ids) > 0 and bool((self.ids == NO_ID).all())
 
-    def describe(self, recall_at_10: float) -> dict[str, Any]:
-        """Return what is recorded of an index: its recall@10 on this sample, and what that was measured with."""
-        return {
-            "recall_at_10": recall_at_10,
-            "recall_sample": "queries" if self.is_of_queries else "rows",
-            "recall_sample_size": len(self.ids),
-        }
+    def describe(self, recall_at_10: float) -> Recall:
+        return Recall(recall_at_10, "queries" if self.is_of_queries else "rows", len(self.ids))
 
 
 def choose_width(

@@ -12,12 +12,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service import logs
-from service.index.protocol import VectorIndex
+from service.index.protocol import Ids, VectorIndex, Vectors
 
-Ids = NDArray[np.int64]
 events = logs.Events(__name__)
 
 
@@ -57,8 +55,9 @@ class GenerationSource(Protocol):
     def open(self, gallery_id: int, generation_id: int) -> "ServedGeneration":
         """Return a generation with its index, and with the revision that the index has followed to."""
 
-    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None":
-        """Return a generation with the index of its file, or None where it has no file to be loaded."""
+    def open_file(self, gallery_id: int, generation_id: int) -> "ServedGeneration | None":  # noqa: ARG002 - FAISS's uses them
+        """Return a generation with the index of its file, or None where it has no file that is to be loaded here."""
+        return None
 
     def follow(self, served: "ServedGeneration") -> Ids:
         """Bring a served index to what is committed by now, its pending rows included; return the live items that have
@@ -175,12 +174,6 @@ class Replicas:
             with replica.lock:
                 self._apply(replica, state)
 
-    def fold_in(self, gallery_id: int) -> None:
-        """Load each newer index file of the generations that are held, and serve from it."""
-        for state in self._source.galleries(only=gallery_id):
-            for generation in self._outdated(state):
-                self._fold_in(state, generation)
-
     def forget(self, gallery_id: int) -> None:
         """Let go of a deleted gallery."""
         with self._lock:
@@ -204,9 +197,8 @@ class Replicas:
     def _follow_once(self) -> None:
         states = self._source.galleries()
         with self._lock:
-            gone = set(self._galleries) - {state.id for state in states}
-        for gallery_id in gone:
-            self.forget(gallery_id)
+            for gallery_id in self._galleries.keys() - {state.id for state in states}:
+                del self._galleries[gallery_id]
 
         followed = [
             self._try(
@@ -231,7 +223,9 @@ class Replicas:
 
     def _load(self, gallery_id: int) -> None:
         self.refresh(gallery_id, every_generation=True)
-        self.fold_in(gallery_id)
+        for state in self._source.galleries(only=gallery_id):
+            for generation in self._outdated(state):
+                self._fold_in(state, generation)
 
     def _is_missing(self, state: GalleryState) -> bool:
         held = self._replica(state.id).held
@@ -327,8 +321,7 @@ class Replicas:
             if served is not None:
                 follow(self._source, served, state.revision, look_for_pending=not served.is_settled)
                 served.is_settled = not generation.is_next
-        upcoming = [replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held]
-        replica.next = upcoming[0] if upcoming else None
+        replica.next = next((replica.held[g.id] for g in state.generations if g.is_next and g.id in replica.held), None)
         replica.revision = state.revision
         if state.active_generation_id not in replica.held:
             return
@@ -345,7 +338,7 @@ def follow(source: GenerationSource, served: ServedGeneration, to_revision: int,
     served.revision = max(served.revision, to_revision)
 
 
-def apply_changes(index: VectorIndex, touched: Ids, added: Ids, vectors: NDArray[np.float32]) -> None:
+def apply_changes(index: VectorIndex, touched: Ids, added: Ids, vectors: Vectors) -> None:
     """Let `added` ids (N,) with their vectors (N, D) replace what is there, and the other `touched` ids go."""
     gone = difference(touched, added)
     if len(gone):

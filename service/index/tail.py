@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from service.index.protocol import Ids, Metric, SearchResult, Vectors, exact_distances, nearest
+from service.index.protocol import Ids, Metric, SearchResult, Vectors, exact_distances, nearest, no_rows
 
 _BLOCK_ROWS = 65_536
 
@@ -50,7 +50,7 @@ class Tail:
             found = (self._slots.get(id_) for id_ in allowed.tolist())
             slots = np.array(sorted(slot for slot in found if slot is not None), np.int64)
         count = len(self) if slots is None else len(slots)
-        best = SearchResult(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
+        best = no_rows(queries)
         for start in range(0, count, _BLOCK_ROWS):
             end = min(start + _BLOCK_ROWS, count)
             part = slice(start, end) if slots is None else slots[start:end]

@@ -29,13 +29,13 @@ def read_rows(
     The query selects item_id, revision, origin, embedding and, if the format has it, side_information. The connection
     is busy until the iterator ends. Raises `UnexpectedRow` when a row has another width, such as one with a NULL.
     """
-    with psycopg.ClientCursor(connection) as cursor:
-        statement = cursor.mogrify(query, parameters) if parameters else query
+    statement = f"COPY ({query}) TO STDOUT (FORMAT BINARY)"
+    with connection.cursor() as cursor:
         chunk_bytes = rows_per_chunk * vector_format.row_dtype.itemsize
         pending = bytearray()
         skipped = 0
 
-        with cursor.copy(f"COPY ({statement}) TO STDOUT (FORMAT BINARY)") as copy:
+        with cursor.copy(statement, parameters or None) as copy:
             for block in copy:
                 if skipped < len(_HEADER):  # the header comes first, in the first block
                     cut = min(len(_HEADER) - skipped, len(block))

@@ -6,13 +6,12 @@ A generation's row is *current* if it has its item's revision and the item is li
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import Database, driver_connection
 from service.domain.gallery.generations import GenerationKey, StoredGeneration, gone_if_dropped
-from service.index.protocol import Ids
+from service.index.protocol import Ids, Vectors
 from service.tables import embeddings_table
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
@@ -71,7 +70,7 @@ def read_next_rows(
 
 def stream_rows(
     database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
-) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+) -> Iterator[tuple[Ids, Vectors]]:
     """Give the rows that are current and no newer than a revision, by item id: (n,) ids and (n, D) float32 embeddings
     at a time, each from a short transaction of its own."""
     last = 0
@@ -86,7 +85,7 @@ def stream_rows(
 
 def read_current_vectors(
     session: Session, stored: StoredGeneration, rows_per_chunk: int, ids: Ids
-) -> tuple[Ids, NDArray[np.float32]]:
+) -> tuple[Ids, Vectors]:
     """Return those of the ids that have a current row, ascending (N,), and their embeddings (N, D) float32."""
     found, vectors = [np.empty(0, np.int64)], [np.empty((0, stored.vector_format.embedding_dim), np.float32)]
     for rows in read_current_rows(session, stored, rows_per_chunk, ids) if len(ids) else ():
@@ -97,8 +96,8 @@ def read_current_vectors(
 
 def live_ids(session: Session, gallery_id: int) -> Ids:
     """Return every live item's id, by COPY: there may be many millions."""
-    query = f"COPY (SELECT id FROM items WHERE gallery_id = {int(gallery_id)} AND deleted_at IS NULL) TO STDOUT"
-    with driver_connection(session).cursor() as cursor, cursor.copy(query) as copy:
+    query = "COPY (SELECT id FROM items WHERE gallery_id = %s AND deleted_at IS NULL) TO STDOUT"
+    with driver_connection(session).cursor() as cursor, cursor.copy(query, (gallery_id,)) as copy:
         data = b"".join(bytes(block) for block in copy)
     return np.fromstring(data, dtype=np.int64, sep="\n") if data else np.empty(0, np.int64)
 

@@ -88,7 +88,10 @@ def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], target: Targe
                 chunks[generation.id].append(_rows(writer.encoders, generation, images, first))
 
     if not items:
-        raise NoImageAccepted("No image of the request could be stored.", _as_errors(uploads, rejected))
+        errors: list[dict[str, object]] = [
+            {"id": uploads[position].item.external_id, "detail": reason} for position, reason in rejected.items()
+        ]
+        raise NoImageAccepted("No image of the request could be stored.", errors)
     return _Encoded(items, {id_: EmbeddingRows.concatenate(rows) for id_, rows in chunks.items()}, rejected=rejected)
 
 
@@ -108,10 +111,6 @@ def _rows(
             f"Model version {generation.version.name!r} gives values that {vector_format.dtype} cannot hold: {error}"
         ) from error
     return new_rows(Origin.ENCODED, embedding, side_information, first_position)
-
-
-def _as_errors(uploads: Sequence[ImageUpload], rejected: dict[int, str]) -> list[dict[str, object]]:
-    return [{"id": uploads[position].item.external_id, "detail": reason} for position, reason in rejected.items()]
 
 
 def _results(uploads: Sequence[ImageUpload], rejected: dict[int, str], replaced: frozenset[str]) -> list[ImageResult]:

@@ -1,6 +1,6 @@
 """Items: looking at them, one by one or in pages, and deleting them."""
 
-from sqlalchemy import select, text
+from sqlalchemy import Select, select, text
 from sqlalchemy.orm import Session, defer
 
 from service.domain.gallery.galleries import get_gallery
@@ -23,12 +23,7 @@ def get_item(session: Session, gallery_name: str, external_id: str) -> Item:
     """Return a live item, or raise `UnknownItem` (404)."""
     check_external_id(external_id)
     gallery = get_gallery(session, gallery_name)
-    query = (
-        select(Item)
-        .options(defer(Item.thumbnail))
-        .where(Item.gallery_id == gallery.id, Item.external_id == external_id, Item.deleted_at.is_(None))
-    )
-    item = session.scalar(query)
+    item = session.scalar(_live_items(gallery.id).where(Item.external_id == external_id))
     if item is None:
         raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
     return item
@@ -37,14 +32,13 @@ def get_item(session: Session, gallery_name: str, external_id: str) -> Item:
 def list_items(session: Session, gallery_name: str, after_id: int, limit: int) -> list[Item]:
     """Return up to `limit` live items with internal ids above `after_id`, by internal id."""
     gallery = get_gallery(session, gallery_name)
-    query = (
-        select(Item)
-        .options(defer(Item.thumbnail))
-        .where(Item.gallery_id == gallery.id, Item.deleted_at.is_(None), Item.id > after_id)
-        .order_by(Item.id)
-        .limit(limit)
-    )
+    query = _live_items(gallery.id).where(Item.id > after_id).order_by(Item.id).limit(limit)
     return list(session.scalars(query))
+
+
+def _live_items(gallery_id: int) -> Select[Item]:
+    query = select(Item).options(defer(Item.thumbnail))
+    return query.where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None))
 
 
 def origins_of(session: Session, gallery_name: str, item_ids: list[int]) -> dict[int, str]:

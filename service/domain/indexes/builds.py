@@ -2,15 +2,14 @@
 load it ahead of the cutover, and of any other when `service.domain.indexes.due` says so."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.domain.gallery.generations import GenerationKey
-from service.domain.indexes.engine import Build, IndexEngine
+from service.domain.indexes.engine import Build, IndexEngine, Report
 from service.domain.jobs import (
     INDEX_BUILD,
     BuildProgress,
@@ -18,10 +17,12 @@ from service.domain.jobs import (
     fail_job,
     record_progress,
     start_job,
+    succeed_job,
     withdraw_job,
 )
+from service.index.protocol import Ids, Vectors
 from service.index.replica import GenerationGone
-from service.tables import Generation
+from service.tables import Generation, Json
 
 _PROGRESS_SECONDS = 1.0
 GivesWay = Callable[[Session], bool]
@@ -39,7 +40,7 @@ def build_generation_index(
     upgrade_id: int | None = None,
     gives_way: GivesWay | None = None,
     only_width: bool = False,
-) -> dict[str, Any]:
+) -> Json:
     """Build and name the generation's index; return what was recorded about it.
 
     With `only_width`, the rows of the index that is there stay, unless it cannot be read.
@@ -70,15 +71,30 @@ def name_index(
     name: str,
     sha256: str | None,
     revision: int,
-    parameters: dict[str, Any],
+    recorded: Json,
 ) -> None:
     """Name the index in the generation's row, unless that was dropped: it holds every row that was current at
     `revision`. `sha256` is that of a file."""
     session.execute(
         update(Generation)
         .where(Generation.id == generation_id, Generation.state != "dropped")
-        .values(index_name=name, index_sha256=sha256, index_revision=revision, index_parameters=parameters)
+        .values(index_name=name, index_sha256=sha256, index_revision=revision, index_parameters=recorded)
     )
+
+
+def end_build(session: Session, build: Build, recorded: Json) -> None:
+    """Let the build's job succeed. Raises `GenerationGone` when it was ended meanwhile."""
+    if not succeed_job(session, build.job_id, recorded):
+        raise GenerationGone(f"The index of generation {build.generation.generation_id} is not wanted any more.")
+
+
+def counted(rows: Iterable[tuple[Ids, Vectors]], total: int, progress: Report) -> Iterator[tuple[Ids, Vectors]]:
+    """Give the rows, and report how many of them are in the index by then."""
+    done = 0
+    for ids, vectors in rows:
+        yield ids, vectors
+        done += len(ids)
+        progress(done, total)
 
 
 class _JobProgress:

@@ -12,7 +12,7 @@ def choose_engine(database: Database, blobs: BlobStore, settings: Settings) -> I
     if settings.index_url is None:
         return FaissEngine(database, blobs, settings)
     try:
-        from service.domain.indexes.milvus_engine import connect_milvus
+        from service.domain.indexes.milvus_engine import MilvusEngine
     except ImportError as error:  # pymilvus is only there where Milvus is used
         raise RuntimeError("GALLERY_INDEX_URL needs pymilvus: pip install 'gallery-upgrade[milvus]'") from error
-    return connect_milvus(database, blobs, settings, settings.index_url)
+    return MilvusEngine(database, blobs, settings, settings.index_url)

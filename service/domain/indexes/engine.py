@@ -3,15 +3,18 @@ or as collections in a Milvus server that all processes share (`milvus_engine`).
 whoever has an engine knows no other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from sqlalchemy.orm import Session
 
 from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.due import DueRebuild
+from service.index.protocol import IndexKind
+from service.index.recall import Recall
 from service.index.replica import GenerationSource
 from service.networks.encoders import Encoders
+from service.tables import Json
 
 Report = Callable[[int, int], None]  # (rows in the index, rows in all)
 
@@ -29,20 +32,43 @@ class Build:
     progress: Report
 
 
+@dataclass(frozen=True)
+class IndexRecord:
+    """What is recorded of an index, in its generation's row and as the result of its job; `of_its_kind` are the
+    parameters that other kinds, or the other engine, have not."""
+
+    kind: IndexKind
+    rows: int
+    seconds: float
+    recall: Recall
+    of_its_kind: dict[str, Any]
+
+    def as_json(self) -> Json:
+        return {
+            "kind": self.kind,
+            **self.of_its_kind,
+            "rows": self.rows,
+            "seconds": round(self.seconds, 3),
+            **asdict(self.recall),
+        }
+
+
 class IndexEngine(Protocol):
-    """Where indexes are built, followed and removed; one per process."""
+    """Where indexes are built, followed and removed; one per process. An engine inherits what it has no use for."""
 
     def follow(self, encoders: Encoders) -> GenerationSource:
         """Return what this process's replicas follow."""
 
-    def build(self, build: Build) -> dict[str, Any]:
+    def build(self, build: Build) -> Json:
         """Make the generation's index, name it in the generation's row, end the job, and return what was recorded.
 
         Running it twice gives the same row. Raises `GenerationGone` when the job was ended meanwhile.
         """
 
-    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
-        """Return a generation whose index is to be built anew, or that one if its is; None where there is none."""
+    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:  # noqa: ARG002 - FAISS's uses them
+        """Return a generation whose index is to be built anew, or that one if its is; None where there is none, as
+        where indexes take changes as they are."""
+        return None
 
     def remove_unneeded(self, wait_seconds: float) -> None:
         """Remove the indexes that no generation needs any more, and what builds that died have left.
@@ -51,4 +77,5 @@ class IndexEngine(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Let go of connections, where there are any."""
+        return

@@ -23,46 +23,42 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.gallery.current_rows import live_ids, read_current_rows, stream_rows
+from service.domain.gallery.current_rows import live_ids, read_current_rows, read_current_vectors, stream_rows
 from service.domain.gallery.generations import count_rows, get_stored_generation
-from service.domain.indexes.builds import name_index
+from service.domain.indexes.builds import counted, end_build, name_index
 from service.domain.indexes.due import DueRebuild, Rebuilds
-from service.domain.indexes.engine import Build, Report
+from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import index_file, named_files, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
-from service.domain.indexes.row_reader import RowReader
-from service.domain.jobs import BuildProgress, record_progress, succeed_job
+from service.domain.indexes.row_reader import read_states, warm
+from service.domain.jobs import BuildProgress, record_progress
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index, read_index, save_index
 from service.index.kinds import BuiltIndex, training_rows
-from service.index.protocol import Ids, IndexKind, IndexOption
-from service.index.recall import choose_width
-from service.index.replica import GalleryState, GenerationGone, ServedGeneration, apply_changes, difference
+from service.index.protocol import Ids, IndexKind, IndexOption, Vectors
+from service.index.recall import Recall, choose_width
+from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
-from service.tables import Gallery, Generation
+from service.tables import Gallery, Generation, Item, Json
 
 events = logs.Events(__name__)
 
 _LONGEST_COPYING_SECONDS = 24 * 3600.0
-_Chunk = tuple[NDArray[np.int64], NDArray[np.float32]]
-
-_FILE = "SELECT index_name, index_sha256, index_revision, index_parameters FROM generations WHERE id = :generation_id"
+_Chunk = tuple[Ids, Vectors]
 
 
-class FaissEngine:
-    """A `service.domain.indexes.engine.IndexEngine` of FAISS files in the blob store."""
+class FaissEngine(IndexEngine):
+    """Indexes as FAISS files in the blob store."""
 
     def __init__(self, database: Database, blobs: BlobStore, settings: Settings) -> None:
         self._database = database
@@ -80,20 +76,17 @@ class FaissEngine:
     def remove_unneeded(self, wait_seconds: float) -> None:  # noqa: ARG002 - no file is waited for
         remove_unneeded_files(self._database, self._blobs)
 
-    def close(self) -> None:
-        """Files need no closing."""
-
-    def build(self, build: Build) -> dict[str, Any]:
+    def build(self, build: Build) -> Json:
         built = self._with_other_width(build) if build.only_width else None
         if built is None:
             built = self._from_rows(build)
         crash_point("index.built")
-        parameters = self._publish(build, built)
+        recorded = self._publish(build, built)
 
         # 5.
         remove_unneeded_files(self._database, self._blobs)
-        events.info("index.published", generation_id=build.generation.generation_id, **parameters)
-        return parameters
+        events.info("index.published", generation_id=build.generation.generation_id, **recorded)
+        return recorded
 
     def _from_rows(self, build: Build) -> "_Built":
         """Do steps 1 and 2."""
@@ -113,12 +106,12 @@ class FaissEngine:
         def rows() -> Iterator[_Chunk]:
             return stream_rows(self._database, stored, gallery.revision, self._settings.batch_items)
 
-        built = build_index(stored.metric, dim, _counted(rows(), count, build.progress), kind, training)
+        built = build_index(stored.metric, dim, counted(rows(), count, build.progress), kind, training)
         crash_point("index.streamed")
 
         # 2.
         recall = choose_width(built, stored.metric, sample, _watched(rows(), count, build.progress))
-        return _Built(built, gallery.revision, built.index.ntotal, sample.describe(recall))
+        return _Built(built, gallery.revision, sample.describe(recall))
 
     def _with_other_width(self, build: Build) -> "_Built | None":
         """Do steps 1 and 2 with the file that is there: only its width is chosen anew. None if it cannot be read.
@@ -129,8 +122,11 @@ class FaissEngine:
         generation_id = build.generation.generation_id
         with self._database.session_scope() as session:
             stored = get_stored_generation(session, build.generation.gallery_id, generation_id)
-            name, sha256, revision, parameters = session.execute(text(_FILE), {"generation_id": generation_id}).one()
+            row = session.get_one(Generation, generation_id)
             sample = draw_recall_sample(session, stored, self._settings)
+        name, sha256, revision, recorded = row.index_name, row.index_sha256, row.index_revision, row.index_parameters
+        if name is None or sha256 is None or revision is None or recorded is None:
+            return None
 
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -145,11 +141,11 @@ class FaissEngine:
         size = self._settings.batch_items
         rows = built.all_rows(stream_rows(self._database, stored, revision, size), size)
         recall = choose_width(built, stored.metric, sample, _watched(rows, built.index.ntotal, build.progress))
-        built = replace(built, seconds=parameters["seconds"])
+        built = replace(built, seconds=recorded["seconds"])
         published = (name, sha256) if built.rows.parameters == before else None
-        return _Built(built, revision, built.index.ntotal, sample.describe(recall), published)
+        return _Built(built, revision, sample.describe(recall), published)
 
-    def _publish(self, build: Build, built: "_Built") -> dict[str, Any]:
+    def _publish(self, build: Build, built: "_Built") -> Json:
         """Do steps 3 and 4; return what was recorded."""
         generation_id = build.generation.generation_id
 
@@ -164,28 +160,21 @@ class FaissEngine:
         crash_point("index.published")
 
         # 4.
-        parameters = {
-            "kind": built.index.rows.kind,
-            **built.index.rows.parameters,
-            "rows": built.rows,
-            "seconds": round(built.index.seconds, 3),
-            **built.recall,
-        }
+        rows, count = built.index.rows, built.index.index.ntotal
+        recorded = IndexRecord(rows.kind, count, built.index.seconds, built.recall, rows.parameters).as_json()
         with self._database.session_scope() as session:
-            record_progress(session, build.job_id, BuildProgress(built.rows, built.rows))
-            if not succeed_job(session, build.job_id, parameters):
-                raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
-            name_index(session, generation_id, name, sha256, built.revision, parameters)
+            record_progress(session, build.job_id, BuildProgress(count, count))
+            end_build(session, build, recorded)
+            name_index(session, generation_id, name, sha256, built.revision, recorded)
         crash_point("index.named")
-        return parameters
+        return recorded
 
 
 @dataclass(frozen=True)
 class _Built:
     index: BuiltIndex
     revision: int
-    rows: int
-    recall: dict[str, Any]
+    recall: Recall
     published: tuple[str, str] | None = None  # the name and the digest of a file that is the same
 
 
@@ -196,14 +185,6 @@ def _kind(option: IndexOption, rows: int, settings: Settings) -> IndexKind:
     return option
 
 
-def _counted(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_Chunk]:
-    done = 0
-    for ids, vectors in rows:
-        yield ids, vectors
-        done += len(ids)
-        progress(done, total)
-
-
 def _watched(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_Chunk]:
     """Give the rows again when all are in the index; `progress` stops a build that is not wanted any more."""
     for chunk in rows:
@@ -211,19 +192,19 @@ def _watched(rows: Iterable[_Chunk], total: int, progress: Report) -> Iterator[_
         progress(total, total)
 
 
-class FaissSource:
-    """A `service.index.replica.GenerationSource` that loads index files, and rows where there is none."""
+class FaissSource(GenerationSource):
+    """Loads index files, and rows where there is none."""
 
     def __init__(self, database: Database, blobs: BlobStore, encoders: Encoders, settings: Settings) -> None:
         self._database = database
         self._blobs = blobs
-        self._reader = RowReader(database, encoders, settings.rows_per_chunk)
+        self._encoders = encoders
         self._settings = settings
         self._cache = settings.data / "index_cache"
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's."""
-        return self._reader.galleries(only)
+        return read_states(self._database, only)
 
     def open(self, gallery_id: int, generation_id: int) -> ServedGeneration:
         """Load a generation: its index file if it has one that is whole, else its rows."""
@@ -296,7 +277,7 @@ class FaissSource:
             live = live_ids(session, served.gallery_id)
         served.pending = difference(live, served.index.ids())
         served.index.remove(difference(served.index.ids(), live))
-        self._reader.warm(served.version)
+        warm(self._encoders, served.version)
         events.info(
             "replica.opened",
             gallery_id=served.gallery_id,
@@ -307,17 +288,16 @@ class FaissSource:
 
     def follow(self, served: ServedGeneration) -> Ids:
         """Apply what changed since the served revision, and pending rows that are current by now."""
+        changed = select(Item.id, Item.deleted_at.is_(None)).where(
+            Item.gallery_id == served.gallery_id, Item.revision > served.revision
+        )
         with self._database.session_scope(snapshot=True) as session:
             stored = get_stored_generation(session, served.gallery_id, served.generation_id)
-            after = {"gallery_id": served.gallery_id, "after": served.revision}
-            touched = session.execute(
-                text("SELECT id, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND revision > :after"),
-                after,
-            ).all()
+            touched = session.execute(changed).all()
             touched_ids = np.array([id_ for id_, _ in touched], np.int64)
             live = np.array([id_ for id_, is_live in touched if is_live], np.int64)
             wanted = np.sort(np.concatenate([live, difference(served.pending, touched_ids)]))
-            added, vectors = self._reader.vectors(session, stored, wanted)
+            added, vectors = read_current_vectors(session, stored, self._settings.rows_per_chunk, wanted)
         apply_changes(served.index, touched_ids, added, vectors)
         return difference(wanted, added)
 

@@ -21,14 +21,12 @@ row. A Milvus database belongs to one deployment: collections that bear such a n
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import text
+from sqlalchemy import ARRAY, BigInteger, Select, any_, literal, select
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -36,28 +34,27 @@ from service.advisory_locks import AdvisoryLock
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.gallery.current_rows import missing_between, stream_rows
+from service.domain.gallery.current_rows import missing_between, read_current_vectors, stream_rows
 from service.domain.gallery.generations import GenerationKey, count_rows, get_stored_generation
-from service.domain.indexes.builds import name_index
-from service.domain.indexes.due import DueRebuild
-from service.domain.indexes.engine import Build, Report
+from service.domain.indexes.builds import counted, end_build, name_index
+from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample
-from service.domain.indexes.row_reader import RowReader
-from service.domain.jobs import succeed_job
+from service.domain.indexes.row_reader import read_states, warm
 from service.errors import Unavailable
-from service.index.milvus import Collections, Kind, MilvusIndex
-from service.index.protocol import Ids, IndexAway
+from service.index.milvus import Collections, Kind
+from service.index.protocol import Ids, IndexAway, Vectors
 from service.index.recall import find_others, measure_recall
-from service.index.replica import GalleryState, GenerationGone, ServedGeneration, apply_changes, difference
+from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
-from service.tables import Gallery, Generation
+from service.tables import Gallery, Generation, Item, Json
 
 events = logs.Events(__name__)
 
 _LOCK_WAIT_SECONDS = 30.0
 _FOLLOWING_AT_ONCE = 8  # each takes two of the process's connections
+_CHANGED = select(Item.id, Item.revision, Item.deleted_at.is_(None))
 _COLLECTION = re.compile(r"gallery_\d+_generation_(\d+)")
 
 
@@ -65,34 +62,21 @@ class CollectionBusy(Unavailable):
     """Another process fills the collection, or follows it for very long."""
 
 
-def connect_milvus(database: Database, blobs: BlobStore, settings: Settings, url: str) -> "MilvusEngine":
-    """Return the engine of the Milvus server at `url`. Raises `IndexAway` when it does not answer."""
-    return MilvusEngine(database, blobs, settings, Collections(url))
-
-
 def collection_name(generation: GenerationKey) -> str:
     return f"gallery_{generation.gallery_id}_generation_{generation.generation_id}"
 
 
-def alias_name(gallery_id: int) -> str:
-    return f"gallery_{gallery_id}"
+class MilvusEngine(IndexEngine):
+    """Indexes as collections in the Milvus server at `url`. Raises `IndexAway` when that does not answer."""
 
-
-class MilvusEngine:
-    """A `service.domain.indexes.engine.IndexEngine` of collections in a Milvus server."""
-
-    def __init__(self, database: Database, blobs: BlobStore, settings: Settings, collections: Collections) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, settings: Settings, url: str) -> None:
         self._database = database
         self._blobs = blobs
         self._settings = settings
-        self._collections = collections
+        self._collections = Collections(url)
 
     def follow(self, encoders: Encoders) -> "MilvusSource":
         return MilvusSource(self._database, encoders, self._settings, self._collections, self)
-
-    def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:  # noqa: ARG002 - as the protocol has it
-        """Return None: collections take changes as they are."""
-        return None
 
     def remove_unneeded(self, wait_seconds: float) -> None:
         """Drop the collections of generations that are gone, and remove the index files that the galleries had before
@@ -106,7 +90,7 @@ class MilvusEngine:
             return
 
         with self._database.session_scope() as session:
-            stored = set(session.scalars(text("SELECT id FROM generations WHERE state <> 'dropped'")))
+            stored = set(session.scalars(select(Generation.id).where(Generation.state != "dropped")))
 
         for name, generation_id in found.items():
             if generation_id not in stored:
@@ -117,15 +101,13 @@ class MilvusEngine:
     def close(self) -> None:
         self._collections.close()
 
-    def build(self, build: Build) -> dict[str, Any]:
-        parameters = self.fill(build.generation, build.progress)
+    def build(self, build: Build) -> Json:
+        recorded = self.fill(build.generation, build.progress)
         with self._database.session_scope() as session:
-            if not succeed_job(session, build.job_id, parameters):
-                generation_id = build.generation.generation_id
-                raise GenerationGone(f"The index of generation {generation_id} is not wanted any more.")
-        return parameters
+            end_build(session, build, recorded)
+        return recorded
 
-    def fill(self, generation: GenerationKey, progress: Report = lambda _done, _total: None) -> dict[str, Any]:
+    def fill(self, generation: GenerationKey, progress: Report = lambda _done, _total: None) -> Json:
         """Fill the generation's collection from its rows; return what was recorded about it.
 
         One that is named and there is left as it is. Raises `CollectionBusy`, and `GenerationGone`.
@@ -134,7 +116,7 @@ class MilvusEngine:
             recorded = self._recorded(generation)
             return self.refill(generation, progress) if recorded is None else recorded
 
-    def _recorded(self, generation: GenerationKey) -> dict[str, Any] | None:
+    def _recorded(self, generation: GenerationKey) -> Json | None:
         """Return what the generation's row says about its collection, if that is there."""
         with self._database.session_scope() as session:
             get_stored_generation(session, generation.gallery_id, generation.generation_id)
@@ -144,7 +126,7 @@ class MilvusEngine:
             return None
         return row.index_parameters or {}
 
-    def refill(self, generation: GenerationKey, progress: Report = lambda _done, _total: None) -> dict[str, Any]:
+    def refill(self, generation: GenerationKey, progress: Report = lambda _done, _total: None) -> Json:
         """Fill the collection anew, whatever is there; the generation's lock is held."""
         # 1.
         started = time.monotonic()
@@ -163,10 +145,13 @@ class MilvusEngine:
         index = self._collections.create(name, stored.metric, stored.vector_format.embedding_dim, kind)
 
         # 3.
-        def rows() -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+        def rows() -> Iterator[tuple[Ids, Vectors]]:
             return stream_rows(self._database, stored, reached.gallery_revision, self._settings.batch_items)
 
-        count = _add_all(index, rows(), total, progress)
+        count = 0
+        for ids, vectors in counted(rows(), total, progress):
+            index.add(ids, vectors)
+            count += len(ids)
         if count:
             self._collections.flush(name)
         crash_point("index.streamed")
@@ -176,21 +161,16 @@ class MilvusEngine:
         crash_point("index.built")
 
         # 5.
-        parameters = {
-            "kind": kind,
-            "engine": "milvus",
-            "rows": count,
-            "seconds": round(time.monotonic() - started, 3),
-            **sample.describe(recall),
-        }
+        seconds = time.monotonic() - started
+        recorded = IndexRecord(kind, count, seconds, sample.describe(recall), {"engine": "milvus"}).as_json()
         with self._database.session_scope() as session:
-            name_index(session, stored.id, name, None, reached.followed_before(first_missing), parameters)
+            name_index(session, stored.id, name, None, reached.followed_before(first_missing), recorded)
         crash_point("index.named")
-        return parameters
+        return recorded
 
 
-class MilvusSource:
-    """A `service.index.replica.GenerationSource` whose indexes are collections, which are filled where they lack."""
+class MilvusSource(GenerationSource):
+    """Opens collections, which are filled where they lack."""
 
     def __init__(
         self,
@@ -201,8 +181,8 @@ class MilvusSource:
         engine: MilvusEngine,
     ) -> None:
         self._database = database
-        self._reader = RowReader(database, encoders, settings.rows_per_chunk)
-        self._chunk_items = settings.batch_items
+        self._encoders = encoders
+        self._settings = settings
         self._collections = collections
         self._engine = engine
         self._following = threading.BoundedSemaphore(_FOLLOWING_AT_ONCE)
@@ -210,7 +190,7 @@ class MilvusSource:
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's, and see to their aliases."""
-        states = self._reader.galleries(only)
+        states = read_states(self._database, only)
         for state in states:
             if self._aliased.get(state.id) != state.active_generation_id:
                 self._point_alias(state.id)
@@ -226,13 +206,9 @@ class MilvusSource:
         kind = (generation.index_parameters or {}).get("kind", "hnsw")
         index = self._collections.open(collection_name(key), stored.metric, stored.vector_format.embedding_dim, kind)
         self._point_alias(gallery_id)
-        self._reader.warm(stored.version)
+        warm(self._encoders, stored.version)
         events.info("replica.opened", gallery_id=gallery_id, generation_id=generation_id, collection=True)
         return ServedGeneration(gallery_id, generation_id, stored.version, index, generation.index_revision or 0)
-
-    def open_file(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:  # noqa: ARG002 - likewise
-        """Return None: a file that was built before the galleries moved to Milvus is not served."""
-        return None
 
     def follow(self, served: ServedGeneration) -> Ids:
         """Bring the collection to the gallery's revision, unless another process has.
@@ -246,47 +222,44 @@ class MilvusSource:
             with self._database.session_scope() as session:
                 reached = _reached(session, key)
 
-            missing = _Missing()
+            missing: dict[int, int] = {}
             for chunk in self._chunks(served, reached):
-                apply_changes(served.index, np.array(list(chunk.items), np.int64), chunk.added, chunk.vectors)
-                missing.add(chunk)
+                apply_changes(served.index, np.array(list(chunk.revisions), np.int64), chunk.added, chunk.vectors)
+                for id_, revision in chunk.missing.items():
+                    missing.setdefault(id_, revision)
 
-            followed = reached.followed_before(missing.first_revision)
+            followed = reached.followed_before(min(missing.values(), default=None))
             if followed > reached.index_revision:
                 with self._database.session_scope() as session:
                     session.get_one(Generation, served.generation_id).index_revision = followed
-        return np.array([] if reached.is_complete else missing.ids, np.int64)
+        return np.array([] if reached.is_complete else list(missing), np.int64)
 
     def _chunks(self, served: ServedGeneration, reached: "_Reached") -> Iterator["_Chunk"]:
         """Read what the collection may lack: this process's pending items, then changes by revision.
 
         What this process has applied itself is not read again where an item without a row holds the followed revision.
         """
-        size = self._chunk_items
+        size = self._settings.batch_items
         for start in range(0, len(served.pending), size):
-            with self._database.session_scope() as session:
-                wanted = served.pending[start : start + size].tolist()
-                chunk = self._chunk(session, served, "id = ANY(:wanted)", {"wanted": wanted})
-            yield chunk
+            wanted = literal(served.pending[start : start + size].tolist(), ARRAY(BigInteger))
+            yield self._chunk(served, _CHANGED.where(Item.id == any_(wanted)))
 
         after = max(served.revision, reached.index_revision)
         while after < reached.gallery_revision:
-            with self._database.session_scope() as session:
-                chunk = self._chunk(
-                    session, served, "revision > :after ORDER BY revision LIMIT :size", {"after": after, "size": size}
-                )
-            if not chunk.items:
+            chunk = self._chunk(served, _CHANGED.where(Item.revision > after).order_by(Item.revision).limit(size))
+            if not chunk.revisions:
                 return
-            after = max(chunk.items.values())
+            after = max(chunk.revisions.values())
             yield chunk
 
-    def _chunk(self, session: Session, served: ServedGeneration, where: str, values: dict[str, Any]) -> "_Chunk":
-        stored = get_stored_generation(session, served.gallery_id, served.generation_id)
-        query = f"SELECT id, revision, deleted_at IS NULL FROM items WHERE gallery_id = :gallery_id AND {where}"
-        rows = session.execute(text(query), {"gallery_id": served.gallery_id, **values}).all()
-        live = np.array([id_ for id_, _, is_live in rows if is_live], np.int64)
-        added, vectors = self._reader.vectors(session, stored, live)
-        return _Chunk({id_: revision for id_, revision, _ in rows}, live, added, vectors)
+    def _chunk(self, served: ServedGeneration, changed: Select[int, int, bool]) -> "_Chunk":
+        with self._database.session_scope() as session:
+            stored = get_stored_generation(session, served.gallery_id, served.generation_id)
+            rows = session.execute(changed.where(Item.gallery_id == served.gallery_id)).all()
+            live = np.array([id_ for id_, _, is_live in rows if is_live], np.int64)
+            added, vectors = read_current_vectors(session, stored, self._settings.rows_per_chunk, live)
+        revisions = {id_: revision for id_, revision, _ in rows}
+        return _Chunk(revisions, {id_: revisions[id_] for id_ in difference(live, added).tolist()}, added, vectors)
 
     def _point_alias(self, gallery_id: int) -> None:
         """Let the gallery's alias stand for the active generation's collection, if that is filled.
@@ -297,22 +270,17 @@ class MilvusSource:
         try:
             with _locked(self._database, AdvisoryLock.ALIAS, gallery_id):
                 with self._database.session_scope() as session:
-                    generation_id, index_name = session.execute(
-                        text(
-                            "SELECT n.id, n.index_name FROM galleries g"
-                            " JOIN generations n ON n.id = g.active_generation_id WHERE g.id = :id"
-                        ),
-                        {"id": gallery_id},
-                    ).one_or_none() or (None, None)
-                if generation_id is None or index_name != collection_name(GenerationKey(gallery_id, generation_id)):
+                    query = select(Generation).join(Gallery, Gallery.active_generation_id == Generation.id)
+                    active = session.scalar(query.where(Gallery.id == gallery_id))
+                if active is None or active.index_name != collection_name(GenerationKey(gallery_id, active.id)):
                     return
-                self._collections.point(alias_name(gallery_id), index_name)
+                self._collections.point(f"gallery_{gallery_id}", active.index_name)
         except (IndexAway, LookupError, CollectionBusy) as error:
             events.warning("index.alias_failed", gallery_id=gallery_id, reason=str(error))
             return
 
-        self._aliased[gallery_id] = generation_id
-        events.info("index.alias_pointed", gallery_id=gallery_id, generation_id=generation_id)
+        self._aliased[gallery_id] = active.id
+        events.info("index.alias_pointed", gallery_id=gallery_id, generation_id=active.id)
 
 
 @dataclass(frozen=True)
@@ -336,46 +304,22 @@ class _Reached:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Changed items: their revisions by id, those that are live, and the current rows (N,), (N, D) among these."""
+    """Changed items: their revisions by id, those of the live ones without a current row, and the current rows (N,),
+    (N, D) of the others."""
 
-    items: dict[int, int]
-    live: Ids
+    revisions: dict[int, int]
+    missing: dict[int, int]
     added: Ids
-    vectors: NDArray[np.float32]
-
-
-class _Missing:
-    """Live items that have no current row."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.first_revision: int | None = None
-
-    def add(self, chunk: _Chunk) -> None:
-        ids = difference(chunk.live, chunk.added).tolist()
-        self.ids += ids
-        revisions = [chunk.items[id_] for id_ in ids]
-        known = [] if self.first_revision is None else [self.first_revision]
-        self.first_revision = min(revisions + known, default=None)
+    vectors: Vectors
 
 
 def _reached(session: Session, generation: GenerationKey) -> _Reached:
     stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)  # raises if dropped
-    query = (
-        "SELECT g.revision, n.index_revision, n.state = 'complete' FROM generations n"
-        " JOIN galleries g ON g.id = n.gallery_id WHERE n.id = :id"
+    query = select(Gallery.revision, Generation.index_revision, Generation.state == "complete").join(
+        Generation, Generation.gallery_id == Gallery.id
     )
-    revision, index_revision, is_complete = session.execute(text(query), {"id": stored.id}).one()
+    revision, index_revision, is_complete = session.execute(query.where(Generation.id == stored.id)).one()
     return _Reached(revision, index_revision or 0, is_complete)
-
-
-def _add_all(index: MilvusIndex, rows: Iterable[tuple[Ids, NDArray[np.float32]]], total: int, progress: Report) -> int:
-    count = 0
-    for ids, vectors in rows:
-        index.add(ids, vectors)
-        count += len(ids)
-        progress(count, total)
-    return count
 
 
 @contextmanager

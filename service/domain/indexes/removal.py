@@ -8,7 +8,7 @@ Cancel, rollback and finalize do both before they answer. A crash before or betw
 sweep. A process that has a file mapped keeps it.
 """
 
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
 from service import logs
@@ -16,13 +16,9 @@ from service.crash_points import crash_point
 from service.db import Database
 from service.domain.indexes.engine import IndexEngine
 from service.errors import Unavailable
-from service.tables import drop_embeddings_table
+from service.tables import Generation, drop_embeddings_table
 
 events = logs.Events(__name__)
-
-_DROPPED_WITH_TABLE = """
-SELECT id FROM generations WHERE state = 'dropped' AND to_regclass('embeddings_' || id) IS NOT NULL ORDER BY id
-"""
 
 
 class StillRead(Unavailable):
@@ -36,8 +32,10 @@ def remove_dropped(database: Database, engine: IndexEngine, wait_seconds: float)
     still in use; the next call tries again.
     """
     # 1.
+    has_table = func.to_regclass(func.concat("embeddings_", Generation.id)).is_not(None)
+    dropped = select(Generation.id).where(Generation.state == "dropped", has_table).order_by(Generation.id)
     with database.session_scope() as session:
-        generation_ids = session.scalars(text(_DROPPED_WITH_TABLE)).all()
+        generation_ids = session.scalars(dropped).all()
     for generation_id in generation_ids:
         crash_point("removal.table")
         _drop_table(database, generation_id, wait_seconds)

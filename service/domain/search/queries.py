@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, func, literal, select, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
-from service.domain.gallery.current_rows import read_current_rows
+from service.domain.gallery.current_rows import read_current_vectors
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.gallery.items import UnknownItem
@@ -144,8 +143,8 @@ class Search:
         def stored(served: ServedGeneration) -> _Probe:
             with self.database.session_scope(snapshot=True) as session:
                 ids = _item_ids(session, gallery, served.gallery_id, external_ids)
-                vectors = _embeddings_of(session, served, dict(zip(ids.tolist(), external_ids, strict=True)))
-            return _Probe(np.stack([vectors[id_] for id_ in ids.tolist()]), ids if exclude_self else None)
+                vectors = _embeddings_of(session, served, ids, external_ids)
+            return _Probe(vectors, ids if exclude_self else None)
 
         return self._answer(gallery, query, stored)
 
@@ -166,10 +165,9 @@ class Search:
         revision = served.revision  # read first: by the time the index is searched, it has followed at least as far
         probe = probe_for(served)
         with self.database.reading() as connection:
-            allowed = None
+            allowed, excluded = None, probe.own_ids
             if query.condition is not None:
                 allowed = _allowed(connection, served.gallery_id, query.condition)
-            excluded = probe.own_ids
             if query.exclude_id is not None:
                 excluded = _excluded(connection, served.gallery_id, query.exclude_id, len(probe.vectors))
             found = _nearest(served, probe.vectors, query, allowed, excluded)
@@ -203,21 +201,15 @@ def _item_ids(session: Session, gallery_name: str, gallery_id: int, external_ids
     return np.array([ids[external_id] for external_id in external_ids], np.int64)
 
 
-def _embeddings_of(session: Session, served: ServedGeneration, items: dict[int, str]) -> dict[int, Vectors]:
-    """Return each item's embedding (D,) float32 in the generation; `items` are external ids by id."""
-    wanted = np.array(list(items), np.int64)
-    generation = get_stored_generation(session, served.gallery_id, served.generation_id)
-    vectors = {
-        id_: vector
-        for rows in read_current_rows(session, generation, len(items), wanted)
-        for id_, vector in zip(rows.item_id.tolist(), rows.embedding.astype(np.float32), strict=True)
-    }
-    missing = difference(wanted, list(vectors))
+def _embeddings_of(session: Session, served: ServedGeneration, ids: Ids, external_ids: Sequence[str]) -> Vectors:
+    """Return the embedding of each of (Q,) items in the generation, (Q, D) float32."""
+    generation, wanted = get_stored_generation(session, served.gallery_id, served.generation_id), np.unique(ids)
+    found, vectors = read_current_vectors(session, generation, len(wanted), wanted)
+    missing = difference(wanted, found)
     if len(missing):
-        raise NoCurrentEmbedding(
-            f"Item {items[int(missing[0])]!r} has no current embedding in generation {served.generation_id} yet."
-        )
-    return vectors
+        name = external_ids[ids.tolist().index(missing[0])]
+        raise NoCurrentEmbedding(f"Item {name!r} has no current embedding in generation {served.generation_id} yet.")
+    return vectors[np.searchsorted(found, ids)]
 
 
 def _nearest(
@@ -254,7 +246,7 @@ def _pair(replicas: Replicas, gallery_id: int, active_id: int, query: Query) -> 
     return replicas.active(gallery_id, active_id)
 
 
-def _allowed(connection: Connection, gallery_id: int, condition: dict[str, Any]) -> NDArray[np.int64]:
+def _allowed(connection: Connection, gallery_id: int, condition: dict[str, Any]) -> Ids:
     """Return the ids of the items that pass, in no order; as one value, since a row each takes longer than a search."""
     joined = func.string_agg(func.int8send(Item.id), literal(b""))
     query = select(joined).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))

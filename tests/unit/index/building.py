@@ -1,4 +1,4 @@
-"""Building indexes of every kind in tests, as `service.domain.indexes.builds` does: a sample first, then the rows."""
+"""Rows, and indexes of them of every kind, built as `service.domain.indexes.builds` does: a sample first, then rows."""
 
 from typing import get_args
 
@@ -11,9 +11,23 @@ from service.index.recall import Sample, choose_width
 
 KINDS: tuple[IndexKind, ...] = get_args(IndexKind)
 APPROXIMATE_KINDS = tuple(kind for kind in KINDS if kind != "flat")
+Rows = dict[int, Vectors]
 
 # What rounding to the codes costs in distance, relative to the largest one.
 CODES: dict[IndexKind, float] = {"flat": 1e-5, "hnsw": 2e-3, "ivf": 2e-3, "ivf_sq8": 3e-2}
+
+
+def some_vectors(rows: int, dim: int, seed: int = 0) -> Vectors:
+    return np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+
+
+def some_ids(rows: int, seed: int = 1) -> Ids:
+    """Return unique ids in no order, from all over the range of a bigint key."""
+    return np.unique(np.random.default_rng(seed).integers(0, 2**62, rows + 9))[:rows][::-1].copy()
+
+
+def as_rows(ids: Ids, vectors: Vectors) -> Rows:
+    return dict(zip(ids.tolist(), vectors, strict=True))
 
 
 def built(metric: Metric, ids: Ids, vectors: Vectors, kind: IndexKind = "flat", chunk: int = 1_000) -> BuiltIndex:

@@ -5,33 +5,19 @@ from itertools import count
 
 import numpy as np
 import pytest
-from pymilvus import MilvusClient
 
 from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
 from service.index.milvus import Collections, Limits
-from service.index.protocol import Ids, IndexAway, IndexGone, Metric, VectorIndex, Vectors
+from service.index.protocol import Ids, Metric, VectorIndex, Vectors
 from tests.milvus_lite import milvus_lite
+from tests.unit.index.building import as_rows, some_ids, some_vectors
 from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest, recall
 
 DIM = 16
 pytestmark = pytest.mark.xdist_group("index contract")
 
-Rows = dict[int, Vectors]
 Build = Callable[[Metric, Ids, Vectors], VectorIndex]  # of unique ids
-
-
-def some_vectors(rows: int, dim: int, seed: int = 0) -> Vectors:
-    return np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
-
-
-def some_ids(rows: int, seed: int = 1) -> Ids:
-    """Return unique ids in no order, from all over the range of a bigint key."""
-    return np.unique(np.random.default_rng(seed).integers(0, 2**62, rows + 9))[:rows][::-1].copy()
-
-
-def as_rows(ids: Ids, vectors: Vectors) -> Rows:
-    return dict(zip(ids.tolist(), vectors, strict=True))
 
 
 def in_clusters(rows: int, dim: int, clusters: int = 20, seed: int = 5) -> Vectors:
@@ -57,18 +43,13 @@ def faiss_hnsw(metric: Metric, ids: Ids, vectors: Vectors) -> VectorIndex:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with milvus_lite(tmp_path_factory.mktemp("milvus")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def collections(url: str) -> Iterator[Collections]:
+def collections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collections]:
     # So small that a few hundred rows take every way through a filtered search.
     limits = Limits(ids_per_expression=100, neighbors=400, gathered_bytes=30 * 4 * DIM)
-    collections = Collections(url, limits=limits)
-    yield collections
-    collections.close()
+    with milvus_lite(tmp_path_factory.mktemp("milvus")) as url:
+        collections = Collections(url, limits=limits)
+        yield collections
+        collections.close()
 
 
 @pytest.fixture(scope="module")
@@ -264,51 +245,3 @@ def test_a_few_rows_of_a_graph_are_found_exactly(graph: Build) -> None:
 
     assert found.is_exact
     assert recall(found, "l2", ids[100:120], vectors[100:120], vectors[:3], 10) == 1
-
-
-def test_a_collection_that_is_opened_again_has_its_rows(collections: Collections) -> None:
-    ids, vectors = some_ids(20), some_vectors(20, 4)
-    collections.create("again", "l2", 4, "hnsw").add(ids, vectors)
-
-    index = collections.open("again", "l2", 4, "hnsw")
-
-    assert_finds_the_nearest(index, "l2", as_rows(ids, vectors), vectors[:2], 3)
-
-
-def test_a_collection_that_was_released_answers_from_the_second_try_on(collections: Collections, url: str) -> None:
-    ids, vectors = some_ids(20), some_vectors(20, 4)
-    index = collections.create("released", "l2", 4, "hnsw")
-    index.add(ids, vectors)
-    other = MilvusClient(url)
-    other.release_collection("released")
-    other.close()
-
-    with pytest.raises(IndexAway, match="released"):
-        index.search(vectors[:1], 1)
-
-    assert_finds_the_nearest(index, "l2", as_rows(ids, vectors), vectors[:2], 3)
-
-
-def test_a_dropped_collection_is_gone_with_its_alias_and_says_so(collections: Collections) -> None:
-    first, second = (collections.create(name, "l2", 4, "flat") for name in ("first", "second"))
-    second.add(np.array([2]), some_vectors(1, 4))
-    collections.point("pointer", "first")
-    collections.point("pointer", "second")
-    collections.point("pointer", "second")
-    aliased = collections.open("pointer", "l2", 4, "flat")
-    assert aliased.ids().tolist() == [2]
-
-    for name in ("first", "second", "second"):
-        collections.drop(name)
-
-    assert not {"first", "second"} & set(collections.names())
-    for index in (first, aliased):
-        with pytest.raises(IndexGone):
-            index.search(some_vectors(1, 4), 1)
-    with pytest.raises(IndexGone):
-        collections.open("second", "l2", 4, "flat")
-
-
-def test_a_server_that_is_not_there_is_an_error_of_our_own() -> None:
-    with pytest.raises(IndexAway):
-        Collections("http://127.0.0.1:1", timeout_seconds=0.5)

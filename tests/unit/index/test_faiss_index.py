@@ -11,28 +11,23 @@ from service.index.faiss_index import FaissIndex
 from service.index.kinds import BuiltIndex
 from service.index.protocol import Ids, IndexKind, Metric, SearchResult, Vectors
 from service.index.tail import Tail
-from tests.unit.index.building import APPROXIMATE_KINDS, CODES, KINDS, built, built_and_measured
+from tests.unit.index.building import (
+    APPROXIMATE_KINDS,
+    CODES,
+    KINDS,
+    as_rows,
+    built,
+    built_and_measured,
+    some_ids,
+    some_vectors,
+)
 from tests.unit.index.exhaustive import METRICS, all_distances, assert_finds_the_nearest, assert_is_nearest, recall
 
-Rows = dict[int, Vectors]
 pytestmark = pytest.mark.xdist_group("FAISS index")
-
-
-def some_vectors(count: int, dim: int, seed: int = 0) -> Vectors:
-    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-
-
-def some_ids(count: int, seed: int = 1) -> Ids:
-    """Return unique ids in no order, from all over the range of a bigint key."""
-    return np.unique(np.random.default_rng(seed).integers(0, 2**62, count + 9))[:count][::-1].copy()
 
 
 def sealed(metric: Metric, ids: Ids, vectors: Vectors, kind: IndexKind = "flat") -> FaissIndex:
     return FaissIndex(metric, vectors.shape[1], built(metric, ids, vectors, kind))
-
-
-def as_rows(ids: Ids, vectors: Vectors) -> Rows:
-    return dict(zip(ids.tolist(), vectors, strict=True))
 
 
 @pytest.mark.parametrize("metric", METRICS)

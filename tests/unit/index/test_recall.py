@@ -9,7 +9,7 @@ from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
 from service.index.kinds import ApproximateRows
 from service.index.protocol import Ids, IndexKind, Metric, Vectors
-from service.index.recall import Sample, choose_width, find_others, measure_recall
+from service.index.recall import Recall, Sample, choose_width, find_others, measure_recall
 from tests.unit.index.building import APPROXIMATE_KINDS, KINDS, built
 from tests.unit.index.exhaustive import METRICS, all_distances, recall
 
@@ -140,11 +140,11 @@ def test_in_a_gallery_of_near_copies_only_queries_choose_a_width_that_finds_what
     chosen, found = {}, {}
     for sample in (Sample(some, copies[some]), Sample.of_queries(photographs[1_000:1_200])):
         recorded = sample.describe(choose_width(index, "l2", sample, [(ids, copies)]))
-        assert recorded["recall_at_10"] >= 0.99
-        assert recorded["recall_sample_size"] == 200
+        assert recorded.recall_at_10 >= 0.99
+        assert recorded.recall_sample_size == 200
         asked = photographs[1_200:]
-        chosen[recorded["recall_sample"]] = rows.width
-        found[recorded["recall_sample"]] = recall(
+        chosen[recorded.recall_sample] = rows.width
+        found[recorded.recall_sample] = recall(
             FaissIndex("l2", 32, index).search(asked, 10), "l2", ids, copies, asked, 10
         )
 
@@ -167,7 +167,7 @@ def test_nothing_is_left_out_of_the_answer_to_a_query_though_it_be_a_row() -> No
 def test_without_anything_to_ask_nothing_is_said_to_be_of_queries() -> None:
     nothing = Sample.of_queries(np.empty((0, DIM), np.float32))
 
-    assert nothing.describe(1.0) == {"recall_at_10": 1.0, "recall_sample": "rows", "recall_sample_size": 0}
+    assert nothing.describe(1.0) == Recall(recall_at_10=1.0, recall_sample="rows", recall_sample_size=0)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivf_sq8"])

@@ -1,15 +1,25 @@
-"""Writing, replacing and deleting items, under ids of any kind, is seen by every way to read."""
+"""Writing, replacing and deleting items, under ids of any kind, is seen by every way to read; and while the generations
+change, vectors are made again for those that are there by then, and at last refused."""
 
 import json
 
+import numpy as np
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
+from service.domain.gallery.new_items import NewItem
+from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
+from service.errors import Unavailable
+from service.tables import embeddings_table
+from service.vectors.rows import Origin
 from tests.items import check_same, found, names, page, post_one
 from tests.networks import image_bytes
-from tests.scenario import post_images, search
+from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
 
 ROUNDING = 1e-2  # an image's distance from itself as stored in float16 is below, from any other image above
+BUSY = Unavailable("busy")
 
 
 def test_a_deleted_item_is_gone_from_everywhere(gallery: TestClient) -> None:
@@ -80,3 +90,67 @@ def test_unusual_ids_can_be_stored_read_and_deleted(gallery: TestClient, identif
     assert gallery.get(f"{path}/thumbnail").headers["content-type"] == "image/jpeg"
     assert gallery.delete(path).status_code == 204
     assert gallery.get(path).status_code == 404
+
+
+@pytest.fixture
+def upgradable(client: TestClient) -> TestClient:
+    create_upgradable_gallery(client)
+    return client
+
+
+@pytest.fixture
+def writer(upgradable: TestClient) -> GalleryWriter:
+    assert isinstance(upgradable.app, FastAPI)
+    writer: GalleryWriter = upgradable.app.state.parts.writer
+    return writer
+
+
+def zeros(target: Target) -> NewRows:
+    """One item `a` with a row in every generation."""
+    rows = {}
+    for generation in target.generations:
+        dims = generation.vector_format.embedding_dim, generation.vector_format.side_information_dim
+        embedding, side = (None if dim is None else np.zeros((1, dim), np.float16) for dim in dims)
+        assert embedding is not None
+        rows[generation.id] = new_rows(Origin.ENCODED, embedding, side)
+    return NewRows([NewItem("a")], rows)
+
+
+def test_vectors_are_made_again_for_a_generation_that_came_meanwhile(
+    upgradable: TestClient, writer: GalleryWriter
+) -> None:
+    generations: list[list[int]] = []
+
+    def make(target: Target) -> NewRows:
+        generations.append([generation.id for generation in target.generations])
+        if len(generations) == 1:
+            start_upgrade(upgradable, "v2")
+        return zeros(target)
+
+    _, written = writer.write("g", make, BUSY)
+
+    assert generations == [[1], [1, 2]]
+    assert written.revision == 1
+    with writer.database.reading() as connection:
+        counts = [connection.scalar(text(f"SELECT count(*) FROM {embeddings_table(id_)}")) for id_ in (1, 2)]
+    assert counts == [1, 1]
+
+
+def test_a_write_during_which_generations_change_each_time_is_refused_and_writes_nothing(
+    upgradable: TestClient, writer: GalleryWriter
+) -> None:
+    upgrades: list[int] = []
+
+    def make(target: Target) -> NewRows:
+        if upgrades and state_of(upgradable, upgrades[-1]) != "cancelled":
+            upgradable.post(f"/v1/upgrades/{upgrades[-1]}/cancel")
+        else:
+            upgrades.append(start_upgrade(upgradable, "v2"))
+        return zeros(target)
+
+    with pytest.raises(Unavailable) as refused:
+        writer.write("g", make, BUSY)
+
+    assert refused.value is BUSY
+    assert len(upgrades) == 5  # of ten attempts, every other one
+    assert upgradable.get("/v1/galleries/g/items").json()["items"] == []

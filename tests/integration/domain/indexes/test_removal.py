@@ -1,52 +1,58 @@
-"""Removal of index files that no row names."""
-
-import threading
-from pathlib import Path
+"""Removal of what dropped generations leave, in two steps."""
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, event, text
+from sqlalchemy import text
 
-from service.domain.indexes.index_files import index_file, remove_unneeded_files
-from service.domain.jobs import start_job
-from service.settings import Settings
-from tests.rebuilds import create_gallery_with_rows_for_a_file, rebuild, soon_due
+from service.domain.indexes import removal
+from service.domain.indexes.removal import remove_dropped
+from service.domain.upgrade.upgrades import cancel_upgrade
+from tests.scenario import create_upgradable_gallery, post_images, start_upgrade
+from tests.working import run_until
 from workers.app import WorkerParts
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return soon_due(settings)
-
-
-@pytest.fixture
-def gallery(client: TestClient) -> TestClient:
-    create_gallery_with_rows_for_a_file(client)
-    return client
-
-
-def test_a_file_that_gets_its_name_while_unneeded_ones_are_removed_stays(
-    gallery: TestClient, worker: WorkerParts
-) -> None:
-    rebuild(worker, gallery)
+def worker(client: TestClient, worker: WorkerParts) -> WorkerParts:
+    """A worker beside a gallery of which one generation is stored, and another one was dropped with table and file."""
+    create_upgradable_gallery(client)
+    post_images(client, range(3))
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
     with worker.database.session_scope() as session:
-        job_id = start_job(session, "index_build", 1, 1, upgrade_id=None)
-    new = index_file(1, job_id)
-    worker.blobs.publish(new, Path.touch)
-    named = threading.Event()
+        cancel_upgrade(session, upgrade_id)
+    return worker
 
-    def name_it(connection: Connection, cursor: object, statement: str, *_: object) -> None:
-        if "FROM generations" in statement and not named.is_set():
-            named.set()
-            with worker.database.session_scope() as session:
-                session.execute(text("UPDATE generations SET index_name = :new WHERE id = 1"), {"new": new})
-                session.execute(text("UPDATE jobs SET state = 'succeeded' WHERE id = :id"), {"id": job_id})
 
-    event.listen(worker.database.engine, "after_cursor_execute", name_it)
-    try:
-        remove_unneeded_files(worker.database, worker.blobs)
-    finally:
-        event.remove(worker.database.engine, "after_cursor_execute", name_it)
+def left(worker: WorkerParts) -> tuple[list[str], int]:
+    """Return the names of all generations' tables, and how many index files there are."""
+    query = "SELECT tablename FROM pg_tables WHERE tablename LIKE 'embeddings\\_%' ORDER BY 1"
+    with worker.database.session_scope() as session:
+        return list(session.scalars(text(query))), len(worker.blobs.list_files("indexes"))
 
-    assert named.is_set()
-    assert Path(new).name in worker.blobs.list_files("indexes")
+
+def test_only_what_is_dropped_is_removed_and_a_second_time_finds_nothing(worker: WorkerParts) -> None:
+    before = left(worker)
+
+    for _ in range(2):
+        remove_dropped(worker.database, worker.engine, wait_seconds=1)
+
+        assert left(worker) == (["embeddings_1"], 0)
+    assert before == (["embeddings_1", "embeddings_2"], 1)
+
+
+@pytest.mark.parametrize("point", ["removal.table", "removal.files", "removal.done"])
+def test_what_a_crash_between_the_steps_leaves_the_next_removal_takes(
+    worker: WorkerParts, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    def die(name: str) -> None:
+        if name == point:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(removal, "crash_point", die)
+        with pytest.raises(KeyboardInterrupt):
+            remove_dropped(worker.database, worker.engine, wait_seconds=1)
+    remove_dropped(worker.database, worker.engine, wait_seconds=1)
+
+    assert left(worker) == (["embeddings_1"], 0)
