@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session as Session  # endpoints name the type, and import nothing of SQLAlchemy's
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.advisory_locks import AdvisoryLock, key_of
