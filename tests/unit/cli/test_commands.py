@@ -1,5 +1,7 @@
 """The command line without any server: what it needs, and what it refuses."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
-@pytest.mark.parametrize("command", ["api", "worker", "migrate"])
+@pytest.mark.parametrize("command", ["api", "migrate"])
 def test_a_part_alone_names_the_variables_that_it_lacks(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     neither = invoke(command)
     monkeypatch.setenv("GALLERY_DATABASE_URL", "postgresql://nowhere/x")
@@ -28,6 +30,15 @@ def test_a_part_alone_names_the_variables_that_it_lacks(command: str, monkeypatc
     assert (neither.exit_code, one.exit_code) == (2, 2)
     assert "set GALLERY_DATABASE_URL and GALLERY_BROKER_URL, or use `gallery-upgrade serve`" in neither.stderr
     assert "set GALLERY_BROKER_URL, or use" in one.stderr
+
+
+def test_a_worker_alone_is_refused_likewise() -> None:
+    command = [sys.executable, "-m", "service.cli", "worker"]  # a process of its own: it would become the worker
+
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert refused.returncode == 2
+    assert "set GALLERY_DATABASE_URL and GALLERY_BROKER_URL" in refused.stderr
 
 
 def test_the_printed_document_is_the_one_in_the_repository() -> None:
