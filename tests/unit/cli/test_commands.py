@@ -21,6 +21,12 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+def run_apart(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a process of its own: without its refusal it would take ours over."""
+    command = [sys.executable, "-m", "service.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.mark.parametrize("command", ["api", "migrate"])
 def test_a_part_alone_names_the_variables_that_it_lacks(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     neither = invoke(command)
@@ -33,9 +39,7 @@ def test_a_part_alone_names_the_variables_that_it_lacks(command: str, monkeypatc
 
 
 def test_a_worker_alone_is_refused_likewise() -> None:
-    command = [sys.executable, "-m", "service.cli", "worker"]  # a process of its own: it would become the worker
-
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    refused = run_apart("worker")
 
     assert refused.returncode == 2
     assert "set GALLERY_DATABASE_URL and GALLERY_BROKER_URL" in refused.stderr
@@ -51,9 +55,9 @@ def test_the_printed_document_is_the_one_in_the_repository() -> None:
 def test_serve_refuses_milvus_lite_before_it_starts_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GALLERY_INDEX_URL", "vectors.db")
 
-    refused = invoke("serve", "--data", str(tmp_path / "data"), "--port", str(free_port()))
+    refused = run_apart("serve", "--data", str(tmp_path / "data"), "--port", str(free_port()))
 
-    assert refused.exit_code == 1
+    assert refused.returncode == 1
     assert "run `milvus-lite server --data-dir vectors.db` and set GALLERY_INDEX_URL" in refused.stderr
     assert not (tmp_path / "data").exists()
 

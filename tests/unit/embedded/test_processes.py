@@ -68,8 +68,10 @@ def test_a_child_dies_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", _PARENT], cwd=root, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        wait_for(lambda: b"launch.py" not in Path(f"/proc/{child}/cmdline").read_bytes())
-        parent.kill()
+        try:
+            wait_for(lambda: b"launch.py" not in Path(f"/proc/{child}/cmdline").read_bytes())
+        finally:
+            parent.kill()
 
     wait_for(lambda: not is_running(child))
 
