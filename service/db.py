@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session as Session  # endpoints name the type, and import nothing of SQLAlchemy's
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from service.advisory_locks import AdvisoryLock, key_of
@@ -67,13 +67,15 @@ class Database:
         """
         engine = self.engine.execution_options(isolation_level="REPEATABLE READ") if snapshot else self.engine
         with Session(engine, expire_on_commit=False) as session:
-            with session.begin():
+            with session.begin() as transaction:
                 try:
                     yield session
                 except BaseException:
                     _abandon_copy(session)
                     raise
-            for task_name, arguments in session.info.pop("messages", []):
+                # Not active: the body rolled back itself, and nothing is committed.
+                messages = session.info.get("messages", []) if transaction.is_active else []
+            for task_name, arguments in messages:
                 self.queue.send(task_name, *arguments)
 
     @contextmanager

@@ -93,10 +93,23 @@ def database_url(servers: Servers) -> Iterator[str]:
 
 @contextmanager
 def fresh_database(servers: Servers) -> Iterator[str]:
-    """Make a migrated, empty database, give its URL, and drop it at the end."""
+    """Make a migrated database without rows, give its URL, and drop it at the end."""
+    with _new_database(servers, f"TEMPLATE {_TEMPLATE} STRATEGY FILE_COPY") as url:
+        yield url
+
+
+@contextmanager
+def empty_database(servers: Servers) -> Iterator[str]:
+    """Make a database without tables, give its URL, and drop it at the end."""
+    with _new_database(servers, "") as url:
+        yield url
+
+
+@contextmanager
+def _new_database(servers: Servers, options: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     with _maintenance(servers) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE} STRATEGY FILE_COPY")
+        connection.execute(f"CREATE DATABASE {name} {options}")
     yield _url(servers, name)
     with _maintenance(servers) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -151,12 +164,8 @@ def serve_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
         yield {}
         return
     servers: RealServers = request.getfixturevalue("servers")
-    name = f"served_{uuid.uuid4().hex}"
-    with _maintenance(servers) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield {"database_url": _url(servers, name), "broker_url": servers.new_broker_url()}
-    with _maintenance(servers) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with empty_database(servers) as url:
+        yield {"database_url": url, "broker_url": servers.new_broker_url()}
 
 
 def _url(servers: Servers, database: str) -> str:

@@ -6,11 +6,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
-from sqlalchemy.orm import Session as Session  # what views of rows take; no module of this package imports more of it
 
 from service.api.admission import Admission
 from service.blobs import BlobStore
 from service.db import Database
+from service.db import Session as Session  # what views of rows take
 from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.query_samples import QuerySamples

@@ -10,6 +10,8 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from service.domain.job_state import UNFINISHED, JobState
+
 _PATH = "/v1/transformations/train"
 _PHASES = ("encoding", "training_h", "training_g", "evaluating")
 _LOOK_SECONDS = 0.5
@@ -52,9 +54,9 @@ def follow_training(server: str, job_id: int) -> dict[str, Any]:
             for name, bar in shown.items():
                 phase = job["progress"][name]
                 bars.update(bar, completed=phase["done"], total=phase["total"] or None)
-            if job["state"] == "succeeded":
+            if job["state"] == JobState.SUCCEEDED:
                 return _get(client, f"/v1/transformations/{job['result']['transformation']}")
-            if job["state"] not in ("queued", "running"):
+            if job["state"] not in UNFINISHED:
                 raise TrainingFailed(f"Job {job_id} is {job['state']}. {job['error'] or ''}".rstrip())
             time.sleep(_LOOK_SECONDS)
             job = _get(client, f"/v1/jobs/{job_id}")

@@ -63,19 +63,13 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
     Raises `ServeError`.
     """
     logs.configure_logging()
-    if settings.index_url is not None and settings.index_url.endswith(".db"):
-        raise ServeError(
-            "Milvus Lite opens a file in one process, and `serve` starts several: run `milvus-lite server --data-dir"
-            f" {settings.index_url}` and set GALLERY_INDEX_URL to its http:// address."
-        )
-
+    _refuse_milvus_lite(settings.index_url)
     _refuse_taken_port(host, port)
     settings.data.mkdir(parents=True, exist_ok=True)
 
     servers: EmbeddedServers | None = None
     children: list[_Child] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise_stop)
+    _on_stop_signals(_raise_stop)
 
     try:
         if settings.database_url is None or settings.broker_url is None:
@@ -88,19 +82,8 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
                 }
             )
 
-        environment = {**os.environ, **settings.environment()}
-        api_command = [sys.executable, "-m", "service.cli", "api", "--host", host, "--port", str(port)]
-        api = _Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
-        children.append(api)
-        _wait_until_ready(api, f"http://{_loopback(host)}:{port}")
-
-        log_path = settings.data / "worker.log"
-        children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
-
-        print(
-            f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})",
-            flush=True,
-        )
+        _start_children(children, settings, host, port)
+        print(f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})", flush=True)
 
         _watch(children, servers)
     except _Stop:
@@ -108,18 +91,34 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
     except RuntimeError as error:  # what the embedded servers raise is written for the operator
         raise ServeError(str(error)) from error
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        _on_stop_signals(signal.SIG_IGN)
         for child in children:
             child.stop()
         if servers is not None:
             servers.stop()
 
 
+def _start_children(children: list[_Child], settings: Settings, host: str, port: int) -> None:
+    """Start the API, wait for it, and start the worker; each is in `children` from its start on, to be stopped."""
+    environment = {**os.environ, **settings.environment()}
+    api_command = [sys.executable, "-m", "service.cli", "api", "--host", host, "--port", str(port)]
+    api = _Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
+    children.append(api)
+    _wait_until_ready(api, f"http://{_loopback(host)}:{port}")
+
+    log_path = settings.data / "worker.log"
+    children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
+
+
 def worker_command() -> list[str]:
     """Return the command line of a worker process."""
     options = ["--pool", "solo", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
     return [sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options]
+
+
+def _on_stop_signals(act: "Callable[[int, object], None] | signal.Handlers") -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, act)
 
 
 def _raise_stop(_number: int, _frame: object) -> None:
@@ -160,6 +159,14 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=5).status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
+
+
+def _refuse_milvus_lite(index_url: str | None) -> None:
+    if index_url is not None and index_url.endswith(".db"):
+        raise ServeError(
+            "Milvus Lite opens a file in one process, and `serve` starts several: run `milvus-lite server --data-dir"
+            f" {index_url}` and set GALLERY_INDEX_URL to its http:// address."
+        )
 
 
 def _refuse_taken_port(host: str, port: int) -> None:

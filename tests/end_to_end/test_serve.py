@@ -1,12 +1,6 @@
 """`serve` as a user runs it: start, use, stop, start again."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from tests.scenario import (
     create_gallery,
@@ -18,7 +12,7 @@ from tests.scenario import (
     start_upgrade,
     state_of,
 )
-from tests.served import Served, is_running, wait_for
+from tests.served import Served, wait_for
 
 
 def test_an_upgrade_runs_in_the_worker_and_survives_a_restart(served: Served) -> None:
@@ -59,51 +53,3 @@ def test_the_worker_logs_under_the_id_of_the_request_that_asked_for_the_work(
     of_this_upgrade = [line for line in lines if "upgrade.batch_recorded" in line or "upgrade.state_changed" in line]
     assert len(of_this_upgrade) > 1
     assert [line for line in of_this_upgrade if not line.endswith("request_id=asked-here")] == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_leaves_no_process_behind(
-    served: Served, serve_settings: dict[str, str], number: signal.Signals
-) -> None:
-    children = served.children()
-    assert len(children) == (2 if serve_settings else 4)
-
-    os.kill(served.pid, number)
-    code = served.stop()
-
-    assert code == 0
-    assert [pid for pid in children if is_running(pid)] == []
-
-
-def test_a_killed_supervisor_leaves_no_process_behind(served: Served) -> None:
-    children = served.children()
-
-    served.kill()
-
-    wait_for(lambda: not any(is_running(pid) for pid in children), seconds=15)
-    served.start()
-    assert served.client.get("/readyz").status_code == 200
-
-
-def test_a_second_serve_on_the_same_folder_is_refused_with_a_sentence(
-    served: Served, serve_settings: dict[str, str]
-) -> None:
-    if serve_settings:
-        pytest.skip("only embedded servers belong to one folder; real ones are shared by as many as like")
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", "1", "--data", str(served.data)]
-    command[5] = str(Served(served.data).port)
-
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-    assert second.returncode == 1
-    assert "Another process runs the servers of" in second.stderr
-    assert served.client.get("/readyz").status_code == 200
-
-
-def test_a_taken_port_is_refused_with_a_sentence(served: Served) -> None:
-    command = [sys.executable, "-m", "service.cli", "serve", "--port", str(served.port), "--data", "/nonexistent"]
-
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-    assert second.returncode == 1
-    assert f"Cannot listen on 127.0.0.1:{served.port}" in second.stderr

@@ -1,4 +1,4 @@
-"""Connections to the database: dead ones are replaced, and reading holds no transaction."""
+"""The database: dead connections are replaced, reading holds no transaction, and messages go with what is committed."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -6,9 +6,10 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from service.db import Database, create_database_engine
+from service.queue import ADVANCE_UPGRADE, BUILD_INDEX, send_after_commit
 from tests.fakes import RecordingQueue
 
 OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -69,3 +70,87 @@ def test_a_transaction_after_reading_is_one(engine: Engine) -> None:
 
     with database.reading() as session:
         assert session.scalar(text("SELECT to_regclass('undone')")) is None
+
+
+@pytest.fixture
+def queue() -> RecordingQueue:
+    return RecordingQueue()
+
+
+@pytest.fixture
+def noting(engine: Engine, queue: RecordingQueue) -> Database:
+    """A database with a table `notes`, whose messages are in `queue`."""
+    database = Database(engine, queue)
+    with database.session_scope() as session:
+        session.execute(text("CREATE TABLE notes (id int PRIMARY KEY)"))
+    return database
+
+
+def notes(database: Database) -> list[int]:
+    with database.reading() as connection:
+        return list(connection.scalars(text("SELECT id FROM notes ORDER BY id")))
+
+
+def test_messages_go_out_after_the_commit_in_their_order_and_each_once(noting: Database, queue: RecordingQueue) -> None:
+    with noting.session_scope() as session:
+        session.execute(text("INSERT INTO notes VALUES (1)"))
+        for task_name, row_id in ((ADVANCE_UPGRADE, 2), (BUILD_INDEX, 1), (ADVANCE_UPGRADE, 2), (ADVANCE_UPGRADE, 3)):
+            send_after_commit(session, task_name, row_id)
+        sent_before = list(queue.sent)
+
+    assert sent_before == []
+    assert queue.sent == [(ADVANCE_UPGRADE, (2,)), (BUILD_INDEX, (1,)), (ADVANCE_UPGRADE, (3,))]
+    assert notes(noting) == [1]
+
+
+def test_an_exception_rolls_back_and_drops_the_messages(noting: Database, queue: RecordingQueue) -> None:
+    def fail() -> None:
+        with noting.session_scope() as session:
+            session.execute(text("INSERT INTO notes VALUES (1)"))
+            send_after_commit(session, BUILD_INDEX, 1)
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+
+    assert queue.sent == []
+    assert notes(noting) == []
+
+
+def test_a_commit_that_fails_drops_the_messages(noting: Database, queue: RecordingQueue) -> None:
+    with noting.session_scope() as session:
+        session.execute(text("ALTER TABLE notes ADD after int REFERENCES notes DEFERRABLE INITIALLY DEFERRED"))
+
+    def refer_to_nothing() -> None:
+        with noting.session_scope() as session:
+            session.execute(text("INSERT INTO notes VALUES (1, 2)"))
+            send_after_commit(session, BUILD_INDEX, 1)
+
+    with pytest.raises(IntegrityError):
+        refer_to_nothing()
+
+    assert queue.sent == []
+    assert notes(noting) == []
+
+
+def test_a_body_that_rolls_back_itself_sends_nothing(noting: Database, queue: RecordingQueue) -> None:
+    with noting.session_scope() as session:
+        session.execute(text("INSERT INTO notes VALUES (1)"))
+        send_after_commit(session, BUILD_INDEX, 1)
+        session.rollback()
+
+    assert queue.sent == []
+    assert notes(noting) == []
+
+
+def test_a_savepoint_that_is_rolled_back_leaves_the_messages_of_the_transaction(
+    noting: Database, queue: RecordingQueue
+) -> None:
+    with noting.session_scope() as session:
+        session.execute(text("INSERT INTO notes VALUES (1)"))
+        send_after_commit(session, BUILD_INDEX, 1)
+        with pytest.raises(IntegrityError), session.begin_nested():
+            session.execute(text("INSERT INTO notes VALUES (1)"))
+
+    assert queue.sent == [(BUILD_INDEX, (1,))]
+    assert notes(noting) == [1]
