@@ -36,7 +36,13 @@ def rows_of(count: int, *, labels: bool = True, side_information: bool = True) -
     side = generator.standard_normal((count, 5)).astype(np.float32) if side_information else None
     source = before if side is None else side
     after = source + 0.1 * generator.standard_normal((count, 5)).astype(np.float32)
-    return FeatureRows(before, side, after, after[:, :3].copy(), label.astype(np.int64) if labels else None)
+    return FeatureRows(
+        embedding_from=before,
+        embedding_to=after,
+        side_information_from=side,
+        side_information_to=after[:, :3].copy(),
+        labels=label.astype(np.int64) if labels else None,
+    )
 
 
 def measured(rows: FeatureRows, h: Shifted, g: Shifted | None = None, *, normalize: bool = False) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def test_retrieval_is_what_a_slow_count_says_and_the_gap_follows_from_it() -> No
 
 def test_a_gap_that_is_not_there_is_null() -> None:
     rows = rows_of(40, side_information=False)
-    same = FeatureRows(rows.embedding_from, None, rows.embedding_from, None, rows.labels)
+    same = FeatureRows(embedding_from=rows.embedding_from, embedding_to=rows.embedding_from, labels=rows.labels)
 
     gaps = measured(same, Shifted(0.0, 5))["retrieval"]["gap_closed"]
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.blobs import BlobStore
-from service.domain.training.files import FeatureRows, TrainingFiles, feature_rows, label_numbers
+from service.domain.training.files import FeatureRows, TrainingFiles, label_numbers
 from service.tables import ModelVersion
 from workers.training_rows import TrainingRows, load_rows
 
@@ -25,17 +25,17 @@ def some_rows(count: int = COUNT, *, g: bool = True, labels: bool = True, unread
 
     digests = np.arange((count + unread) * 32, dtype=np.uint32).astype(np.uint8).reshape(-1, 32)
     return FeatureRows(
-        vectors(6),
-        vectors(5),
-        vectors(8),
-        vectors(4) if g else None,
-        label_numbers([f"class {row % 3}" for row in range(count)]) if labels else None,
-        digests if unread else None,
+        embedding_from=vectors(6),
+        side_information_from=vectors(5),
+        embedding_to=vectors(8),
+        side_information_to=vectors(4) if g else None,
+        labels=label_numbers([f"class {row % 3}" for row in range(count)]) if labels else None,
+        source_sha256=digests if unread else None,
     )
 
 
 def part_of(rows: FeatureRows, start: int, stop: int) -> FeatureRows:
-    return feature_rows({name: array[start:stop] for name, array in vars(rows).items() if array is not None})
+    return FeatureRows(**{name: array[start:stop] for name, array in vars(rows).items() if array is not None})
 
 
 @pytest.fixture
