@@ -18,7 +18,7 @@ _STUBBORN = (
 _PARENT = f"""
 import os, signal, sys, time
 from service.embedded.processes import spawn
-child = spawn({_SLEEP}, log_path=None, environment=os.environ, death_signal=signal.SIGINT)
+child = spawn({_SLEEP}, log_path=None, environment=os.environ, death_signal=signal.SIGUSR1)
 print(child.pid, flush=True)
 time.sleep(600)
 """
