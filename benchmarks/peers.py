@@ -19,8 +19,9 @@ class PublicForm(nn.Module):
 
     def __init__(self, network: Transformation) -> None:
         super().__init__()
+        (member,) = network.members
         self.old_branch, self.side_branch, self.mixer = (
-            _as_convolutions(part) for part in (network.old_branch, network.side_branch, network.mixer)
+            _as_convolutions(part) for part in (member.old_branch, member.side_branch, member.mixer)
         )
 
     def forward(self, embedding: Tensor, side_information: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ def in_precision(network: Transformation, precision: Precision) -> nn.Module:
     """
     folded = fold_batch_norm(network)
     if precision == "bfloat16":
-        folded.mixer_dtype = torch.bfloat16
-        folded.mixer.to(folded.mixer_dtype)
+        for member in folded.members:
+            member.mixer_dtype = torch.bfloat16
+            member.mixer.to(member.mixer_dtype)
     return folded
 
 

@@ -3,10 +3,13 @@ CVPR 2022, sections 3.3 and 4.4, figure 4; the released code has no g, so the pa
 architecture defines ours), and what our default recipe adds to its output."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_NEVER = torch.finfo(torch.float32).max  # a distance at which nothing is likely
 
 
 class ConvBlock(nn.Sequential):
@@ -16,16 +19,56 @@ class ConvBlock(nn.Sequential):
         super().__init__(nn.Linear(input_dim, output_dim, bias=False), nn.BatchNorm1d(output_dim), nn.ReLU())
 
 
+class Member(nn.Module):
+    """The paper's network: each branch is d -> 2·d -> 2·d_to; both concatenated: 4·d_to -> inner -> inner -> d_to, the
+    last layer linear."""
+
+    def __init__(self, from_dim: int, side_dim: int, to_dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.mixer_dtype = torch.float32  # see `models.precision`
+        self.old_branch = nn.Sequential(ConvBlock(from_dim, 2 * from_dim), ConvBlock(2 * from_dim, 2 * to_dim))
+        self.side_branch = nn.Sequential(ConvBlock(side_dim, 2 * side_dim), ConvBlock(2 * side_dim, 2 * to_dim))
+        self.mixer = nn.Sequential(
+            ConvBlock(4 * to_dim, inner_dim), ConvBlock(inner_dim, inner_dim), nn.Linear(inner_dim, to_dim)
+        )
+
+    def forward(self, embedding: Tensor, side: Tensor) -> Tensor:
+        """(B, D_from) and (B, S) float32 -> (B, D_to) float32."""
+        branches = torch.cat([self.old_branch(embedding), self.side_branch(side)], dim=1)  # (B, 4·D_to)
+        output: Tensor = self.mixer(branches.to(self.mixer_dtype))
+        return output.float()
+
+
+class LinearMap(nn.Module):
+    """A linear map of [φ_old, ψ_old] in closed form, and the share of it that the output has."""
+
+    share: Tensor  # scalar, 0 to 1
+
+    def __init__(self, from_dim: int, side_dim: int, to_dim: int) -> None:
+        super().__init__()
+        self.weights = nn.Linear(from_dim + side_dim, to_dim)
+        self.register_buffer("share", torch.ones(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, D_from + S) float32 -> (B, D_to) float32."""
+        output: Tensor = self.weights(inputs)
+        return output
+
+
 class Transformation(nn.Module):
     """(φ_old, ψ_old) -> an embedding (h) or side-information (g) of the new version.
 
-    Each branch: d -> 2·d -> 2·d_to; both concatenated: 4·d_to -> inner -> inner -> d_to, the last layer linear. Without
-    side-information both branches get φ_old, as in the released code (the paper's text says a zero vector).
-
-    With `non_negative`, a ReLU projects the output onto the support of an embedding that is one of ReLUs: that never
-    takes it farther from its target. With `classes`, the output is then moved by a share of the way to the mean of its
-    class, or of its likely classes: `ClassMeans`.
+    One `Member` is the paper's network. Without side-information both of its branches get φ_old, as in the released
+    code (the paper's text says a zero vector). What our default recipe adds, in this order:
+    - several members, whose mean is taken: its squared error is the members' less their variance, for items of any
+      class;
+    - with `linear`, a share of a linear map, which few pairs are enough for; with no members (None) it is all there is;
+    - with `non_negative`, a ReLU that projects the output onto the support of an embedding that is one of ReLUs, which
+      never takes it farther from its target;
+    - with `classes`, a share of the way to the mean of its class, or of its likely classes: `ClassMeans`.
     """
+
+    members: Sequence[Member]
 
     def __init__(
         self,
@@ -35,6 +78,8 @@ class Transformation(nn.Module):
         inner_dim: int = 2048,
         non_negative: bool = False,
         classes: int | None = None,
+        members: int | None = 1,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         self.from_dim = from_dim
@@ -42,14 +87,12 @@ class Transformation(nn.Module):
         self.to_dim = to_dim
         self.inner_dim = inner_dim
         self.non_negative = non_negative
-        self.class_means = None if classes is None else ClassMeans(classes, to_dim)
-        self.mixer_dtype = torch.float32  # see `models.precision`
         side_dim = from_dim if side_information_dim is None else side_information_dim
-        self.old_branch = nn.Sequential(ConvBlock(from_dim, 2 * from_dim), ConvBlock(2 * from_dim, 2 * to_dim))
-        self.side_branch = nn.Sequential(ConvBlock(side_dim, 2 * side_dim), ConvBlock(2 * side_dim, 2 * to_dim))
-        self.mixer = nn.Sequential(
-            ConvBlock(4 * to_dim, inner_dim), ConvBlock(inner_dim, inner_dim), nn.Linear(inner_dim, to_dim)
-        )
+        made = [Member(from_dim, side_dim, to_dim, inner_dim) for _ in range(members or 0)]
+        self.members = nn.ModuleList(made)  # type: ignore[assignment]  # torch's annotations lose what a list is of
+        self.linear_map = LinearMap(from_dim, side_information_dim or 0, to_dim) if linear else None
+        self.class_means = None if classes is None else ClassMeans(classes, to_dim)
+        self.register_load_state_dict_pre_hook(_read_plain_names)  # type: ignore[no-untyped-call]  # torch leaves it
 
     def config(self) -> dict[str, Any]:
         return {
@@ -59,48 +102,85 @@ class Transformation(nn.Module):
             "inner_dim": self.inner_dim,
             "non_negative": self.non_negative,
             "classes": None if self.class_means is None else len(self.class_means.means),
+            "members": len(self.members) or None,
+            "linear": self.linear_map is not None,
         }
+
+    def linear_alone(self) -> "Transformation | None":
+        """Return the linear map beside the members as a transformation by itself; None where there is none."""
+        if self.linear_map is None:
+            return None
+        shape = (self.from_dim, self.side_information_dim, self.to_dim, self.inner_dim, self.non_negative)
+        alone = Transformation(*shape, members=None, linear=True)
+        alone.linear_map = self.linear_map
+        return alone.eval()
+
+    def estimates(self, embedding: Tensor, side_information: Tensor | None = None) -> Tensor:
+        """(B, D_from) and (B, S) float32 -> (members, B, D_to) float32: what each of them says by itself."""
+        side = self._side(embedding, side_information)
+        return torch.stack([member(embedding, side) for member in self.members])
 
     def forward(self, embedding: Tensor, side_information: Tensor | None = None) -> Tensor:
         """(B, D_from) and (B, S) float32 -> (B, D_to) float32; a network made without side-information ignores it."""
-        side = embedding
-        if self.side_information_dim is not None:
-            assert side_information is not None, "this transformation needs side-information"
-            side = side_information
-        branches = torch.cat([self.old_branch(embedding), self.side_branch(side)], dim=1)  # (B, 4·D_to)
-        output: Tensor = self.mixer(branches.to(self.mixer_dtype))
+        outputs = [self.estimates(embedding, side_information).mean(dim=0)] if self.members else []
+        if self.linear_map is not None:
+            inputs = [embedding]
+            if self.side_information_dim is not None:
+                inputs.append(self._side(embedding, side_information))
+            outputs.append(self.linear_map(torch.cat(inputs, dim=1)))
+        output = outputs[0]
+        if len(outputs) == 2 and self.linear_map is not None:
+            output = torch.lerp(output, outputs[1], self.linear_map.share)
         if self.non_negative:
             output = output.relu()
         return output if self.class_means is None else self.class_means(output)
 
+    def _side(self, embedding: Tensor, side_information: Tensor | None) -> Tensor:
+        if self.side_information_dim is None:
+            return embedding
+        assert side_information is not None, "this transformation needs side-information"
+        return side_information
+
+
+def _read_plain_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: object) -> None:
+    """Read what was saved of a single member whose weights' names have no number, and of class means that draw every
+    item."""
+    parts = tuple(f"{prefix}{part}." for part in ("old_branch", "side_branch", "mixer"))
+    for name in [name for name in state if name.startswith(parts)]:
+        state[f"{prefix}members.0.{name.removeprefix(prefix)}"] = state.pop(name)
+    if f"{prefix}class_means.means" in state:
+        state.setdefault(f"{prefix}class_means.none_distance", torch.tensor(_NEVER))
+
 
 class ClassMeans(nn.Module):
-    """Shrinks an estimate towards the class means of the new model: (1 - share)·z + share·Σ_c p(c | z)·m_c, where
-    p(c | z) is the softmax of -‖z - m_c‖² / temperature.
+    """Draws an estimate to the class means of the new model: z + share·Σ_c p(c | z)·(m_c - z), where p(c | z) is the
+    softmax of -‖z - m_c‖² / temperature over the classes and "none of them", which is at `none_distance` of every z.
 
     What h cannot know of an image it leaves at its average over the images that look alike to the old model, between
     classes. Where the new model's classes are those that are searched for, their means say what a likely embedding is:
-    the estimate of a mixture of Gaussians' centre given z. An item of none of the classes is moved as well, by the same
-    share at most (docs/results.md says what that costs).
+    the estimate of a mixture of Gaussians' centre given z. An item that is far from all means stays where it is.
     """
 
     means: Tensor  # (C, D)
-    temperature: Tensor  # scalars, squared distance and 0 to 1
+    temperature: Tensor  # scalars: squared distances, and 0 to 1
+    none_distance: Tensor
     share: Tensor
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("means", torch.zeros(classes, dim))
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("none_distance", torch.tensor(_NEVER))
         self.register_buffer("share", torch.zeros(()))
 
     def forward(self, estimate: Tensor) -> Tensor:
         """(B, D) -> (B, D) float32."""
         estimate = estimate.float()
-        # ‖z‖² is the same for all classes, so the softmax does not need it.
-        distances = self.means.square().sum(dim=1) - 2 * estimate @ self.means.T  # (B, C)
-        likely = torch.softmax(-distances / self.temperature, dim=1) @ self.means
-        return torch.lerp(estimate, likely, self.share)
+        squares = estimate.square().sum(dim=1, keepdim=True)
+        distances = squares + self.means.square().sum(dim=1) - 2 * estimate @ self.means.T  # (B, C)
+        none = self.none_distance.expand(len(estimate), 1)
+        likely = torch.softmax(-torch.cat([distances, none], dim=1) / self.temperature, dim=1)[:, :-1]
+        return estimate + self.share * (likely @ self.means - likely.sum(dim=1, keepdim=True) * estimate)
 
 
 def fold_batch_norm(network: Transformation) -> Transformation:

@@ -45,7 +45,7 @@ def transformation(from_dim: int, side_dim: int | None, to_dim: int, seed: int, 
     embedding = torch.randn(256, from_dim)
     side = None if side_dim is None else torch.randn(256, side_dim)
     _spread(network, embedding, side)
-    last = network.mixer[-1]
+    last = network.members[0].mixer[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         output = network(embedding, side)

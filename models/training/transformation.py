@@ -3,57 +3,68 @@
 The released code encodes every image anew in each epoch; here the three frozen encoders have run once, and the features
 are what is trained on.
 
-`recipe="paper"` is the paper's. `recipe="default"` learns the same way and adds what docs/results.md shows to be worth
-having:
-(a) where the target is never negative, neither is the output;
-(b) where the rows have labels, the output is moved towards the new model's class means, by a share and with a
-    temperature that are best on rows that were not learned from. That is for h; give rows for g without labels.
+`recipe="paper"` is the paper's: one network, mean squared error, nothing else. `recipe="default"` learns the same way
+and adds what docs/results.md shows to help with items of any class, whether h has seen it or not:
+(a) several members, whose mean is taken;
+(b) a share of a linear map in closed form (`linear_map`), chosen on rows that were not learned from: all of it where
+    the pairs are few;
+(c) where the target is never negative, neither is the output.
+With `task="class"` and labels, it also draws the output to the new model's class means (`class_means`). That erases
+which item it was, for retrieval by class; give rows for g without labels.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from models.metrics import query_metrics
 from models.precision import Precision
-from models.statistics import paired_bootstrap
 from models.training.checkpoints import TrainingState, load_checkpoint_if_whole, save_checkpoint
+from models.training.class_means import NOT_USED, apply_setting, choose_setting, class_means, classes_to_leave_out
 from models.training.features import PairedFeatures
+from models.training.linear_map import best_share, fit_linear_map
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
-from models.transformation import ClassMeans, Transformation
+from models.transformation import Transformation
 
 Recipe = Literal["paper", "default"]
+Task = Literal["instance", "class"]
 # (output, target, labels) of a batch -> a scalar that is added to the mean squared error.
 ExtraLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _HELD_OUT = 0.1
 _MOST_HELD_OUT = 5_000
-# In units of the mean squared distance of a target from its class's mean.
-_TEMPERATURES = (0.06, 0.11, 0.22, 0.45)
-_SHARES = (0.2, 0.4, 0.6, 0.8)
+_LEAST_BATCH = 64
+_BATCHES_AN_EPOCH = 16
 
 
 @dataclass(frozen=True)
 class TransformationTraining:
-    """The released code's settings."""
+    """The released code's settings; `inner_dim` and `members` are the recipe's own where they are None: 2,048 and 1
+    (paper), 1,024 and 2 (default). `task` is what the gallery is searched for: items, or classes of items."""
 
     epochs: int = 80
     warm_up_epochs: int = 5
     batch: int = 1024
     learning_rate: float = 5e-4
     weight_decay: float = 2**-15
-    inner_dim: int = 2048
+    inner_dim: int | None = None
     seed: int = 0
     recipe: Recipe = "default"
     precision: Precision = "float32"  # of the products; the weights are float32
+    task: Task = "instance"
+    members: int | None = None
+
+
+@dataclass(frozen=True)
+class FittedTransformation:
+    """A trained network, in eval mode, and what was chosen for it on held-out rows."""
+
+    network: Transformation
+    choices: dict[str, Any]
 
 
 def train_transformation(
@@ -62,8 +73,8 @@ def train_transformation(
     progress: Progress = no_progress,
     checkpoint: Path | None = None,
     extra_loss: ExtraLoss | None = None,
-) -> Transformation:
-    """Return a network trained by mean squared error to `pairs.target`, in eval mode, on the device of `pairs`.
+) -> FittedTransformation:
+    """Return a network trained by mean squared error to `pairs.target`, on the device of `pairs`.
 
     In the second half of the epochs BatchNorm's statistics are frozen, as in the released code. An epoch takes every
     image once, by a view drawn at random. After each epoch the state is written to `checkpoint`, then `progress` is
@@ -75,60 +86,111 @@ def train_transformation(
 
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    by_class = config.recipe == "default" and pairs.labels is not None
-    learned, held_out = _split(pairs, generator) if by_class else (pairs, None)
+    fit = _Fit(config, generator, progress, checkpoint, extra_loss)
+    if config.recipe == "paper":
+        network = _network(pairs, config.inner_dim or 2048, config.members or 1)
+        fit.run({"network": network}, {"network": pairs})
+        return FittedTransformation(network.eval(), {"members": len(network.members), "inner_dim": network.inner_dim})
 
+    return _train_default(pairs, config, fit, generator)
+
+
+def _train_default(
+    pairs: PairedFeatures, config: TransformationTraining, fit: "_Fit", generator: torch.Generator
+) -> FittedTransformation:
+    learned, held_out = _split(pairs, generator)
+    network = _network(pairs, config.inner_dim or 1024, config.members or 2)  # (a)
+    networks, rows = {"network": network}, {"network": learned}
+    left_out = None
+    if config.task == "class" and learned.labels is not None:
+        left_out = classes_to_leave_out(learned.labels, generator)
+        if len(left_out):
+            networks["probe"] = _network(pairs, network.inner_dim, 1)
+            kept = torch.nonzero(~torch.isin(learned.labels, left_out)).flatten().cpu()
+            rows["probe"] = learned.take(kept)
+    fit.run(networks, rows)
+
+    choices: dict[str, Any] = {"members": len(network.members), "inner_dim": network.inner_dim}
+    if len(held_out):  # (b)
+        network = _with_linear_map(network, learned, held_out)
+        assert network.linear_map is not None
+        choices["linear_share"] = float(network.linear_map.share)
+    network = _extended(network, non_negative=bool((pairs.target >= 0).all()))  # (c)
+    if left_out is not None and "probe" in networks:
+        probe = _extended(networks["probe"], non_negative=network.non_negative)
+        setting = choose_setting(probe, learned, held_out, left_out)
+        choices["class_means"] = None if setting is NOT_USED else asdict(setting)
+        choices["classes_left_out"] = len(left_out)
+        if setting is not NOT_USED:
+            drawing, scatter = class_means(learned)
+            apply_setting(drawing, setting, scatter)
+            network = _extended(network, classes=len(drawing.means))
+            network.class_means = drawing
+    return FittedTransformation(network.eval(), choices)
+
+
+def _network(pairs: PairedFeatures, inner_dim: int, members: int) -> Transformation:
     side_dim = None if pairs.side_information is None else pairs.side_information.shape[1]
-    network = Transformation(pairs.embedding.shape[1], side_dim, pairs.target.shape[1], config.inner_dim)
-    network.to(pairs.embedding.device)
-    _fit(network, learned, config, generator, progress, checkpoint, extra_loss)
-
-    if config.recipe == "default":
-        network = _with_support(network, pairs.target)  # (a)
-    if held_out is not None:  # (b)
-        network = _with_class_means(network, learned, held_out)
-    return network.eval()
+    from_dim, to_dim = pairs.embedding.shape[1], pairs.target.shape[1]
+    return Transformation(from_dim, side_dim, to_dim, inner_dim, members=members).to(pairs.embedding.device)
 
 
-def _fit(
-    network: Transformation,
-    pairs: PairedFeatures,
-    config: TransformationTraining,
-    generator: torch.Generator,
-    progress: Progress,
-    checkpoint: Path | None,
-    extra_loss: ExtraLoss | None,
-) -> None:
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
-    state = TrainingState(network, optimizer, schedule, generator)
+@dataclass(frozen=True)
+class _Fit:
+    """How networks are fitted, all of them in one run of epochs, and where it goes on after a stop."""
 
-    configuration = {"pairs": len(pairs), "network": network.config(), "training": asdict(config)}
-    stored = None if checkpoint is None else load_checkpoint_if_whole(checkpoint)
-    epochs_done = 0
-    if stored is not None and stored["configuration"] == configuration:
-        state.restore(stored)
-        epochs_done = stored["epoch"]
+    config: TransformationTraining
+    generator: torch.Generator
+    progress: Progress
+    checkpoint: Path | None
+    extra_loss: ExtraLoss | None
 
-    for epoch in range(epochs_done, config.epochs):
-        network.train(epoch < config.epochs // 2)
-        for batch in pairs.batches(config.batch, generator):
-            with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                output = network(batch.embedding, batch.side_information).float()
-            loss = functional.mse_loss(output, batch.target)
-            if extra_loss is not None:
-                loss = loss + extra_loss(output, batch.target, batch.labels)
+    def run(self, networks: dict[str, Transformation], rows: dict[str, PairedFeatures]) -> None:
+        """Fit each network to its rows."""
+        config, learned = self.config, nn.ModuleDict(networks)
+        optimizer = torch.optim.Adam(
+            learned.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        schedule = warm_up_then_cosine(optimizer, config.epochs, config.warm_up_epochs)
+        state = TrainingState(learned, optimizer, schedule, self.generator)
 
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-            optimizer.step()
+        shapes = {name: [len(rows[name]), network.config()] for name, network in networks.items()}
+        configuration = {"networks": shapes, "training": asdict(config)}
+        stored = None if self.checkpoint is None else load_checkpoint_if_whole(self.checkpoint)
+        epochs_done = 0
+        if stored is not None and stored["configuration"] == configuration:
+            state.restore(stored)
+            epochs_done = stored["epoch"]
 
-        schedule.step()
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, configuration, epoch + 1, state)
-        progress(epoch + 1, config.epochs)
+        for epoch in range(epochs_done, config.epochs):
+            learned.train(epoch < config.epochs // 2)
+            for name, network in networks.items():
+                for batch in rows[name].batches(self._batch_size(len(rows[name])), self.generator):
+                    optimizer.zero_grad()
+                    self._loss(network, batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+                    optimizer.step()
+
+            schedule.step()
+            if self.checkpoint is not None:
+                save_checkpoint(self.checkpoint, configuration, epoch + 1, state)
+            self.progress(epoch + 1, config.epochs)
+
+    def _loss(self, network: Transformation, batch: PairedFeatures) -> Tensor:
+        """Return the sum of what each member loses: they learn independently of each other."""
+        with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            outputs = network.estimates(batch.embedding, batch.side_information).float()
+        loss = outputs.new_zeros(())
+        for output in outputs:
+            loss = loss + functional.mse_loss(output, batch.target)
+            if self.extra_loss is not None:
+                loss = loss + self.extra_loss(output, batch.target, batch.labels)
+        return loss
+
+    def _batch_size(self, rows: int) -> int:
+        """Return the size of a batch: smaller where rows are so few that an epoch would hardly have a step."""
+        if self.config.recipe == "paper":
+            return self.config.batch
+        return min(self.config.batch, max(_LEAST_BATCH, rows // _BATCHES_AN_EPOCH))
 
 
 def _split(pairs: PairedFeatures, generator: torch.Generator) -> tuple[PairedFeatures, PairedFeatures]:
@@ -138,63 +200,23 @@ def _split(pairs: PairedFeatures, generator: torch.Generator) -> tuple[PairedFea
     return pairs.take(order[count:]), pairs.take(order[:count]).first_view()
 
 
-def _with_support(network: Transformation, target: Tensor) -> Transformation:
-    """Return the network with a ReLU at its end, if no target is negative."""
-    return _extended(network, non_negative=bool((target >= 0).all()))
-
-
-def _with_class_means(network: Transformation, learned: PairedFeatures, held_out: PairedFeatures) -> Transformation:
-    """Return the network with the class means of the new model behind it, or as it is where they do not help.
-
-    Temperature and share are those of a small grid whose CMC@1 + mAP of new/h is best on the held-out rows, if that is
-    better than without by more than chance (`models.statistics`): labels may have nothing to do with retrieval.
-    """
-    assert held_out.labels is not None
-    if not len(held_out) or int(torch.bincount(held_out.labels).max()) < 2:
-        return network
-
-    shrinking, scatter = _class_means(learned)
-    labels, query = held_out.labels.cpu().numpy(), held_out.target.cpu().numpy()
+def _with_linear_map(network: Transformation, learned: PairedFeatures, held_out: PairedFeatures) -> Transformation:
+    """Return the network with a linear map beside it, or the map alone where that takes the whole share."""
+    linear = fit_linear_map(learned, held_out)
     with torch.inference_mode():
-        estimate = network.eval()(held_out.embedding, held_out.side_information)
+        mean = network.eval()(held_out.embedding, held_out.side_information)
+        inputs = held_out.embedding
+        if held_out.side_information is not None:
+            inputs = torch.cat([held_out.embedding, held_out.side_information], dim=1)
+        share = best_share(mean, linear(inputs), held_out.target)
+    linear.share.fill_(share)
 
-    def settle(temperature: float, share: float) -> None:
-        shrinking.temperature.fill_(temperature * scatter)
-        shrinking.share.fill_(share)
-
-    def scores(temperature: float, share: float) -> NDArray[np.float64]:
-        settle(temperature, share)
-        with torch.inference_mode():
-            moved = shrinking(estimate).cpu().numpy()
-        found = query_metrics(query, labels, moved, labels, self_match=True, device=estimate.device.type)
-        return np.where(found.first_match_ranks < 1, 1.0, 0.0) + found.average_precisions
-
-    best = max(product(_TEMPERATURES, _SHARES), key=lambda setting: float(np.nanmean(scores(*setting))))
-    if paired_bootstrap(scores(1.0, 0.0), scores(*best), resamples=1_000).low <= 0:
-        return network
-
-    settle(*best)
-    extended = _extended(network, classes=len(shrinking.means))
-    extended.class_means = shrinking
+    extended = _extended(network, linear=True, members=None if share == 1 else len(network.members))
+    extended.linear_map = linear
     return extended
 
 
-def _class_means(learned: PairedFeatures) -> tuple[ClassMeans, float]:
-    """Return the means of the classes that there are, and the mean squared distance of a target from its class's."""
-    assert learned.labels is not None
-    target = learned.first_view().target
-    counts = torch.bincount(learned.labels)  # (C,)
-    means = target.new_zeros(len(counts), target.shape[1]).index_add_(0, learned.labels, target)  # (C, D)
-    means = means / counts.clamp(min=1)[:, None]
-    scatter = float((target - means[learned.labels]).square().sum(dim=1).mean())
-
-    known = counts > 0
-    shrinking = ClassMeans(int(known.sum()), means.shape[1]).to(target.device)
-    shrinking.means.copy_(means[known])
-    return shrinking, scatter
-
-
-def _extended(network: Transformation, **changes: bool | int) -> Transformation:
+def _extended(network: Transformation, **changes: bool | int | None) -> Transformation:
     """Return a copy with another configuration, in eval mode; what the first has no weights for is as it is built."""
     device = next(network.parameters()).device
     extended = Transformation(**{**network.config(), **changes}).to(device)

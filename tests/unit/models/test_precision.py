@@ -60,7 +60,7 @@ def test_retrieval_is_the_same_in_bfloat16() -> None:
 
 def test_a_network_that_bfloat16_would_bend_runs_in_float32(caplog: pytest.LogCaptureFixture) -> None:
     network = transformation(DIM, DIM, DIM, seed=0)
-    last = network.mixer[-1]
+    last = network.members[0].mixer[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         # Outputs that are a small difference of large numbers.

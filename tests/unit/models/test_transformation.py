@@ -1,12 +1,13 @@
 """h and g, against what their layers say, and BatchNorm folded against not."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from models.transformation import ConvBlock, Transformation, fold_batch_norm
+from models.transformation import ClassMeans, ConvBlock, Transformation, fold_batch_norm
 from tests.networks import transformation
 
 
@@ -39,10 +40,11 @@ def test_a_transformation_computes_what_its_layers_say(from_dim: int, side_dim: 
         scaled = (values @ linear.weight.T - norm.running_mean) / torch.sqrt(norm.running_var + norm.eps)
         return (scaled * norm.weight + norm.bias).clamp(min=0)
 
-    old = block(network.old_branch[1], block(network.old_branch[0], embedding))
-    side = block(network.side_branch[1], block(network.side_branch[0], side_information))
-    mixed = block(network.mixer[1], block(network.mixer[0], torch.cat([old, side], dim=1)))
-    last = network.mixer[2]
+    (member,) = network.members
+    old = block(member.old_branch[1], block(member.old_branch[0], embedding))
+    side = block(member.side_branch[1], block(member.side_branch[0], side_information))
+    mixed = block(member.mixer[1], block(member.mixer[0], torch.cat([old, side], dim=1)))
+    last = member.mixer[2]
     assert isinstance(last, nn.Linear)
 
     assert torch.allclose(network(embedding, side_information), mixed @ last.weight.T + last.bias, rtol=1e-4, atol=1e-5)
@@ -73,3 +75,58 @@ def test_folding_batch_norm_changes_no_output(side_dim: int | None) -> None:
     assert not any(isinstance(module, nn.BatchNorm1d) for module in folded.modules())
     assert torch.allclose(folded(*inputs), network(*inputs), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_items_are_drawn_to_classes_by_how_likely_each_is_and_not_where_none_is() -> None:
+    generator = torch.Generator().manual_seed(0)
+    estimate, means = torch.randn(20, 4, generator=generator), torch.randn(3, 4, generator=generator)
+    estimate[0] = 100.0
+    drawing = ClassMeans(3, 4)
+    drawing.means.copy_(means)
+    drawing.temperature.fill_(0.7)
+    drawing.none_distance.fill_(2.5)
+    drawing.share.fill_(0.4)
+
+    found = drawing(estimate)
+
+    for row, z in zip(found, estimate, strict=True):
+        weights = [float(torch.exp(-((z - mean) ** 2).sum() / 0.7)) for mean in means]
+        total = sum(weights) + math.exp(-2.5 / 0.7)
+        moves = [weight / total * (mean - z) for weight, mean in zip(weights, means, strict=True)]
+        assert torch.allclose(row, z + 0.4 * torch.stack(moves).sum(dim=0), atol=1e-5)
+    assert torch.equal(found[0], estimate[0])
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_transformation_that_was_saved_with_one_unnumbered_member_is_read(classes: int | None) -> None:
+    network = Transformation(6, 5, 4, inner_dim=8, classes=classes).eval()
+    config = {name: value for name, value in network.config().items() if name not in ("members", "linear")}
+    state = {name.removeprefix("members.0."): value for name, value in network.state_dict().items()}
+    state.pop("class_means.none_distance", None)
+    if classes is not None:
+        state["class_means.means"].normal_()
+        state["class_means.share"].fill_(0.5)
+    inputs = torch.randn(10, 6), torch.randn(10, 5)
+    expected = network(*inputs)
+
+    read = Transformation(**config).eval()
+    read.load_state_dict(state)
+
+    assert torch.equal(read(*inputs), expected)
+    if classes is not None:
+        assert read.class_means is not None
+        everywhere = read.class_means(1e6 * torch.ones(1, 4))
+        assert bool((everywhere < 0.6e6).all())  # however far it is, an item is drawn
+
+
+def test_the_linear_map_alone_is_the_floor_under_its_members() -> None:
+    network = Transformation(6, 5, 4, inner_dim=8, non_negative=True, members=2, linear=True).eval()
+    inputs = torch.randn(10, 6), torch.randn(10, 5)
+
+    floor = network.linear_alone()
+
+    assert floor is not None
+    assert network.linear_map is not None
+    assert torch.equal(floor(*inputs), network.linear_map(torch.cat(inputs, dim=1)).relu())
+    assert floor.config() == network.config() | {"members": None}
+    assert Transformation(6, 5, 4).linear_alone() is None

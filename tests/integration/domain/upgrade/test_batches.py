@@ -149,7 +149,7 @@ def register_loud_transformation(client: TestClient) -> None:
     (from_dim, from_side), (to_dim, to_side) = DIMS["v1"], DIMS["v2"]
     assert to_side is not None
     h = transformation(from_dim, from_side, to_dim, seed=7)
-    last = h.mixer[2]
+    last = h.members[0].mixer[2]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.weight.mul_(2_000)

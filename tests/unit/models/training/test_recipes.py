@@ -1,4 +1,4 @@
-"""What the default recipe adds to the paper's: the target's support, the class means of the new model, and views."""
+"""What the default recipe adds to the paper's: several members, a linear map, the target's support, and class means."""
 
 from dataclasses import replace
 
@@ -8,58 +8,97 @@ import torch
 from torch import Tensor
 
 from models.artifacts import load_transformation_network, save_network
-from models.metrics import RetrievalMetrics, retrieval_metrics
+from models.metrics import RetrievalMetrics, cmc, retrieval_metrics
 from models.training.features import PairedFeatures
-from models.training.transformation import TransformationTraining, train_transformation
-from models.transformation import ClassMeans, Transformation
+from models.training.transformation import FittedTransformation, TransformationTraining, train_transformation
+from models.transformation import Transformation
 
-CLASSES = 8
-CONFIG = TransformationTraining(epochs=4, warm_up_epochs=1, batch=64, inner_dim=8, learning_rate=5e-3)
+CLASSES = 20
+CONFIG = TransformationTraining(epochs=6, warm_up_epochs=1, batch=64, inner_dim=8, learning_rate=5e-3)
+BY_CLASS = replace(CONFIG, task="class", inner_dim=32, members=4)
 
 
-def classes_apart(seed: int, images: int = 2_000) -> PairedFeatures:
-    """Images of 8 classes, a little apart from each other in the new space; the old space sees them through noise."""
+def classes_apart(seed: int, images: int = 3_000, noise: float = 0.3) -> PairedFeatures:
+    """Images of 20 classes, a little apart from each other in the new space; the old space sees them through noise."""
     generator = torch.Generator().manual_seed(seed)
     means = torch.rand(CLASSES, 12, generator=torch.Generator().manual_seed(9))
     labels = torch.arange(images) % CLASSES
-    target = (means[labels] + 0.5 * torch.randn(images, 12, generator=generator)).clamp(min=0)
-    embedding = target[:, :10] + 0.3 * torch.randn(images, 10, generator=generator)
+    target = (means[labels] + 0.2 * torch.randn(images, 12, generator=generator)).clamp(min=0)
+    embedding = target[:, :10] + noise * torch.randn(images, 10, generator=generator)
     return PairedFeatures(embedding, None, target, labels)
+
+
+def output_of(network: Transformation, pairs: PairedFeatures) -> Tensor:
+    with torch.inference_mode():
+        output: Tensor = network(pairs.embedding, pairs.side_information)
+    return output
+
+
+def error_of(network: Transformation, pairs: PairedFeatures) -> float:
+    return float((output_of(network, pairs) - pairs.target).square().mean())
 
 
 def new_h(network: Transformation, pairs: PairedFeatures) -> RetrievalMetrics:
     assert pairs.labels is not None
-    labels = pairs.labels.numpy()
-    with torch.inference_mode():
-        gallery = network(pairs.embedding).numpy()
+    labels, gallery = pairs.labels.numpy(), output_of(network, pairs).numpy()
     return retrieval_metrics(pairs.target.numpy(), labels, gallery, labels, self_match=True)
 
 
-def test_class_means_make_retrieval_better_on_images_that_were_not_learned_from() -> None:
+def own_item_first(network: Transformation, pairs: PairedFeatures) -> float:
+    numbers = np.arange(len(pairs))
+    return cmc(pairs.target.numpy(), numbers, output_of(network, pairs).numpy(), numbers, ks=(1,))[1]
+
+
+def test_the_paper_recipe_is_one_network_and_nothing_else() -> None:
+    fitted = train_transformation(classes_apart(0), replace(BY_CLASS, epochs=2, recipe="paper", members=None))
+
+    config = fitted.network.config()
+    assert (config["members"], config["linear"], config["non_negative"], config["classes"]) == (1, False, False, None)
+    assert fitted.choices == {"members": 1, "inner_dim": 32}
+
+
+def test_the_default_recipe_errs_less_than_the_papers_on_images_that_were_not_learned_from() -> None:
     learned, asked = classes_apart(0), classes_apart(1)
 
-    network = train_transformation(learned, CONFIG)
-    with_means = new_h(network, asked)
-    network.class_means = None
-    without = new_h(network, asked)
+    paper = train_transformation(learned, replace(CONFIG, recipe="paper")).network
+    default = train_transformation(learned, CONFIG).network
 
-    assert with_means.map > without.map + 0.01
-    assert with_means.cmc1 > without.cmc1
+    assert error_of(default, asked) < error_of(paper, asked)
+    assert own_item_first(default, asked) >= own_item_first(paper, asked)
 
 
-def test_the_paper_recipe_has_neither_support_nor_class_means() -> None:
-    network = train_transformation(classes_apart(0), replace(CONFIG, epochs=2, recipe="paper"))
+def test_the_output_is_the_mean_of_the_members_and_a_share_of_the_linear_map() -> None:
+    pairs = classes_apart(0)
+    fitted = train_transformation(pairs, replace(CONFIG, members=3))
 
-    assert (network.config()["non_negative"], network.config()["classes"]) == (False, None)
+    network = fitted.network
+    assert network.linear_map is not None
+    with torch.inference_mode():
+        members = torch.stack([member(pairs.embedding, pairs.embedding) for member in network.members])
+        linear = network.linear_map(pairs.embedding)
+    share = fitted.choices["linear_share"]
+    expected = (1 - share) * members.mean(dim=0) + share * linear
+    assert len(members) == fitted.choices["members"] == 3
+    assert torch.allclose(output_of(network, pairs), expected.relu(), atol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["no labels", "no label twice", "labels by chance"])
-def test_without_classes_there_are_no_class_means(what: str) -> None:
-    by_chance = torch.randint(CLASSES, (2_000,), generator=torch.Generator().manual_seed(3))
-    labels = {"no labels": None, "no label twice": torch.arange(2_000), "labels by chance": by_chance}[what]
-    network = train_transformation(replace(classes_apart(0), labels=labels), replace(CONFIG, epochs=2))
+def test_with_few_pairs_the_linear_map_is_used_alone_and_the_members_are_left_away() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding, side = torch.randn(120, 6, generator=generator), torch.randn(120, 4, generator=generator)
+    target = torch.cat([embedding, side], dim=1) @ torch.randn(10, 5, generator=generator) + 3
+    pairs = PairedFeatures(embedding, side, target, None)
 
-    assert network.config()["classes"] is None
+    fitted = train_transformation(pairs, replace(CONFIG, epochs=2))
+
+    assert fitted.choices["linear_share"] == 1.0
+    assert fitted.network.config()["members"] is None
+    assert error_of(fitted.network, pairs) < 1e-3
+
+
+def test_too_few_samples_to_hold_any_out_leave_the_members_alone() -> None:
+    fitted = train_transformation(classes_apart(0, images=9), replace(CONFIG, epochs=1))
+
+    assert (fitted.choices.get("linear_share"), fitted.network.config()["linear"]) == (None, False)
 
 
 @pytest.mark.parametrize("lowest", [0.0, -0.1])
@@ -67,80 +106,68 @@ def test_the_output_is_negative_only_where_a_target_is(lowest: float) -> None:
     pairs = classes_apart(0)
     pairs = replace(pairs, target=pairs.target.clamp(min=0) + lowest, labels=None)
 
-    network = train_transformation(pairs, replace(CONFIG, epochs=2))
+    network = train_transformation(pairs, replace(CONFIG, epochs=2)).network
 
     with torch.inference_mode():
         output = network(10 * torch.randn(500, 10))
     assert bool((output >= 0).all()) == (lowest == 0.0)
 
 
+def test_labels_change_nothing_where_items_are_searched_for() -> None:
+    pairs = classes_apart(0)
+
+    with_labels = train_transformation(pairs, replace(CONFIG, epochs=2)).network
+    without = train_transformation(replace(pairs, labels=None), replace(CONFIG, epochs=2)).network
+
+    assert torch.equal(output_of(with_labels, pairs), output_of(without, pairs))
+    assert with_labels.class_means is None
+
+
+def test_class_means_make_retrieval_by_class_better_on_images_that_were_not_learned_from() -> None:
+    learned, asked = classes_apart(0), classes_apart(1)
+
+    fitted = train_transformation(learned, BY_CLASS)
+    with_means = new_h(fitted.network, asked)
+    fitted.network.class_means = None
+    without = new_h(fitted.network, asked)
+
+    assert fitted.choices["classes_left_out"] == 4
+    assert with_means.map > without.map + 0.01
+    assert with_means.cmc1 + with_means.map > without.cmc1 + without.map
+
+
+@pytest.mark.parametrize("what", ["no labels", "no label twice", "labels by chance", "one class"])
+def test_without_classes_there_are_no_class_means(what: str) -> None:
+    by_chance = torch.randint(CLASSES, (3_000,), generator=torch.Generator().manual_seed(3))
+    labels = {
+        "no labels": None,
+        "no label twice": torch.arange(3_000),
+        "labels by chance": by_chance,
+        "one class": torch.zeros(3_000, dtype=torch.int64),
+    }[what]
+
+    network = train_transformation(replace(classes_apart(0), labels=labels), replace(BY_CLASS, epochs=2)).network
+
+    assert network.config()["classes"] is None
+
+
 def test_labels_of_classes_that_have_no_image_are_no_classes() -> None:
     pairs = classes_apart(0)
     assert pairs.labels is not None
-    network = train_transformation(replace(pairs, labels=3 * pairs.labels + 5), CONFIG)
+
+    network = train_transformation(replace(pairs, labels=3 * pairs.labels + 5), BY_CLASS).network
 
     assert network.config()["classes"] == CLASSES
 
 
-def test_what_was_learned_is_an_artifact_that_gives_the_same() -> None:
+@pytest.mark.parametrize("config", [CONFIG, BY_CLASS])
+def test_what_was_learned_is_an_artifact_that_gives_the_same(config: TransformationTraining) -> None:
     pairs = classes_apart(0)
-    network = train_transformation(pairs, CONFIG)
-    assert network.config()["classes"] == CLASSES
+    fitted: FittedTransformation = train_transformation(pairs, config)
 
-    loaded = load_transformation_network(save_network(network), from_dim=10, side_information_dim=None, to_dim=12)
+    loaded = load_transformation_network(
+        save_network(fitted.network), from_dim=10, side_information_dim=None, to_dim=12
+    )
 
-    with torch.inference_mode():
-        expected = network(pairs.embedding).numpy()
-    np.testing.assert_allclose(loaded(pairs.embedding.numpy(), None), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_class_means_are_weighted_by_how_likely_each_class_is() -> None:
-    generator = torch.Generator().manual_seed(0)
-    estimate, means = torch.randn(20, 4, generator=generator), torch.randn(3, 4, generator=generator)
-    shrinking = ClassMeans(3, 4)
-    shrinking.means.copy_(means)
-    shrinking.temperature.fill_(0.7)
-    shrinking.share.fill_(0.4)
-
-    found = shrinking(estimate)
-
-    for row, z in zip(found, estimate, strict=True):
-        weights = [float(torch.exp(-((z - mean) ** 2).sum() / 0.7)) for mean in means]
-        likely = sum(weight * mean for weight, mean in zip(weights, means, strict=True)) / sum(weights)
-        assert torch.allclose(row, 0.6 * z + 0.4 * likely, atol=1e-5)
-
-
-def test_an_epoch_has_every_image_once_by_views_of_both_versions_alike() -> None:
-    images, views = 7, 3
-    numbers = torch.arange(images * views).float()
-    pairs = PairedFeatures(numbers[:, None], -numbers[:, None], 10 * numbers[:, None], torch.arange(images), views)
-    generator = torch.Generator().manual_seed(0)
-    seen: set[int] = set()
-    for _ in range(20):
-        batches = list(pairs.batches(3, generator))
-        rows = torch.cat([batch.embedding[:, 0] for batch in batches])
-        labels = _labels(batches)
-        assert [len(batch) for batch in batches] == [3, 4]
-        assert sorted(labels.tolist()) == list(range(images))
-        assert torch.equal(rows % images, labels.float())
-        for batch in batches:
-            assert batch.side_information is not None
-            assert torch.equal(batch.side_information, -batch.embedding)
-            assert torch.equal(batch.target, 10 * batch.embedding)
-        seen |= set(rows.int().tolist())
-
-    assert seen == set(range(images * views))
-
-
-def test_some_images_are_taken_with_all_their_views() -> None:
-    pairs = PairedFeatures(torch.arange(12.0)[:, None], None, torch.arange(12.0)[:, None], torch.arange(4), views=3)
-
-    taken = pairs.take(torch.tensor([3, 0]))
-
-    assert taken.embedding[:, 0].tolist() == [3, 0, 7, 4, 11, 8]
-    assert (len(taken), _labels([taken]).tolist()) == (2, [3, 0])
-    assert taken.first_view().embedding[:, 0].tolist() == [3, 0]
-
-
-def _labels(batches: list[PairedFeatures]) -> Tensor:
-    return torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    found = loaded(pairs.embedding.numpy(), None)
+    np.testing.assert_allclose(found, output_of(fitted.network, pairs).numpy(), rtol=1e-4, atol=1e-5)

@@ -21,18 +21,20 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
 
     pairs = PairedFeatures(embedding, side_information, target, None)
 
-    network = train_transformation(pairs, config, lambda done, total: epochs.append(done))
+    network = train_transformation(pairs, config, lambda done, total: epochs.append(done)).network
 
     with torch.inference_mode():
         error = float(nn.functional.mse_loss(network(embedding, side_information), target))
     constant = float((target - target.mean(dim=0)).square().mean())
-    assert network.config() == {
+    config_of_members = {"members": network.config()["members"]}  # none where the linear map is all of it
+    assert network.config() == config_of_members | {
         "from_dim": 6,
         "side_information_dim": 4 if with_side_information else None,
         "to_dim": 5,
         "inner_dim": 32,
         "non_negative": True,
         "classes": None,
+        "linear": True,
     }
     assert not network.training
     assert epochs == list(range(1, 61))
@@ -43,8 +45,8 @@ def test_batch_norm_is_frozen_in_the_second_half() -> None:
     pairs = PairedFeatures(torch.randn(50, 4), None, torch.randn(50, 3), None)
 
     def batches_seen(epochs: int) -> int:
-        config = TransformationTraining(epochs=epochs, batch=25, inner_dim=8)
-        return int(train_transformation(pairs, config).state_dict()["mixer.0.1.num_batches_tracked"])
+        config = TransformationTraining(epochs=epochs, batch=25, inner_dim=8, recipe="paper")
+        return int(train_transformation(pairs, config).network.state_dict()["members.0.mixer.0.1.num_batches_tracked"])
 
     assert batches_seen(4) == 2 * 2
     assert batches_seen(5) == 2 * 2
@@ -55,7 +57,7 @@ def test_the_same_seed_gives_the_same_transformation() -> None:
 
     def trained(seed: int) -> Tensor:
         config = TransformationTraining(epochs=2, batch=16, inner_dim=8, seed=seed)
-        output: Tensor = train_transformation(pairs, config)(pairs.embedding)
+        output: Tensor = train_transformation(pairs, config).network(pairs.embedding)
         return output
 
     assert torch.equal(trained(1), trained(1))
@@ -63,10 +65,13 @@ def test_the_same_seed_gives_the_same_transformation() -> None:
 
 
 def test_the_settings_of_the_transformation_are_the_papers() -> None:
-    config = TransformationTraining()
+    config = TransformationTraining(recipe="paper", epochs=1)
+    pairs = PairedFeatures(torch.randn(8, 2), None, torch.randn(8, 2), None)
 
-    assert (config.epochs, config.warm_up_epochs, config.batch) == (80, 5, 1024)
-    assert (config.learning_rate, config.inner_dim) == (5e-4, 2048)
+    shape = train_transformation(pairs, config).network.config()
+
+    assert (TransformationTraining().epochs, config.warm_up_epochs, config.batch) == (80, 5, 1024)
+    assert (config.learning_rate, shape["inner_dim"], shape["members"]) == (5e-4, 2048, 1)
     assert np.log2(config.weight_decay) == -15
 
 

@@ -40,7 +40,7 @@ def stop_and_go_on(path: Path, *stops: int, config: TransformationTraining = CON
         stored = load_checkpoint(path)
         assert stored is not None
         assert stored["epoch"] == epochs
-    return train_transformation(paired(), config, checkpoint=path)
+    return train_transformation(paired(), config, checkpoint=path).network
 
 
 def same_weights(first: Transformation, second: Transformation) -> bool:
@@ -52,7 +52,7 @@ def same_weights(first: Transformation, second: Transformation) -> bool:
 def test_going_on_gives_the_weights_of_one_that_never_stopped(tmp_path: Path, stops: tuple[int, ...]) -> None:
     network = stop_and_go_on(tmp_path / "h.checkpoint", *stops)
 
-    assert same_weights(network, train_transformation(paired(), CONFIG))
+    assert same_weights(network, train_transformation(paired(), CONFIG).network)
     assert not network.training
     assert [path.name for path in tmp_path.iterdir()] == ["h.checkpoint"]
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path: Pat
 
     network = stop_and_go_on(tmp_path / "h.checkpoint", 3, config=other)
 
-    assert same_weights(network, train_transformation(paired(), other))
+    assert same_weights(network, train_transformation(paired(), other).network)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 100, 2000, -100])
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_started_over_and_said_so(
         train_transformation(paired(), CONFIG, stop_after(3), path)
     path.write_bytes(path.read_bytes()[:kept_bytes])
 
-    network = train_transformation(paired(), CONFIG, checkpoint=path)
+    network = train_transformation(paired(), CONFIG, checkpoint=path).network
 
     assert f"The checkpoint {path} is damaged" in caplog.text
-    assert same_weights(network, train_transformation(paired(), CONFIG))
+    assert same_weights(network, train_transformation(paired(), CONFIG).network)
