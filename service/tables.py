@@ -41,6 +41,7 @@ from service.vectors.rows import StoredDtype
 Json = dict[str, Any]
 NetworkKind = Literal["onnx", "safetensors", "torchscript"]
 CutoverOption = Literal["auto", "manual"]
+Task = Literal["instance", "class"]
 BatchPhase = Literal["transforming", "catching_up"]
 JobKind = Literal["index_build", "transformation_training"]
 
@@ -119,6 +120,7 @@ class Base(DeclarativeBase):
         IndexOption: Text,
         NetworkKind: Text,
         CutoverOption: Text,
+        Task: Text,
         BatchPhase: Text,
         JobKind: Text,
     }
@@ -161,10 +163,16 @@ class Transformation(Base):
 
     __table_args__ = (Index(None, "from_version_id", "to_version_id"),)
 
+    @property
+    def draws_to_classes(self) -> bool:
+        """Whether h moves items towards the means of their classes, which makes them alike."""
+        return self.architecture.get("h", {}).get("config", {}).get("classes") is not None
+
 
 class Gallery(Base):
     """A named set of items, of which `items` are live. `revision` counts its changes; its row lock orders every write
-    to it. `index` is the kind that is built next (`service.index.kinds`), or `auto`: by the number of rows."""
+    to it. `index` is the kind that is built next (`service.index.kinds`), or `auto`: by the number of rows. `task` is
+    what it is searched for: one certain item, or any item of a class."""
 
     __tablename__ = "galleries"
 
@@ -174,6 +182,7 @@ class Gallery(Base):
     dtype: Mapped[StoredDtype]
     thumbnails: Mapped[bool]
     index: Mapped[IndexOption] = mapped_column(server_default=text("'auto'"))
+    task: Mapped[Task] = mapped_column(server_default=text("'instance'"))
     active_generation_id: Mapped[int | None] = mapped_column(
         ForeignKey("generations.id", use_alter=True, name="fk_galleries_active_generation_id")
     )
@@ -185,6 +194,7 @@ class Gallery(Base):
         CheckConstraint(_one_of("metric", get_args(Metric)), name="metric"),
         CheckConstraint(_one_of("dtype", get_args(StoredDtype)), name="dtype"),
         CheckConstraint(_one_of("index", get_args(IndexOption)), name="index"),
+        CheckConstraint(_one_of("task", get_args(Task)), name="task"),
     )
 
 

@@ -1,14 +1,17 @@
 """`/v1/galleries`."""
 
 from datetime import datetime
+from typing import Self
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.domain.gallery import galleries
 from service.index.protocol import IndexOption, Metric
+from service.tables import Task
 from service.vectors.rows import StoredDtype
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
@@ -16,7 +19,9 @@ router = APIRouter(prefix="/galleries", tags=["galleries"])
 
 class NewGallery(BaseModel):
     """Smaller distance is closer for every metric: Euclidean, 1 - cosine, or the negative inner product. `index` is the
-    kind that is built for it; `auto` is exact search for a small gallery and a graph (HNSW) for a large one."""
+    kind that is built for it; `auto` is exact search for a small gallery and a graph (HNSW) for a large one. `task` is
+    what the gallery is searched for: one certain item, which no upgrade may make indistinguishable from others, or any
+    item of a class."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,12 +31,22 @@ class NewGallery(BaseModel):
     dtype: StoredDtype = "float16"
     thumbnails: bool = True
     index: IndexOption = "auto"
+    task: Task = "instance"
 
 
 class GalleryChange(BaseModel):
+    """What is to change; at least one of them."""
+
     model_config = ConfigDict(extra="forbid")
 
-    index: IndexOption
+    index: IndexOption | SkipJsonSchema[None] = None
+    task: Task | SkipJsonSchema[None] = None
+
+    @model_validator(mode="after")
+    def _is_a_change(self) -> Self:
+        if not self.model_fields_set or None in (getattr(self, name) for name in self.model_fields_set):
+            raise ValueError("Give index, task, or both.")
+        return self
 
 
 class GalleryView(BaseModel):
@@ -42,6 +57,7 @@ class GalleryView(BaseModel):
     dtype: str
     thumbnails: bool
     index: str
+    task: str
     has_side_information: bool
     revision: int
     items: int
@@ -58,6 +74,7 @@ def _view(details: galleries.GalleryDetails) -> GalleryView:
         dtype=gallery.dtype,
         thumbnails=gallery.thumbnails,
         index=gallery.index,
+        task=gallery.task,
         has_side_information=details.generation.has_side_information,
         revision=gallery.revision,
         items=gallery.items,
@@ -69,7 +86,7 @@ def _view(details: galleries.GalleryDetails) -> GalleryView:
 def create_gallery(new: NewGallery, session: SessionDependency, response: Response) -> GalleryView:
     """Create an empty gallery under a model version."""
     gallery = galleries.create_gallery(
-        session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails, new.index
+        session, new.name, new.model_version, new.metric, new.dtype, new.thumbnails, new.index, new.task
     )
     response.headers["Location"] = f"/v1/galleries/{gallery.name}"
     return _view(galleries.describe_gallery(session, gallery))
@@ -90,9 +107,11 @@ def get_gallery(name: NamePath, session: SessionDependency) -> GalleryView:
 
 @router.patch("/{name}")
 def change_gallery(name: NamePath, change: GalleryChange, session: SessionDependency) -> GalleryView:
-    """Ask for another kind of index. A worker soon builds it if there is an index file of another kind; otherwise it
-    takes effect when one is built."""
-    return _view(galleries.describe_gallery(session, galleries.change_index(session, name, change.index)))
+    """Ask for another kind of index, or say that the gallery is searched for something else. A worker soon builds the
+    index if there is a file of another kind; otherwise it takes effect when one is built. The task is what the next
+    upgrade keeps to."""
+    changed = galleries.change_gallery(session, name, change.index, change.task)
+    return _view(galleries.describe_gallery(session, changed))
 
 
 @router.delete("/{name}", status_code=204)

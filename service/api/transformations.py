@@ -26,6 +26,7 @@ from service.api.uploads import (
 from service.domain import registry
 from service.domain.training.trainings import WantedTraining, plan_training
 from service.errors import Unprocessable
+from service.tables import Task
 
 router = APIRouter(prefix="/transformations", tags=["transformations"])
 
@@ -50,11 +51,13 @@ class TrainingOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     recipe: Literal["paper", "default"] = "default"
+    task: Task = "instance"
     epochs: int | None = Field(default=None, ge=1, le=10_000)
     seed: int = Field(default=0, ge=0, lt=2**32)
     batch: int | None = Field(default=None, ge=2, le=65_536)
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     inner_dim: int | None = Field(default=None, ge=1, le=8_192)
+    members: int | None = Field(default=None, ge=1, le=16)
 
 
 class NewTraining(BaseModel):

@@ -106,9 +106,9 @@ def test_a_migration_that_fails_says_why_and_leaves_neither_tables_nor_its_lock(
         assert connection.scalar(text(f"{locks} AND datname = current_database()")) == 0
 
 
-def test_galleries_of_before_get_the_number_of_their_items(database: Database) -> None:
+def test_galleries_of_before_get_the_number_of_their_items_and_are_searched_for_items(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(text("ALTER TABLE galleries DROP COLUMN items"))
+        connection.execute(text("ALTER TABLE galleries DROP COLUMN items, DROP COLUMN task"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
         connection.execute(
             text(
@@ -127,5 +127,5 @@ def test_galleries_of_before_get_the_number_of_their_items(database: Database) -
     upgrade_database(database.engine)
 
     with database.reading() as connection:
-        counts = connection.execute(text("SELECT name, items FROM galleries ORDER BY name")).all()
-    assert counts == [("none", 0), ("two", 2)]
+        found = connection.execute(text("SELECT name, items, task FROM galleries ORDER BY name")).all()
+    assert found == [("none", 0, "instance"), ("two", 2, "instance")]

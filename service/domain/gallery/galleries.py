@@ -14,7 +14,7 @@ from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
 from service.index.replica import Replicas
-from service.tables import Gallery, Generation, ModelVersion, Upgrade, drop_embeddings_table
+from service.tables import Gallery, Generation, ModelVersion, Task, Upgrade, drop_embeddings_table
 from service.vectors.rows import StoredDtype
 
 _WITH_VERSION = (
@@ -54,13 +54,14 @@ def create_gallery(
     dtype: StoredDtype,
     thumbnails: bool,
     index: IndexOption = "auto",
+    task: Task = "instance",
 ) -> Gallery:
     """Create an empty gallery whose first generation is under `model_version`.
 
     Raises `UnknownVersion` (404) and `GalleryExists` (409).
     """
     version = registry.get_version(session, model_version)
-    gallery = Gallery(name=name, metric=metric, dtype=dtype, thumbnails=thumbnails, index=index, revision=0)
+    gallery = Gallery(name=name, metric=metric, dtype=dtype, thumbnails=thumbnails, index=index, task=task, revision=0)
     session.add(gallery)
     try:
         session.flush()  # the unique name decides between two requests at once
@@ -108,13 +109,15 @@ def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
     return GalleryDetails(*session.execute(_WITH_VERSION.where(Gallery.id == gallery.id)).one())
 
 
-def change_index(session: Session, name: str, index: IndexOption) -> Gallery:
-    """Ask for another kind of index; a worker soon builds one if there is a file of another kind.
+def change_gallery(session: Session, name: str, index: IndexOption | None, task: Task | None) -> Gallery:
+    """Ask for another kind of index, which a worker soon builds if there is a file of another kind, or say that the
+    gallery is searched for something else, which the next upgrade keeps to. None leaves what there is.
 
     Raises `UnknownGallery` (404).
     """
     gallery = lock_gallery(session, get_gallery(session, name).id)
-    gallery.index = index
+    gallery.index = index or gallery.index
+    gallery.task = task or gallery.task
     session.flush()
     return gallery
 

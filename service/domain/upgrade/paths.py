@@ -10,11 +10,15 @@ from sqlalchemy.orm import Session
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
 from service.errors import Conflict
-from service.tables import Leg, ModelVersion, Transformation
+from service.tables import Leg, ModelVersion, Task, Transformation
 
 
 class NoPath(Conflict):
     """No registered transformations lead from a stored generation to the version asked for."""
+
+
+class ErasesItems(Conflict):
+    """The transformation would make items indistinguishable in a gallery that is searched for them."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,35 @@ def find_legs(
     active: StoredGeneration,
     retained: Sequence[StoredGeneration],
     transformation_id: int | None,
+    task: Task,
 ) -> list[FoundLeg]:
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
     The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
-    registered transformation. Raises `NoPath` (409), or `UnknownTransformation` (404) when `transformation_id` is given
-    and does not exist.
+    registered transformation. None of them may erase which item is which in a gallery that is searched for items.
+    Raises `NoPath` and `ErasesItems` (409), or `UnknownTransformation` (404) when `transformation_id` is given and does
+    not exist.
     """
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
     registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
     usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
+    erasing = [transformation.id for transformation in usable if transformation.draws_to_classes]
+    if task == "instance":
+        usable, registered = (
+            [transformation for transformation in several if not transformation.draws_to_classes]
+            for several in (usable, registered)
+        )
 
     legs = [
         leg
         for generation in (active, *retained)
         if (leg := _shortest_leg(generation, to_version, usable, versions)) is not None
     ]
+    if not legs and erasing and task == "instance":
+        raise ErasesItems(
+            f"Transformation {erasing[0]} draws items to the means of their classes, and this gallery is searched for"
+            " items: train one with the task 'instance', or change the gallery's task to 'class'."
+        )
     if not legs:
         raise NoPath(
             f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"

@@ -122,7 +122,7 @@ def _outline(session: Session, gallery: Gallery, version: ModelVersion, transfor
     if active.version.id == version.id:
         raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
     retained = [generation for generation in stored if generation is not active]
-    legs = find_legs(session, version, active, retained, transformation_id)
+    legs = find_legs(session, version, active, retained, transformation_id, gallery.task)
 
     side_dim = version.side_information_dim if legs[0].gives_side_information else None
     vector_format = VectorFormat(version.embedding_dim, side_dim, gallery.dtype)

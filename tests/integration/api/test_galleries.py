@@ -1,4 +1,4 @@
-"""Galleries over HTTP: their `index` option, and names that are refused."""
+"""Galleries over HTTP: their options, and names that are refused."""
 
 import pytest
 from fastapi.testclient import TestClient
@@ -33,8 +33,31 @@ def test_another_kind_of_index_can_be_asked_for_later(registered: TestClient) ->
     assert changed.json() == registered.get("/v1/galleries/g").json() == before | {"index": "ivf"}
 
 
-@pytest.mark.parametrize("change", [{}, {"index": "lsh"}, {"index": None}, {"index": "ivf", "metric": "ip"}])
-def test_what_is_no_kind_of_index_is_refused(registered: TestClient, change: dict[str, object]) -> None:
+def test_a_gallery_is_searched_for_items_unless_it_says_classes(registered: TestClient) -> None:
+    create_gallery(registered, "items")
+    create_gallery(registered, "classes", task="class")
+
+    changed = registered.patch("/v1/galleries/items", json={"task": "class"})
+    back = registered.patch("/v1/galleries/classes", json={"task": "instance", "index": "flat"})
+
+    assert (changed.json()["task"], changed.json()["index"]) == ("class", "auto")
+    assert (back.json()["task"], back.json()["index"]) == ("instance", "flat")
+    listed = {gallery["name"]: gallery["task"] for gallery in registered.get("/v1/galleries").json()["items"]}
+    assert listed == {"items": "class", "classes": "instance"}
+
+
+_NO_CHANGES: list[dict[str, object]] = [
+    {},
+    {"index": "lsh"},
+    {"index": None},
+    {"index": "ivf", "metric": "ip"},
+    {"task": "objects"},
+    {"task": None, "index": "ivf"},
+]
+
+
+@pytest.mark.parametrize("change", _NO_CHANGES)
+def test_what_is_no_change_is_refused(registered: TestClient, change: dict[str, object]) -> None:
     create_gallery(registered)
 
     answer = registered.patch("/v1/galleries/g", json=change)

@@ -9,8 +9,8 @@ from service.db import Database
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.generation_stage import GenerationStage
 from service.domain.registry import UnknownTransformation
-from service.domain.upgrade.paths import FoundLeg, NoPath, find_legs
-from service.tables import ModelVersion, Transformation
+from service.domain.upgrade.paths import ErasesItems, FoundLeg, NoPath, find_legs
+from service.tables import ModelVersion, Task, Transformation
 from service.vectors.rows import VectorFormat
 
 # v3 has no ψ; every other version has one.
@@ -37,13 +37,14 @@ class Registry:
         session.add_all(self.versions.values())
         session.flush()
 
-    def transformation(self, before: str, after: str, *, g: bool) -> int:
+    def transformation(self, before: str, after: str, *, g: bool, classes: int | None = None) -> int:
         transformation = Transformation(
             from_version_id=self.versions[before].id,
             to_version_id=self.versions[after].id,
             h_digest="h",
             h_kind="onnx",
             g_digest="g" if g else None,
+            architecture={"h": {"kind": "safetensors", "config": {"classes": classes}}},
         )
         self._session.add(transformation)
         self._session.flush()
@@ -61,8 +62,9 @@ class Registry:
         active: StoredGeneration,
         *retained: StoredGeneration,
         transformation_id: int | None = None,
+        task: Task = "instance",
     ) -> list[FoundLeg]:
-        return find_legs(self._session, self.versions[to_version], active, retained, transformation_id)
+        return find_legs(self._session, self.versions[to_version], active, retained, transformation_id, task)
 
 
 @pytest.fixture
@@ -187,3 +189,28 @@ def test_the_transformation_asked_for_is_the_only_one_used(registry: Registry) -
     with pytest.raises(UnknownTransformation) as refusal:
         registry.legs("v2", active, transformation_id=999)
     assert refusal.value.status_code == 404
+
+
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_items_are_not_drawn_to_classes_in_a_gallery_that_is_searched_for_items(
+    registry: Registry, asked_for: bool
+) -> None:
+    drawing = registry.transformation("v1", "v2", g=True, classes=10)
+    active, asked = registry.generation(1, "v1"), drawing if asked_for else None
+
+    by_class = registry.legs("v2", active, transformation_id=asked, task="class")
+
+    assert by_class == [FoundLeg(1, (drawing,), gives_side_information=True)]
+    with pytest.raises(ErasesItems, match=f"Transformation {drawing} draws items to the means of their classes"):
+        registry.legs("v2", active, transformation_id=asked)
+
+
+def test_an_older_or_longer_way_that_keeps_items_apart_is_taken_instead(registry: Registry) -> None:
+    older = registry.transformation("v1", "v2", g=True)
+    registry.transformation("v1", "v2", g=True, classes=10)
+    onward = registry.transformation("v2", "v4", g=False)
+    registry.transformation("v1", "v4", g=False, classes=10)
+    active = registry.generation(1, "v1")
+
+    assert registry.legs("v2", active) == [FoundLeg(1, (older,), gives_side_information=True)]
+    assert registry.legs("v4", active) == [FoundLeg(1, (older, onward), gives_side_information=False)]
