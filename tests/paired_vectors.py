@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 ROWS = 300
 
 
-def paired_columns(rows: int = ROWS) -> dict[str, Any]:
-    """Return columns of rows in three classes, in which the new features follow from the old ones."""
+def paired_columns(rows: int = ROWS, classes: int = 3) -> dict[str, Any]:
+    """Return columns of rows in some classes, in which the new features follow from the old ones."""
     generator = np.random.default_rng(0)
-    label = np.arange(rows) % 3
-    embedding = generator.standard_normal((3, 6))[label] + 0.5 * generator.standard_normal((rows, 6))
+    label = np.arange(rows) % classes
+    embedding = generator.standard_normal((classes, 6))[label] + 0.5 * generator.standard_normal((rows, 6))
     side = generator.standard_normal((rows, 5))
     both = np.concatenate([embedding, side], axis=1)
     columns: dict[str, Any] = {

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import TransformationNetwork
-from models.metrics import gap_closed, retrieval_metrics
+from models.metrics import cmc, gap_closed, retrieval_metrics
 from models.normalize import l2_normalize
 from service.domain.training.files import FeatureRows
 
@@ -15,27 +15,42 @@ _ROWS_AT_ONCE = 1_024
 
 
 def held_out_metrics(
-    rows: FeatureRows, h: TransformationNetwork, g: TransformationNetwork | None, *, normalize: bool, device: str
+    rows: FeatureRows,
+    h: TransformationNetwork,
+    g: TransformationNetwork | None,
+    linear: TransformationNetwork | None = None,
+    *,
+    normalize: bool,
+    device: str,
 ) -> dict[str, Any]:
-    """Return h's and g's errors on held-out rows and, with labels, retrieval old/old, new/h and new/new (l2).
+    """Return h's, the linear map's and g's errors on held-out rows, how often an item's new embedding finds the item's
+    own transformed one first and, with labels, retrieval old/old, new/h and new/new (l2).
 
     `normalize` is the new version's: what stands in for its embeddings has unit norm too. `mean_predictor_error` is the
     mean squared error of giving every row the held-out rows' mean. `retrieval` is null when no two rows share a label.
+    The held-out rows are of the classes that h learned from: on others it may be worse.
     """
-    transformed = _apply(h, rows)
-    if normalize:
-        transformed = l2_normalize(transformed)
-    metrics: dict[str, Any] = {"held_out_rows": len(rows), "h": _errors(transformed, rows.embedding_to)}
+    transformed = _apply(h, rows, normalize)
+    metrics: dict[str, Any] = {"held_out_rows": len(rows), "h": _compared(transformed, rows, device)}
+    if linear is not None:
+        metrics["linear"] = _compared(_apply(linear, rows, normalize), rows, device)
     if g is not None and rows.side_information_to is not None:
         metrics["g"] = _errors(_apply(g, rows), rows.side_information_to)
     metrics["retrieval"] = None if rows.labels is None else _retrieval(rows, rows.labels, transformed, device)
     return metrics
 
 
-def _apply(network: TransformationNetwork, rows: FeatureRows) -> Vectors:
+def _compared(transformed: Vectors, rows: FeatureRows, device: str) -> dict[str, float]:
+    numbers = np.arange(len(rows))
+    own = cmc(rows.embedding_to, numbers, transformed, numbers, ks=(1,), device=device)[1]
+    return {**_errors(transformed, rows.embedding_to), "own_item_first": own}
+
+
+def _apply(network: TransformationNetwork, rows: FeatureRows, normalize: bool = False) -> Vectors:
     side = rows.side_information_from
     parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE)]
-    return np.concatenate([network(rows.embedding_from[part], None if side is None else side[part]) for part in parts])
+    found = [network(rows.embedding_from[part], None if side is None else side[part]) for part in parts]
+    return l2_normalize(np.concatenate(found)) if normalize else np.concatenate(found)
 
 
 def _errors(found: Vectors, expected: Vectors) -> dict[str, float]:

@@ -23,8 +23,7 @@ from models.artifacts import ArtifactError, TransformationNetwork, save_network
 from models.precision import fastest_precision
 from models.training.checkpoints import load_checkpoint_if_whole
 from models.training.features import PairedFeatures
-from models.training.transformation import TransformationTraining, train_transformation
-from models.transformation import Transformation
+from models.training.transformation import FittedTransformation, TransformationTraining, train_transformation
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
@@ -249,7 +248,7 @@ def _load(time_slice: _Slice, seed: int) -> TrainingRows:
 
 def _train(
     time_slice: _Slice, name: Literal["h", "g"], pairs: PairedFeatures, config: TransformationTraining
-) -> Transformation:
+) -> FittedTransformation:
     """Return the network, when it is trained to the end. Raises `_SliceEnded` when the time is over before."""
     scratch = scratch_folder(time_slice.parts.settings) / f"{time_slice.prefix}.{name}"
     scratch.parent.mkdir(parents=True, exist_ok=True)
@@ -274,17 +273,23 @@ def _train(
 
 
 def _register(
-    time_slice: _Slice, rows: TrainingRows, config: TransformationTraining, h: Transformation, g: Transformation | None
+    time_slice: _Slice,
+    rows: TrainingRows,
+    config: TransformationTraining,
+    h: FittedTransformation,
+    g: FittedTransformation | None,
 ) -> None:
     """Measure what was trained and register it."""
     clock = _PhaseClock(time_slice, "evaluating", "evaluation")
     clock(0, 1)
     parts = time_slice.parts
-    h_bytes, g_bytes = save_network(h), None if g is None else save_network(g)
+    h_bytes, g_bytes = save_network(h.network), None if g is None else save_network(g.network)
+    linear = h.network.linear_alone()
     metrics = held_out_metrics(
         rows.held_out,
         _applied(time_slice, h_bytes, time_slice.after.embedding_dim),
         None if g_bytes is None else _applied(time_slice, g_bytes, time_slice.after.side_information_dim),
+        None if linear is None else _applied(time_slice, save_network(linear), time_slice.after.embedding_dim),
         normalize=time_slice.after.normalize,
         device=parts.settings.device,
     )
@@ -296,6 +301,7 @@ def _register(
         recipe=config.recipe,
         seed=config.seed,
         options=asdict(config),
+        choices={"h": h.choices, "g": None if g is None else g.choices},
         rows=len(rows.h),
         held_out_rows=len(rows.held_out),
         images_skipped=rows.skipped,

@@ -89,6 +89,7 @@ def train_transformation(
     dataset: Annotated[str | None, typer.Option(help="Data set below the service's GALLERY_DATASETS.")] = None,
     with_g: Annotated[bool, typer.Option("--with-g", help="Train g too: the gallery will be upgraded again.")] = False,
     recipe: Annotated[str | None, typer.Option(help="How to train: default or paper.")] = None,
+    task: Annotated[str | None, typer.Option(help="What galleries are searched for: instance or class.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the rows.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything that is random.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the training until it has ended.")] = True,
@@ -98,7 +99,7 @@ def train_transformation(
 
     if (pairs is None) == (dataset is None):
         raise typer.BadParameter("give one of --pairs and --dataset")
-    options = {"recipe": recipe, "epochs": epochs, "seed": seed}
+    options = {"recipe": recipe, "task": task, "epochs": epochs, "seed": seed}
     wanted = {
         "from_version": from_version,
         "to_version": to_version,

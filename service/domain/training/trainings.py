@@ -108,6 +108,7 @@ class TrainedTransformation:
     recipe: str
     seed: int
     options: dict[str, Any]  # every setting, given or not
+    choices: dict[str, Any]  # what was chosen for h and g on rows that they did not learn from
     rows: int
     held_out_rows: int
     images_skipped: int
@@ -268,6 +269,7 @@ def _training_record(job: Job, request: TrainingRequest, trained: TrainedTransfo
         "recipe": trained.recipe,
         "seed": trained.seed,
         "options": trained.options,
+        "choices": trained.choices,
         "rows": trained.rows,
         "held_out_rows": trained.held_out_rows,
         "images_skipped": trained.images_skipped,

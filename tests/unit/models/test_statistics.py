@@ -43,6 +43,25 @@ def test_the_pairing_counts_not_how_the_queries_differ_among_themselves() -> Non
     assert (found.mean, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def test_queries_of_a_cluster_are_drawn_together() -> None:
+    before, after = np.zeros(7), np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.5, np.nan])
+    before[6] = np.nan
+    labels = np.array([4, 4, 4, 9, 9, 2, 2])
+
+    found = paired_bootstrap(before, after, confidence=0.8, resamples=200_000, clusters=labels)
+
+    sums, sizes = (3.0, 0.0, 0.5), (3, 2, 1)
+    all_means = [sum(sums[c] for c in drawn) / sum(sizes[c] for c in drawn) for drawn in product(range(3), repeat=3)]
+    assert found.mean == pytest.approx(3.5 / 6)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(all_means, [0.1, 0.9])), abs=1e-9)
+
+
+def test_each_query_as_its_own_cluster_is_no_clustering() -> None:
+    before, after = np.random.default_rng(1).random((2, 30))
+
+    assert paired_bootstrap(before, after, clusters=np.arange(30)) == paired_bootstrap(before, after)
+
+
 def test_drawing_in_parts_is_still_as_many_resamples() -> None:
     before, after = np.random.default_rng(1).random((2, 30))
     whole = paired_bootstrap(before, after, resamples=1001)

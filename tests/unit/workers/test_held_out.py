@@ -49,6 +49,15 @@ def measured(rows: FeatureRows, h: Shifted, g: Shifted | None = None, *, normali
     return held_out_metrics(rows, h, g, normalize=normalize, device="cpu")
 
 
+def slow_own_item_first(query: Vectors, gallery: Vectors) -> float:
+    """Return how often a row's own vector in the gallery is the nearest, the first of equals."""
+    found = 0
+    for row, vector in enumerate(query.tolist()):
+        distances = [math.dist(vector, other) for other in gallery.tolist()]
+        found += distances.index(min(distances)) == row
+    return found / len(query)
+
+
 def slow_errors(found: Vectors, expected: Vectors) -> dict[str, float]:
     rows, dim = expected.shape
     mean = [sum(float(row[d]) for row in expected) / rows for d in range(dim)]
@@ -84,7 +93,9 @@ def test_errors_are_what_a_slow_count_says(count: int) -> None:
     metrics = measured(rows, h, g)
 
     assert metrics["held_out_rows"] == count
-    assert metrics["h"] == pytest.approx(slow_errors(rows.side_information_from + 0.5, rows.embedding_to), abs=1e-5)
+    given = rows.side_information_from + np.float32(0.5)
+    own = {"own_item_first": slow_own_item_first(rows.embedding_to, given)}
+    assert metrics["h"] == pytest.approx(slow_errors(given, rows.embedding_to) | own, abs=1e-5)
     assert metrics["g"] == pytest.approx(
         slow_errors(rows.side_information_from[:, :3] - 0.25, rows.side_information_to), abs=1e-5
     )
@@ -99,8 +110,18 @@ def test_what_h_gives_is_normalised_where_the_new_version_is() -> None:
 
     metrics = measured(rows, Shifted(0.5, 5), normalize=True)
 
-    assert metrics["h"] == pytest.approx(slow_errors(unit, rows.embedding_to), abs=1e-5)
-    assert "g" not in metrics
+    own = {"own_item_first": slow_own_item_first(rows.embedding_to, unit)}
+    assert metrics["h"] == pytest.approx(slow_errors(unit, rows.embedding_to) | own, abs=1e-5)
+    assert not {"g", "linear"} & set(metrics)
+
+
+def test_the_linear_map_is_compared_beside_h() -> None:
+    rows = rows_of(8, side_information=False)
+
+    metrics = held_out_metrics(rows, Shifted(0.5, 5), None, Shifted(0.1, 5), normalize=False, device="cpu")
+
+    shifted = measured(rows, Shifted(0.1, 5))
+    assert metrics["linear"] == shifted["h"] != metrics["h"]
 
 
 def test_retrieval_is_what_a_slow_count_says_and_the_gap_follows_from_it() -> None:
