@@ -37,25 +37,33 @@ def paired_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
     draws_at_once: int = 4_000_000,
+    clusters: ArrayLike | None = None,
 ) -> DifferenceInterval:
     """Return the mean of (Q,) differences with its bootstrap percentile interval (Efron and Tibshirani, An Introduction
     to the Bootstrap, 1993, section 13.3): queries are drawn with replacement, each with both of its scores.
 
+    With `clusters`, (Q,) numbers such as labels, whole clusters are drawn (the cluster bootstrap: Field and Welsh,
+    JRSS B, 2007): queries of one class gain and lose together, and do not count as so many independent ones.
     Queries that are NaN in both, having no positive, are left out. Memory holds `draws_at_once`, on which nothing else
-    depends. Raises ValueError for scores of unequal number, for
-    a query that is NaN in one alone, and when none is left.
+    depends. Raises ValueError for scores of unequal number, for a query that is NaN in one alone, and when none is
+    left.
     """
-    differences = _differences(np.asarray(before, np.float64), np.asarray(after, np.float64))
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    differences = _differences(before, after)
+    # What is drawn: queries, each a sum over one, or clusters.
+    sums: NDArray[np.float64] = differences
+    sizes: NDArray[np.int64] = np.ones(len(differences), np.int64)
+    if clusters is not None:
+        _, cluster = np.unique(np.asarray(clusters)[~np.isnan(before)], return_inverse=True)
+        sums, sizes = np.bincount(cluster, differences).astype(np.float64), np.bincount(cluster)
     generator = np.random.default_rng(seed)
-    count = len(differences)
+    count = len(sums)
     at_once = max(1, draws_at_once // count)
-    means = np.concatenate(
-        [
-            differences[generator.integers(0, count, (min(at_once, resamples - start), count))].mean(axis=1)
-            for start in range(0, resamples, at_once)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    means = []
+    for start in range(0, resamples, at_once):
+        drawn = generator.integers(0, count, (min(at_once, resamples - start), count))
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return DifferenceInterval(float(differences.mean()), float(low), float(high))
 
 

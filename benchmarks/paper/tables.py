@@ -41,6 +41,15 @@ class Judged:
         """Return (seeds, 3): CMC@1, CMC@5 and mAP in percent."""
         return np.array([_percent(metrics) for metrics in self.seeds])
 
+    def of(self, chosen: NDArray[np.bool_]) -> "Judged":
+        """Return the results of some of the queries, (Q,)."""
+        return Judged(tuple(_of(metrics, chosen) for metrics in self.seeds))
+
+    def scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return each query's hits at 1 and at 5 and its average precision, (Q,) means over the seeds."""
+        at_5: NDArray[np.float64] = np.mean([metrics.first_match_ranks < 5 for metrics in self.seeds], axis=0)
+        return self.hits(), at_5, self.average_precisions()
+
     def hits(self) -> NDArray[np.float64]:
         """Return (Q,) how often each query's nearest item has its label."""
         hits: NDArray[np.float64] = np.mean([metrics.first_match_ranks < 1 for metrics in self.seeds], axis=0)
@@ -68,12 +77,13 @@ class Tables:
         self.direct = lru_cache(maxsize=None)(self._direct)
         self.by_h = lru_cache(maxsize=None)(self._by_h)
 
-    def _judge(self, query: Vectors, gallery: Vectors) -> RetrievalPerQuery:
+    def judge(self, query: Vectors, gallery: Vectors) -> RetrievalPerQuery:
+        """Judge test images as queries and gallery."""
         return query_metrics(query, self._labels, gallery, self._labels, self_match=True)
 
     def _direct(self, query: str, gallery: str) -> Judged:
         """Judge encoders as they are."""
-        return Judged((self._judge(self._features.test(query), self._features.test(gallery)),))
+        return Judged((self.judge(self._features.test(query), self._features.test(gallery)),))
 
     def gallery(self, spec: Spec) -> Vectors:
         """Return the test images' embeddings by h: (N, D)."""
@@ -91,7 +101,7 @@ class Tables:
         """Judge new/h, or h/h."""
         galleries = [self.gallery(Spec(old, side, new, variant, seed)) for seed in SEEDS]
         return Judged(
-            tuple(self._judge(gallery if symmetric else self._features.test(new), gallery) for gallery in galleries)
+            tuple(self.judge(gallery if symmetric else self._features.test(new), gallery) for gallery in galleries)
         )
 
     def row(self, name: str, judged: Judged, old: str = "old", new: str = "new") -> str:
@@ -99,7 +109,7 @@ class Tables:
         values = judged.values()
         low, high = (self.direct(which, which).values()[0] for which in (old, new))
         closed = 100 * (values - low) / (high - low)
-        cells = [_cell(values[:, column]) for column in range(3)] + [_cell(closed[:, column], 1) for column in range(3)]
+        cells = [cell(values[:, column]) for column in range(3)] + [cell(closed[:, column], 1) for column in range(3)]
         return f"| {name} | {' | '.join(cells)} |\n"
 
     def table_1(self) -> str:
@@ -154,7 +164,7 @@ class Tables:
         if with_side:
             new_side = torch.from_numpy(self.gallery(Spec("first", side, "simclr", variant, seed)))
         second = Spec("old", "simclr" if with_side else None, "new", variant, seed, _THROUGH if through else None)
-        return self._judge(self._features.test("new"), apply(load(self._folder, second), old, new_side).numpy())
+        return self.judge(self._features.test("new"), apply(load(self._folder, second), old, new_side).numpy())
 
     def table_6(self) -> str:
         head = _HEAD.replace("| query/gallery |", "| side-information, recipe | CKA |").replace("|---|", "|---|---|", 1)
@@ -199,7 +209,7 @@ class Tables:
         query = self._features.test("new")
 
         def judged(galleries: Sequence[Vectors]) -> Judged:
-            return Judged(tuple(self._judge(query, gallery) for gallery in galleries))
+            return Judged(tuple(self.judge(query, gallery) for gallery in galleries))
 
         def galleries(variant: str, side: str | None = "simclr") -> list[Vectors]:
             return [self.gallery(Spec("old", side, "new", variant, seed)) for seed in SEEDS]
@@ -233,14 +243,14 @@ class Tables:
         spread = np.sqrt(np.mean((np.stack(galleries) - mean) ** 2, axis=0).sum(axis=1, keepdims=True))
         query = self._features.test("new")
         far = np.concatenate([mean, _DISAGREEMENT * spread], axis=1)
-        return self._judge(np.concatenate([query, np.zeros_like(spread)], axis=1), far)
+        return self.judge(np.concatenate([query, np.zeros_like(spread)], axis=1), far)
 
     def full_size(self) -> str:
         """Both recipes at the paper's size and length, one seed."""
         rows = []
         for recipe, variant in (("paper", "full size"), ("default", "full size default")):
             gallery = self.gallery(Spec("old", "simclr", "new", variant))
-            judged = Judged((self._judge(self._features.test("new"), gallery),))
+            judged = Judged((self.judge(self._features.test("new"), gallery),))
             rows.append(self.row(f"new/h, {recipe} recipe", judged))
         return _HEAD + "".join(rows)
 
@@ -251,8 +261,8 @@ class Tables:
         for name, chosen in (("of the 50 classes that φ_new knows", known), ("of the 50 that it does not", ~known)):
             for variant in ("paper", "default"):
                 judged = self.by_h("first", "first-simclr", "old", variant)
-                part = Judged(tuple(_of(metrics, chosen) for metrics in judged.seeds))
-                cells = " | ".join(_cell(part.values()[:, column]) for column in range(3))
+                part = judged.of(chosen)
+                cells = " | ".join(cell(part.values()[:, column]) for column in range(3))
                 lines += f"| {name} | {variant} | {cells} |\n"
         return lines
 
@@ -333,7 +343,7 @@ def _of(metrics: RetrievalPerQuery, chosen: NDArray[np.bool_]) -> RetrievalPerQu
     return RetrievalPerQuery(metrics.first_match_ranks[chosen], metrics.average_precisions[chosen])
 
 
-def _cell(values: NDArray[np.float64], digits: int = 2) -> str:
+def cell(values: NDArray[np.float64], digits: int = 2) -> str:
     """Return the mean, and the standard deviation where there are several seeds."""
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"

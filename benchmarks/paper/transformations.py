@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -22,7 +22,7 @@ from torch.nn import functional
 from benchmarks.paper.networks import read, trained
 from models.artifacts import read_config, save_network
 from models.normalize import l2_normalize
-from models.training.checkpoints import load_checkpoint
+from models.training.checkpoints import load_checkpoint, part_of
 from models.training.features import PairedFeatures, cached_features
 from models.training.transformation import ExtraLoss, TransformationTraining, train_transformation
 from models.transformation import Transformation
@@ -57,7 +57,8 @@ class Spec:
     """One network: from φ `old` and ψ `side` (several names joined by "+" are concatenated) to `new`.
 
     With `through`, it learns from what the transformations from `through` to `old` and `side` give, instead of from
-    what the encoders `old` and `side` give.
+    what the encoders `old` and `side` give; with `classes`, from images of so many classes alone, the first by index,
+    and with `pairs` from so many images alone, drawn by `seed`.
     """
 
     old: str
@@ -66,10 +67,14 @@ class Spec:
     variant: str = "paper"
     seed: int = 0
     through: tuple[str, str] | None = None
+    classes: int | None = None
+    pairs: int | None = None
 
     def file(self, folder: Path) -> Path:
-        parts = [self.old, self.side or "none", self.new, self.variant, str(self.seed)]
-        return folder / "h" / ("--".join([*parts, *(self.through or ())]) + ".safetensors")
+        parts = [self.old, self.side or "none", self.new, self.variant, str(self.seed), *(self.through or ())]
+        parts += [] if self.classes is None else [f"{self.classes}-classes"]
+        parts += [] if self.pairs is None else [f"{self.pairs}-pairs"]
+        return folder / "h" / ("--".join(parts) + ".safetensors")
 
 
 def _contrastive(output: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
@@ -91,10 +96,11 @@ def _class_mean_entropy(output: Tensor, target: Tensor, labels: Tensor | None) -
 
 _SUPERVISED = SupConLoss(temperature=0.1)
 _PAPER = TransformationTraining(epochs=_EPOCHS, inner_dim=_INNER_DIM, recipe="paper", precision="bfloat16")
-_DEFAULT = TransformationTraining(epochs=_EPOCHS, inner_dim=_INNER_DIM, recipe="default", precision="bfloat16")
+_DEFAULT = TransformationTraining(epochs=_EPOCHS, inner_dim=_INNER_DIM, members=4, precision="bfloat16")
 VARIANTS: dict[str, Variant] = {
     "paper": Variant(_PAPER),
     "default": Variant(_DEFAULT),
+    "by class": Variant(replace(_DEFAULT, task="class")),
     "full size": Variant(TransformationTraining(recipe="paper", precision="bfloat16")),
     "full size default": Variant(TransformationTraining(precision="bfloat16")),
     "one view": Variant(_PAPER, views=1),
@@ -166,17 +172,30 @@ def _train(place: Path, folder: Path, spec: Spec) -> float:
     old, side = _inputs(features, spec, views)
     target = _target(features, spec, old, side)
     labels = None if spec.new.endswith("simclr") else features.labels("train")  # g needs none
-    pairs = PairedFeatures(old, side, target, labels, views)
+    pairs = _chosen(PairedFeatures(old, side, target, labels, views), spec)
     config = TransformationTraining(**{**vars(variant.config), "seed": spec.seed})
     began = time.monotonic()
-    train = _train_averaged if variant.averaged else train_transformation
-    network = train(pairs, config, extra_loss=variant.extra_loss)
+    if variant.averaged:
+        network, choices = _train_averaged(pairs, config, variant.extra_loss), {}
+    else:
+        fitted = train_transformation(pairs, config, extra_loss=variant.extra_loss)
+        network, choices = fitted.network, fitted.choices
     seconds = time.monotonic() - began
     path = spec.file(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps({"seconds": seconds}))
+    path.with_suffix(".json").write_text(json.dumps({"seconds": seconds, "choices": choices}))
     path.write_bytes(save_network(network))
     return seconds
+
+
+def _chosen(pairs: PairedFeatures, spec: Spec) -> PairedFeatures:
+    if spec.classes is not None:
+        assert pairs.labels is not None
+        pairs = pairs.take(torch.nonzero(pairs.labels < spec.classes).flatten())
+    if spec.pairs is not None:
+        generator = torch.Generator().manual_seed(spec.seed)
+        pairs = pairs.take(torch.randperm(len(pairs), generator=generator)[: spec.pairs])
+    return pairs
 
 
 def _train_averaged(
@@ -192,9 +211,9 @@ def _train_averaged(
             if done > 3 * total // 4:
                 stored = load_checkpoint(checkpoint)
                 assert stored is not None
-                states.append({name: value.clone() for name, value in stored["learned"].items()})
+                states.append({name: value.clone() for name, value in part_of(stored, "network").items()})
 
-        network = train_transformation(pairs, config, keep, checkpoint, extra_loss)
+        network = train_transformation(pairs, config, keep, checkpoint, extra_loss).network
     means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
     network.load_state_dict({name: value.to(states[0][name].dtype) for name, value in means.items()})
     return network
@@ -269,5 +288,16 @@ def apply(network: Callable[[Tensor, Tensor | None], Tensor], old: Tensor, side:
 
 def seconds_of(folder: Path, spec: Spec) -> float:
     """Return how long a training took."""
-    found: float = json.loads(spec.file(folder).with_suffix(".json").read_text())["seconds"]
+    found: float = _record(folder, spec)["seconds"]
     return found
+
+
+def choices_of(folder: Path, spec: Spec) -> dict[str, Any]:
+    """Return what a training chose on held-out rows."""
+    found: dict[str, Any] = _record(folder, spec)["choices"]
+    return found
+
+
+def _record(folder: Path, spec: Spec) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(spec.file(folder).with_suffix(".json").read_text())
+    return record
