@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from demo.client import Client, serving
 from demo.data import LabelledImages, load_digits, load_images, split
-from demo.report import Example, StepTime, quality_table, time_table, write_page
+from demo.report import DEFAULT, PAPER, Example, Measured, StepTime, quality_table, time_table, write_page
 from demo.training import DIGITS, PHOTOGRAPHS, Networks, Recipe, embed, train_everything
 from models.image_sets import NoImages
 from models.metrics import RetrievalMetrics
@@ -95,13 +95,15 @@ def run(
 
 def measure(
     client: Client, networks: Networks, recipe: Recipe, gallery: LabelledImages, queries: int, steps: Steps
-) -> tuple[dict[str, RetrievalMetrics], list[Example], int]:
+) -> tuple[dict[str, Measured], list[Example], int]:
     """Do everything that goes over HTTP; return the metrics, examples, and how deep the rankings were."""
     with steps.step("register versions, h and g"):
         client.register_version("v1", recipe, networks.old_encoder, networks.old_side_information)
         client.register_version("v2", recipe, networks.new_encoder, networks.new_side_information)
-        client.register_transformation("v1", "v2", networks.h, networks.g)
+        h = client.register_transformation("v1", "v2", networks.h, networks.g)
+        paper_h = client.register_transformation("v1", "v2", networks.paper_h, networks.g)
         client.create_gallery("photos", "v1")
+        client.create_gallery("by-the-paper", "v1")
         client.create_gallery("re-encoded", "v2")  # what the upgrade saves: here only to compare with
 
     asked = np.sort(np.random.default_rng(0).permutation(len(gallery))[:queries])
@@ -118,10 +120,14 @@ def measure(
         answers["new/old"] = client.search_vectors("photos", vectors, depth, progress)
 
     with steps.step("upgrade v1 -> v2", len(gallery)) as progress:
-        client.upgrade("photos", "v2", progress)
+        client.upgrade("photos", "v2", h, progress)
     with steps.step("query new/h(old)", len(files)) as progress:
-        answers["new/h(old)"] = client.search_images("photos", files, depth, progress)
+        answers[DEFAULT] = client.search_images("photos", files, depth, progress)
 
+    with steps.step("the same with the paper's recipe, to compare", 2 * len(gallery)) as progress:
+        client.post_images("by-the-paper", gallery, progress)
+        client.upgrade("by-the-paper", "v2", paper_h, progress)
+        answers[PAPER] = client.search_images("by-the-paper", files, depth, progress)
     with steps.step("ingest under v2, to compare", len(gallery)) as progress:
         client.post_images("re-encoded", gallery, progress)
     with steps.step("query new/new", len(files)) as progress:
@@ -131,8 +137,8 @@ def measure(
     return metrics, _examples(answers, asked, gallery), depth
 
 
-def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> RetrievalMetrics:
-    """Return the metrics of answers, each query's own image removed from its ranking.
+def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> Measured:
+    """Return the metrics of answers, each query's own image removed from its ranking but where it is asked for.
 
     Where answers are not as deep as the gallery, average precision counts what lies below them as never found.
     """
@@ -147,7 +153,9 @@ def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> 
         found = average_precision_score(matches, scores) if matches.any() else 0.0
         precisions.append(found * matches.sum() / (counts[gallery.labels[position]] - 1))
     ranks = np.array(first_match)
-    return RetrievalMetrics(float((ranks < 1).mean()), float((ranks < 5).mean()), float(np.mean(precisions)))
+    retrieval = RetrievalMetrics(float((ranks < 1).mean()), float((ranks < 5).mean()), float(np.mean(precisions)))
+    own = [found[0]["id"] == str(position) for found, position in zip(answers, asked, strict=True)]
+    return Measured(retrieval, float(np.mean(own)))
 
 
 def _examples(answers: dict[str, Neighbors], asked: np.ndarray, gallery: LabelledImages) -> list[Example]:
@@ -160,9 +168,9 @@ def _examples(answers: dict[str, Neighbors], asked: np.ndarray, gallery: Labelle
         label = gallery.classes[gallery.labels[asked[row]]]
         return sum(neighbor["label"] == label for neighbor in nearest(row, kind))
 
-    order = sorted(range(len(asked)), key=lambda row: right(row, "old/old") - right(row, "new/h(old)"))
+    order = sorted(range(len(asked)), key=lambda row: right(row, "old/old") - right(row, DEFAULT))
     chosen = [*order[: _EXAMPLES - 1], order[-1]]
-    return [Example(int(asked[row]), nearest(row, "old/old"), nearest(row, "new/h(old)")) for row in chosen]
+    return [Example(int(asked[row]), nearest(row, "old/old"), nearest(row, DEFAULT)) for row in chosen]
 
 
 if __name__ == "__main__":

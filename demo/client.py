@@ -76,12 +76,14 @@ class Client:
             },
         )
 
-    def register_transformation(self, before: str, after: str, h: nn.Module, g: nn.Module) -> None:
-        self._post(
+    def register_transformation(self, before: str, after: str, h: nn.Module, g: nn.Module) -> int:
+        """Return its id."""
+        registered = self._post(
             "/v1/transformations",
             data={"from_version": before, "to_version": after},
             files={"h": save_network(h), "g": save_network(g)},
         )
+        return int(registered["id"])
 
     def create_gallery(self, name: str, model_version: str) -> None:
         self._post("/v1/galleries", json={"name": name, "model_version": model_version})
@@ -122,9 +124,10 @@ class Client:
             progress(len(answers), len(vectors))
         return answers
 
-    def upgrade(self, gallery: str, to_version: str, progress: Any) -> dict[str, Any]:
+    def upgrade(self, gallery: str, to_version: str, transformation: int, progress: Any) -> dict[str, Any]:
         """Start an upgrade, follow it until it is ready, and cut it over."""
-        upgrade = self._post(f"/v1/galleries/{gallery}/upgrades", json={"to_version": to_version})
+        wanted = {"to_version": to_version, "transformation": transformation}
+        upgrade = self._post(f"/v1/galleries/{gallery}/upgrades", json=wanted)
         while upgrade["state"] != "ready":
             if upgrade["state"] == "failed":
                 raise RuntimeError(upgrade["error"])

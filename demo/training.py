@@ -71,6 +71,7 @@ class Networks:
     new_side_information: nn.Module
     h: Transformation
     g: Transformation
+    paper_h: Transformation  # by the paper's recipe, to compare with
 
 
 def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Networks:
@@ -93,9 +94,11 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
     embedding, side, new_embedding, new_side_information = features
     h_pairs = PairedFeatures(embedding, side, new_embedding, all_images.labels)
     g_pairs = PairedFeatures(embedding, side, new_side_information, labels=None)
-    h = train_transformation(h_pairs, recipe.transformation, step("train h"))
-    g = train_transformation(g_pairs, recipe.transformation, step("train g"))
-    return Networks(old_encoder, old_side, new_encoder, new_side, h, g)
+    h = train_transformation(h_pairs, recipe.transformation, step("train h")).network
+    g = train_transformation(g_pairs, recipe.transformation, step("train g")).network
+    as_the_paper = replace(recipe.transformation, recipe="paper")
+    paper_h = train_transformation(h_pairs, as_the_paper, step("train h, paper's recipe")).network
+    return Networks(old_encoder, old_side, new_encoder, new_side, h, g, paper_h)
 
 
 def embed(encoder: nn.Module, images: LabelledImages, recipe: Recipe) -> np.ndarray:
