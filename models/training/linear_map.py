@@ -14,9 +14,11 @@ from models.transformation import LinearMap
 # In units of the mean variance of an input.
 _PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _SHARES = tuple(tenth / 10 for tenth in range(11))
+# Below it an input is constant, and says nothing of the target.
+_LEAST_VARIANCE = torch.finfo(torch.float64).tiny
 # How much more squared error a larger share of the linear map may cost.
 _TOLERANCE = 1.01
-_ROWS_AT_ONCE = 65_536
+_ROWS_AT_ONCE = 16_384
 
 
 def fit_linear_map(learned: PairedFeatures, held_out: PairedFeatures) -> LinearMap:
@@ -29,7 +31,8 @@ def fit_linear_map(learned: PairedFeatures, held_out: PairedFeatures) -> LinearM
     best = float("inf")
 
     for penalty in _PENALTIES:
-        scaled = projected / (values.clamp(min=0) + penalty * values.mean())[:, None]
+        penalised = values.clamp(min=0) + penalty * values.mean()
+        scaled = projected / penalised.clamp(min=_LEAST_VARIANCE)[:, None]
         weights = vectors @ scaled  # (D_in, D_to)
         bias = target_mean - input_mean @ weights
         found = torch.addmm(bias, _inputs(held_out).double(), weights)
@@ -48,30 +51,37 @@ def best_share(mean: Tensor, linear: Tensor, target: Tensor) -> float:
 
     mean: (N, D) what h's members give for held-out rows, linear: (N, D) what the map gives. The squared error hardly
     differs around its least, and there the simpler map is the better guess (the rule of one standard error: Breiman et
-    al., Classification and Regression Trees, 1984, section 3.4.3).
+    al., Classification and Regression Trees, 1984, section 3.4.3). Where the members learned nothing finite, it is 0:
+    what is wrong with them is then seen, and not hidden by the map.
     """
+    if not bool(mean.isfinite().all()):
+        return 0.0
     errors = [float(functional.mse_loss(torch.lerp(mean, linear, share), target)) for share in _SHARES]
     return max(share for share, error in zip(_SHARES, errors, strict=True) if error <= _TOLERANCE * min(errors))
 
 
 def _moments(learned: PairedFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the means (D_in,) and (D_to,), and the covariances (D_in, D_in) and (D_in, D_to), all float64."""
-    inputs, target = _inputs(learned), learned.target
-    input_mean, target_mean = inputs.double().mean(dim=0), target.double().mean(dim=0)
+    """Return the means (D_in,) and (D_to,), and the covariances (D_in, D_in) and (D_in, D_to), all float64.
+
+    The rows are gone through twice, a part at a time: beside the features there is no room for a copy in float64.
+    """
+    count = len(learned.target)
+    parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, count, _ROWS_AT_ONCE)]
+    sums = [(_inputs(learned, part).double().sum(dim=0), learned.target[part].double().sum(dim=0)) for part in parts]
+    input_mean, target_mean = (torch.stack(several).sum(dim=0) / count for several in zip(*sums, strict=True))
     gram = input_mean.new_zeros(len(input_mean), len(input_mean))
     cross = input_mean.new_zeros(len(input_mean), len(target_mean))
 
-    for start in range(0, len(inputs), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        x = inputs[rows].double() - input_mean
+    for part in parts:
+        x = _inputs(learned, part).double() - input_mean
         gram.addmm_(x.T, x)
-        cross.addmm_(x.T, target[rows].double() - target_mean)
+        cross.addmm_(x.T, learned.target[part].double() - target_mean)
 
-    return input_mean, target_mean, gram / len(inputs), cross / len(inputs)
+    return input_mean, target_mean, gram / count, cross / count
 
 
-def _inputs(pairs: PairedFeatures) -> Tensor:
-    """Return [φ_old, ψ_old], (N, D_from + S)."""
+def _inputs(pairs: PairedFeatures, rows: slice = slice(None)) -> Tensor:
+    """Return [φ_old, ψ_old] of some rows, (N, D_from + S)."""
     if pairs.side_information is None:
-        return pairs.embedding
-    return torch.cat([pairs.embedding, pairs.side_information], dim=1)
+        return pairs.embedding[rows]
+    return torch.cat([pairs.embedding[rows], pairs.side_information[rows]], dim=1)
