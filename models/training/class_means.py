@@ -50,20 +50,34 @@ def choose_setting(
     probe: Transformation, learned: PairedFeatures, held_out: PairedFeatures, left_out: Tensor
 ) -> Setting:
     """Return the setting with the best CMC@1 + mAP of new/h over all held-out rows, of those that lower no metric for
-    queries of the classes that were left out; `NOT_USED` where none is better by more than chance.
+    queries of the classes that were left out; `NOT_USED` where none is better by more than chance, and where the
+    held-out rows cannot tell: no two of them are of one class that was left out.
 
     `probe` has learned from none of those classes.
     """
     assert learned.labels is not None
     assert held_out.labels is not None
-    if not len(left_out) or not len(held_out) or int(torch.bincount(held_out.labels).max()) < 2:
+    unknown = torch.isin(held_out.labels, left_out)
+    _, rows_of_class = torch.unique(held_out.labels[unknown], return_counts=True)
+    if not bool((rows_of_class > 1).any()):
         return NOT_USED
+
     known = learned.take(torch.nonzero(~torch.isin(learned.labels, left_out)).flatten().cpu())
     drawing, scatter = class_means(known)
-    labels, query = held_out.labels.cpu().numpy(), held_out.target.cpu().numpy()
-    unknown = torch.isin(held_out.labels, left_out).cpu().numpy()
     with torch.inference_mode():
         estimate = probe.eval()(held_out.embedding, held_out.side_information)
+    if scatter == 0 or not bool(estimate.isfinite().all()):
+        return NOT_USED
+
+    return _best_setting(drawing, scatter, estimate, held_out, unknown.cpu().numpy())
+
+
+def _best_setting(
+    drawing: ClassMeans, scatter: float, estimate: Tensor, held_out: PairedFeatures, unknown: NDArray[np.bool_]
+) -> Setting:
+    """Try every setting on the probe's estimate, (Q, D); unknown: (Q,) which rows are of classes that have no mean."""
+    assert held_out.labels is not None
+    labels, query = held_out.labels.cpu().numpy(), held_out.target.cpu().numpy()
 
     def scores(setting: Setting) -> _Scores:
         """(3, Q): hits at 1 and at 5, and average precisions."""
@@ -90,14 +104,13 @@ def class_means(learned: PairedFeatures) -> tuple[ClassMeans, float]:
     """Return the means of the classes that there are, and the mean squared distance of a target from its class's."""
     assert learned.labels is not None
     target = learned.first_view().target
-    counts = torch.bincount(learned.labels)  # (C,)
-    means = target.new_zeros(len(counts), target.shape[1]).index_add_(0, learned.labels, target)  # (C, D)
-    means = means / counts.clamp(min=1)[:, None]
-    scatter = float((target - means[learned.labels]).square().sum(dim=1).mean())
+    _, class_of, counts = torch.unique(learned.labels, return_inverse=True, return_counts=True)  # (N,) and (C,)
+    sums = target.new_zeros(len(counts), target.shape[1]).index_add_(0, class_of, target)
+    means = sums / counts[:, None]  # (C, D)
+    scatter = float((target - means[class_of]).square().sum(dim=1).mean())
 
-    known = counts > 0
-    drawing = ClassMeans(int(known.sum()), means.shape[1]).to(target.device)
-    drawing.means.copy_(means[known])
+    drawing = ClassMeans(*means.shape).to(target.device)
+    drawing.means.copy_(means)
     return drawing, scatter
 
 
