@@ -37,7 +37,7 @@ _Run = Callable[[Sequence[Vectors]], Vectors]
 NETWORKS: dict[str, type[nn.Module]] = {**ENCODERS, "Transformation": Transformation}
 _METADATA_KEY = "gallery_upgrade"
 _MAX_DIMENSION = 65_536
-_MAX_BLOCKS = 64
+_MAX_PARTS = 64
 _MAX_PARAMETERS = 2**31
 _TRIAL_BATCHES = (2, 1)
 _PRECISION_ROWS = 1024
@@ -282,7 +282,7 @@ def _least_cosine(network: Transformation, exact: _Run, shorter: _Run) -> float:
 def _build(name: str, config: dict[str, Any]) -> nn.Module:
     """Build one of our own networks without memory for its weights: the sizes come from a file."""
     for key, value in config.items():
-        limit = _MAX_BLOCKS if key == "blocks" else _MAX_DIMENSION
+        limit = _MAX_PARTS if key in ("blocks", "members") else _MAX_DIMENSION
         is_size = isinstance(value, int) and 1 <= value <= limit
         if not (is_size or isinstance(value, bool) or value is None):
             raise ArtifactError(f"The network's configuration has {key} = {value!r}; from 1 to {limit} is accepted.")

@@ -82,6 +82,8 @@ class Transformation(nn.Module):
         linear: bool = False,
     ) -> None:
         super().__init__()
+        if not members and not linear:
+            raise ValueError("A transformation has members, a linear map, or both.")
         self.from_dim = from_dim
         self.side_information_dim = side_information_dim
         self.to_dim = to_dim

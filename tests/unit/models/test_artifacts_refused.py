@@ -24,6 +24,7 @@ from models.artifacts import (
     save_network,
 )
 from models.backbones import ConvEncoder
+from models.precision import Precision
 from models.transformation import Transformation, fold_batch_norm
 from tests.networks import torchscript_bytes, transformation
 from tests.unit.models.artifact_files import (
@@ -169,6 +170,29 @@ def test_a_configuration_that_does_not_fit_is_refused(config: Any) -> None:
 
     with pytest.raises(ArtifactError):
         load_encoder(data, output_dim=6, input_size=8)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"members": 60_000}, "members = 60000; from 1 to 64 is accepted"),
+        ({"members": 0}, "members = 0; from 1 to 64"),
+        ({"members": 2}, "more weights than the file holds|weights do not fit"),
+        ({"members": None}, "has members, a linear map, or both"),
+        ({"members": None, "linear": True}, "weights do not fit"),
+        ({"linear": True}, "weights do not fit"),
+    ],
+)
+def test_a_transformation_of_parts_that_it_does_not_have_is_refused(
+    changes: dict[str, Any], refusal: str, precision: Precision
+) -> None:
+    network = Transformation(6, None, 4, inner_dim=8)
+    described = {"network": "Transformation", "config": network.config() | changes}
+    data = rewritten_header(save_network(network), described)
+
+    with pytest.raises(ArtifactError, match=refusal):
+        load_transformation_network(data, from_dim=6, side_information_dim=None, to_dim=4, precision=precision)
 
 
 def test_safetensors_of_other_programs_are_refused() -> None:
