@@ -94,10 +94,11 @@ class TrainingFiles:
         return max(self._checkpoints(network), default=0)
 
     def store_checkpoint(self, network: str, epochs_done: int, path: Path) -> None:
-        """Store a checkpoint file, and remove the ones before it."""
+        """Store a checkpoint file, and remove every other one: those before it, and those of a training that could not
+        be gone on from and was begun again."""
         self._publish(f"{network}-{epochs_done:06}", lambda target: shutil.copyfile(path, target))
         for epochs, name in self._checkpoints(network).items():
-            if epochs < epochs_done:
+            if epochs != epochs_done:
                 self._blobs.delete_file(self._path(name))
 
     def fetch_checkpoint(self, network: str, epochs_done: int, target: Path) -> None:

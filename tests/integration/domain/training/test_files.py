@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from service.db import Database
 from service.queue import celery_application
@@ -34,6 +35,24 @@ def test_another_machine_goes_on_from_the_blob_store(
     assert progress == 11
     assert transformation["h_digest"] == train(versions, worker, pairs)["h_digest"]
     other.database.engine.dispose()
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_from_does_not_start_every_slice_over(
+    versions: TestClient, worker: WorkerParts
+) -> None:
+    hurried = one_epoch_a_slice(worker)
+    job_id = begin(versions, parquet(paired_columns()))
+    for _ in range(5):
+        advance_training(hurried, job_id)
+    with worker.database.session_scope() as session:  # as of another release, which had other settings
+        session.execute(text("UPDATE jobs SET request = jsonb_set(request, '{options,seed}', '1')"))
+    worker.training.forget()
+
+    for _ in range(3):
+        advance_training(hurried, job_id)
+
+    assert job_of(versions, job_id)["progress"]["training_h"]["done"] == 3
+    assert finish(versions, worker, job_id)["training"]["seed"] == 1
 
 
 def test_the_sweep_nudges_a_training_and_removes_what_no_training_needs(
