@@ -163,7 +163,7 @@ def _run(parts: WorkerParts, job: Job) -> None:
     precision = parts.settings.precision or fastest_precision(parts.settings.device)
     config = TransformationTraining(**request.options, precision=precision)
     rows = parts.training.keep(job.file_prefix, "rows", lambda: _load(time_slice, config.seed))
-    h = _train(time_slice, "h", rows.h, config)
+    h = parts.training.keep(job.file_prefix, "h", lambda: _train(time_slice, "h", rows.h, config))
     g = None
     if request.with_g:
         assert rows.g is not None

@@ -31,7 +31,7 @@ from tests.trainings import (
 )
 from tests.working import run_until, with_settings
 from workers.app import WorkerParts, make_worker_parts
-from workers.training import advance_training
+from workers.training import advance_training, scratch_folder
 
 
 def test_h_and_g_learned_from_uploaded_pairs_are_measured_and_can_upgrade_a_gallery(
@@ -215,6 +215,22 @@ def test_a_killed_worker_costs_its_slice_and_another_one_ends_with_the_same_h(
     assert interrupted["h_digest"] == uninterrupted["h_digest"]
     assert interrupted["g_digest"] == uninterrupted["g_digest"]
     assert interrupted["metrics"] == uninterrupted["metrics"]
+
+
+def test_what_h_learned_is_kept_while_g_is_trained(
+    versions: TestClient, worker: WorkerParts, settings: Settings
+) -> None:
+    hurried = one_epoch_a_slice(worker)
+    job_id = begin(versions, parquet(paired_columns()), with_g=True, options=QUICK | {"epochs": 4})
+    while job_of(versions, job_id)["progress"].get("training_g", {"done": 0})["done"] < 1:
+        assert advance_training(hurried, job_id)
+    scratch = scratch_folder(settings) / f"{prefix_of(worker, job_id)}.h"
+    scratch.unlink()
+
+    advance_training(hurried, job_id)
+
+    assert job_of(versions, job_id)["progress"]["training_g"]["done"] == 2
+    assert not scratch.exists()  # it was not read again, to choose a linear map again
 
 
 def prefix_of(worker: WorkerParts, job_id: int) -> str:
