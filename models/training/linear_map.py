@@ -11,7 +11,7 @@ from torch.nn import functional
 from models.training.features import PairedFeatures
 from models.transformation import LinearMap
 
-# In units of the mean variance of an input.
+# In units of the mean variance of an input's own space.
 _PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _SHARES = tuple(tenth / 10 for tenth in range(11))
 # Below it an input is constant, and says nothing of the target.
@@ -26,14 +26,15 @@ def fit_linear_map(learned: PairedFeatures, held_out: PairedFeatures) -> LinearM
     side_dim = 0 if learned.side_information is None else learned.side_information.shape[1]
     linear = LinearMap(learned.embedding.shape[1], side_dim, learned.target.shape[1]).to(learned.target.device)
     input_mean, target_mean, gram, cross = _moments(learned)
-    values, vectors = torch.linalg.eigh(gram)
-    projected = vectors.T @ cross
+    scale = _deviations(gram, learned.embedding.shape[1])
+    values, vectors = torch.linalg.eigh(gram / scale[:, None] / scale)
+    projected = vectors.T @ (cross / scale[:, None])
     best = float("inf")
 
     for penalty in _PENALTIES:
         penalised = values.clamp(min=0) + penalty * values.mean()
         scaled = projected / penalised.clamp(min=_LEAST_VARIANCE)[:, None]
-        weights = vectors @ scaled  # (D_in, D_to)
+        weights = vectors @ scaled / scale[:, None]  # (D_in, D_to)
         bias = target_mean - input_mean @ weights
         found = torch.addmm(bias, _inputs(held_out).double(), weights)
         error = float(functional.mse_loss(found, held_out.target.double()))
@@ -78,6 +79,15 @@ def _moments(learned: PairedFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         cross.addmm_(x.T, learned.target[part].double() - target_mean)
 
     return input_mean, target_mean, gram / count, cross / count
+
+
+def _deviations(gram: Tensor, from_dim: int) -> Tensor:
+    """Return (D_in,) the deviation of each input's space, φ_old or ψ: 1 where it is constant."""
+    variances = [
+        part.mean().expand(len(part)) for part in torch.split(gram.diagonal(), [from_dim, len(gram) - from_dim])
+    ]
+    variance = torch.cat(variances)
+    return torch.where(variance > _LEAST_VARIANCE, variance, 1.0).sqrt()
 
 
 def _inputs(pairs: PairedFeatures, rows: slice = slice(None)) -> Tensor:

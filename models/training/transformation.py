@@ -5,7 +5,7 @@ are what is trained on.
 
 `recipe="paper"` is the paper's: one network, mean squared error, nothing else. `recipe="default"` learns the same way
 and adds what docs/results.md shows to help with items of any class, whether h has seen it or not:
-(a) several members, whose mean is taken;
+(a) several members, whose mean is taken, and which learn from scaled values (`scales`);
 (b) a share of a linear map in closed form (`linear_map`), chosen on rows that were not learned from: all of it where
     the pairs are few;
 (c) where the target is never negative, neither is the output.
@@ -28,6 +28,7 @@ from models.training.class_means import NOT_USED, apply_setting, choose_setting,
 from models.training.features import PairedFeatures
 from models.training.linear_map import best_share, fit_linear_map
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
+from models.training.scales import Scales, fold_scales, scales_of
 from models.transformation import Transformation
 
 Recipe = Literal["paper", "default"]
@@ -86,8 +87,9 @@ def train_transformation(
 
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    fit = _Fit(config, generator, progress, checkpoint, extra_loss)
-    if config.recipe == "paper":
+    scales = None if config.recipe == "paper" else scales_of(pairs)
+    fit = _Fit(config, generator, progress, checkpoint, extra_loss, scales)
+    if scales is None:
         network = _network(pairs, config.inner_dim or 2048, config.members or 1)
         fit.run({"network": network}, {"network": pairs})
         return FittedTransformation(network.eval(), {"members": len(network.members), "inner_dim": network.inner_dim})
@@ -144,9 +146,10 @@ class _Fit:
     progress: Progress
     checkpoint: Path | None
     extra_loss: ExtraLoss | None
+    scales: Scales | None
 
     def run(self, networks: dict[str, Transformation], rows: dict[str, PairedFeatures]) -> None:
-        """Fit each network to its rows."""
+        """Fit each network to its rows, and give it their scales where it learned without."""
         config, learned = self.config, nn.ModuleDict(networks)
         optimizer = torch.optim.Adam(
             learned.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -155,7 +158,7 @@ class _Fit:
         state = TrainingState(learned, optimizer, schedule, self.generator)
 
         shapes = {name: [len(rows[name]), network.config()] for name, network in networks.items()}
-        configuration = {"networks": shapes, "training": asdict(config)}
+        configuration = {"networks": shapes, "training": asdict(config), "scaled": self.scales is not None}
         stored = None if self.checkpoint is None else load_checkpoint_if_whole(self.checkpoint)
         epochs_done = 0
         if stored is not None and stored["configuration"] == configuration:
@@ -175,15 +178,24 @@ class _Fit:
                 save_checkpoint(self.checkpoint, configuration, epoch + 1, state)
             self.progress(epoch + 1, config.epochs)
 
+        if self.scales is not None:
+            for network in networks.values():
+                fold_scales(network, self.scales)
+
     def _loss(self, network: Transformation, batch: PairedFeatures) -> Tensor:
         """Return the sum of what each member loses: they learn independently of each other."""
-        with torch.autocast(batch.target.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            outputs = network.estimates(batch.embedding, batch.side_information).float()
+        embedding, side, target = batch.embedding, batch.side_information, batch.target
+        if self.scales is not None:
+            embedding, target = self.scales.embedding(embedding), self.scales.target(target)
+            side = None if side is None else self.scales.side_information(side)
+
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            outputs = network.estimates(embedding, side).float()
         loss = outputs.new_zeros(())
         for output in outputs:
-            loss = loss + functional.mse_loss(output, batch.target)
+            loss = loss + functional.mse_loss(output, target)
             if self.extra_loss is not None:
-                loss = loss + self.extra_loss(output, batch.target, batch.labels)
+                loss = loss + self.extra_loss(output, target, batch.labels)
         return loss
 
     def _batch_size(self, rows: int) -> int:

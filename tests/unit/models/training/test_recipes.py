@@ -18,7 +18,7 @@ CONFIG = TransformationTraining(epochs=6, warm_up_epochs=1, batch=64, inner_dim=
 BY_CLASS = replace(CONFIG, task="class", inner_dim=32, members=4)
 
 
-def classes_apart(seed: int, images: int = 3_000, noise: float = 0.3) -> PairedFeatures:
+def classes_apart(seed: int, images: int = 3_000, noise: float = 0.5) -> PairedFeatures:
     """Images of 20 classes, a little apart from each other in the new space; the old space sees them through noise."""
     generator = torch.Generator().manual_seed(seed)
     means = torch.rand(CLASSES, 12, generator=torch.Generator().manual_seed(9))
