@@ -34,7 +34,7 @@ from service.advisory_locks import AdvisoryLock
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.gallery.current_rows import missing_between, read_current_vectors, stream_rows
+from service.domain.gallery.current_rows import first_missing_between, read_current_vectors, stream_rows
 from service.domain.gallery.generations import GenerationKey, count_rows, get_stored_generation
 from service.domain.generation_stage import STORED, GenerationStage
 from service.domain.indexes.builds import counted, end_build, name_index
@@ -136,7 +136,7 @@ class MilvusEngine(IndexEngine):
             stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)
             gallery = session.get_one(Gallery, generation.gallery_id)
             total = count_rows(session, stored)
-            first_missing = missing_between(session, stored.key, 0, reached.gallery_revision)[1]
+            first_missing = first_missing_between(session, stored.key, 0, reached.gallery_revision)
             sample = draw_recall_sample(session, stored, self._settings)
 
         # 2. Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
