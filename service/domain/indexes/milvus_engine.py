@@ -41,7 +41,7 @@ from service.domain.indexes.builds import counted, end_build, name_index
 from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample
-from service.domain.indexes.row_reader import read_states, warm
+from service.domain.indexes.sources import read_states, warm
 from service.errors import Unavailable
 from service.index.milvus import Collections, Kind
 from service.index.protocol import Ids, IndexAway, Vectors

@@ -1,4 +1,4 @@
-"""What the replicas of either engine need beside an index: which generations there are, and their encoders."""
+"""What the sources of both engines share, beside indexes: which generations there are, and their encoders."""
 
 from sqlalchemy import or_, select
 
