@@ -75,7 +75,7 @@ def forms_of(network: Transformation, device: str) -> dict[str, _Form]:
     if device == "cpu":
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=".*deprecated.*", category=UserWarning)
-        forms["int8, folded"] = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
+        forms["int8, folded"] = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             fold_batch_norm(network), {nn.Linear}, torch.qint8
         )
     return forms

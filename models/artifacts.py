@@ -295,7 +295,7 @@ def _build(name: str, config: dict[str, Any]) -> nn.Module:
 
 def _load_torchscript(data: bytes, device: str) -> _Loaded:
     try:
-        module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+        module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(f"The TorchScript file cannot be loaded: {_first_line(error)}") from error
     _check_finite(module)

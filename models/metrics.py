@@ -1,4 +1,5 @@
-"""Retrieval metrics as the paper's code defines them, exact, in blocks of queries so that memory stays bounded.
+"""Retrieval metrics as the paper's code defines them, exact, in blocks of queries so that memory stays bounded; and how
+far vectors are from those that they stand in for.
 
 CMC top-k: a query scores 1 if any of its k nearest has its label. mAP@1.0: the mean over queries of average precision
 over the whole ranked gallery, tied distances pooled, as scikit-learn's `average_precision_score`. Queries without a
@@ -21,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from models.normalize import l2_normalize
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -179,6 +182,17 @@ def linear_cka(first: Vectors, second: Vectors) -> float:
     y = second - second.mean(axis=0, dtype=np.float64)
     scale = float(np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
     return float(np.linalg.norm(x.T @ y) ** 2) / scale if scale else 0.0
+
+
+def vector_errors(found: Vectors, expected: Vectors) -> dict[str, float]:
+    """Return means over the rows of (N, D) vectors: of the squared error, of that of always answering the mean of
+    `expected`, and of the cosine; a zero vector has cosine 0 with everything."""
+    cosines = (l2_normalize(found) * l2_normalize(expected)).sum(axis=1)
+    return {
+        "mean_squared_error": float(np.square(found - expected, dtype=np.float64).mean()),
+        "mean_predictor_error": float(np.square(expected - expected.mean(axis=0), dtype=np.float64).mean()),
+        "mean_cosine": float(cosines.mean(dtype=np.float64)),
+    }
 
 
 @dataclass(frozen=True)

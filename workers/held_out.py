@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import TransformationNetwork
-from models.metrics import cmc, gap_closed, retrieval_metrics
+from models.metrics import cmc, gap_closed, retrieval_metrics, vector_errors
 from models.normalize import l2_normalize
 from service.domain.training.files import FeatureRows
 
@@ -35,7 +35,7 @@ def held_out_metrics(
     if linear is not None:
         metrics["linear"] = _compared(_apply(linear, rows, normalize), rows, device)
     if g is not None and rows.side_information_to is not None:
-        metrics["g"] = _errors(_apply(g, rows), rows.side_information_to)
+        metrics["g"] = vector_errors(_apply(g, rows), rows.side_information_to)
     metrics["retrieval"] = None if rows.labels is None else _retrieval(rows, rows.labels, transformed, device)
     return metrics
 
@@ -43,7 +43,7 @@ def held_out_metrics(
 def _compared(transformed: Vectors, rows: FeatureRows, device: str) -> dict[str, float]:
     numbers = np.arange(len(rows))
     own = cmc(rows.embedding_to, numbers, transformed, numbers, ks=(1,), device=device)[1]
-    return {**_errors(transformed, rows.embedding_to), "own_item_first": own}
+    return {**vector_errors(transformed, rows.embedding_to), "own_item_first": own}
 
 
 def _apply(network: TransformationNetwork, rows: FeatureRows, normalize: bool = False) -> Vectors:
@@ -51,16 +51,6 @@ def _apply(network: TransformationNetwork, rows: FeatureRows, normalize: bool = 
     parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE)]
     found = [network(rows.embedding_from[part], None if side is None else side[part]) for part in parts]
     return l2_normalize(np.concatenate(found)) if normalize else np.concatenate(found)
-
-
-def _errors(found: Vectors, expected: Vectors) -> dict[str, float]:
-    """(N, D), (N, D) -> means over the rows."""
-    cosines = (l2_normalize(found) * l2_normalize(expected)).sum(axis=1)
-    return {
-        "mean_squared_error": float(np.square(found - expected, dtype=np.float64).mean()),
-        "mean_predictor_error": float(np.square(expected - expected.mean(axis=0), dtype=np.float64).mean()),
-        "mean_cosine": float(cosines.mean(dtype=np.float64)),
-    }
 
 
 def _retrieval(rows: FeatureRows, labels: NDArray[np.int64], transformed: Vectors, device: str) -> Any:

@@ -27,7 +27,7 @@ from service.domain.upgrade.batches import (
     return_batch,
     work_on_batch,
 )
-from service.domain.upgrade.catch_up import Behind, plan_catch_up, unfinished_batches, verify
+from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, verify
 from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over
 from service.domain.upgrade.evaluation import labelled_sample, record_evaluation
 from service.domain.upgrade.upgrades import UnknownUpgrade, change_state, fail_for_item, fail_upgrade, get_upgrade
@@ -114,13 +114,13 @@ def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
         behind = _verify(parts, upgrade.id)
         if behind is None:
             return False
-        if behind.changes <= parts.settings.cutover_max_changes:
+        if behind <= parts.settings.cutover_max_changes:
             return _change(parts, upgrade.id, Action.TRANSFORMED)
         return _catch_up(parts, upgrade)
 
 
-def _verify(parts: WorkerParts, upgrade_id: int) -> Behind | None:
-    """Return how far the next generation is behind, while the phase lock is held.
+def _verify(parts: WorkerParts, upgrade_id: int) -> int | None:
+    """Return how many changes the next generation is behind, while the phase lock is held.
 
     None while a batch is in another worker's hands, or rests after a failure: that worker goes on by itself, or the
     sweep nudges one later.
@@ -185,7 +185,7 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
         behind = _verify(parts, upgrade.id) if mine else None
         if behind is None:
             return False
-        if behind.changes > parts.settings.cutover_max_changes:
+        if behind > parts.settings.cutover_max_changes:
             return _catch_up(parts, upgrade)
     if upgrade.cutover == "manual" and upgrade.cutover_requested_at is None:
         return False

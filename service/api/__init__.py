@@ -1,2 +1,2 @@
-"""One router per resource. An endpoint is a typed signature, one domain call and a return; rules and SQL live in
-`service.domain`."""
+"""One router per resource. An endpoint is a typed signature, calls of `service.domain`, where rules and SQL live, and a
+view of what they return."""

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import database_away, problem
 from service.db import AWAY, Database
-from service.domain.request_keys import Answer, KeyOfAnotherRequest, RequestStillRuns, keep_answer, take_key
+from service.domain.request_keys import KeptAnswer, KeyOfAnotherRequest, RequestStillRuns, keep_answer, take_key
 from service.errors import GalleryError
 
 _KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
@@ -69,11 +69,11 @@ class IdempotencyMiddleware:
             except AWAY as error:
                 await database_away(Request(scope), error)(scope, receive, send)
                 return
-            if isinstance(taken, Answer):
+            if isinstance(taken, KeptAnswer):
                 await _again(taken)(scope, receive, send)
                 return
 
-            answer = Answer()
+            answer = KeptAnswer()
             try:
                 await self._app(scope, _replayed(body, receive), _recording(answer, send))
             finally:
@@ -86,7 +86,7 @@ def _refused(refusal: GalleryError) -> Response:
     return problem(refusal.status_code, refusal.message, headers=headers)
 
 
-def _again(answer: Answer) -> Response:
+def _again(answer: KeptAnswer) -> Response:
     return Response(answer.body, answer.status, {**dict(answer.headers), "Idempotent-Replay": "true"})
 
 
@@ -105,7 +105,7 @@ def _replayed(body: IO[bytes], receive: Receive) -> Receive:
     return receive_again
 
 
-def _recording(answer: Answer, send: Send) -> Send:
+def _recording(answer: KeptAnswer, send: Send) -> Send:
     async def send_and_record(message: Message) -> None:
         if message["type"] == "http.response.start":
             answer.status = message["status"]

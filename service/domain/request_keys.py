@@ -28,8 +28,8 @@ class KeyOfAnotherRequest(Unprocessable):
 
 
 @dataclass
-class Answer:
-    """What a request is answered; a failure of ours until it is known."""
+class KeptAnswer:
+    """What a request was answered, as it is given again; a failure of ours until it is known."""
 
     status: int = 500
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class RunningRequest:
     path: str
 
 
-def take_key(database: Database, key: str, path: str, request_sha256: str) -> RunningRequest | Answer:
+def take_key(database: Database, key: str, path: str, request_sha256: str) -> RunningRequest | KeptAnswer:
     """Return the right to run a request, or the answer that it was given before.
 
     Raises `RequestStillRuns` (409) and `KeyOfAnotherRequest` (422). Whoever runs the request calls `keep_answer` after.
@@ -64,7 +64,7 @@ def take_key(database: Database, key: str, path: str, request_sha256: str) -> Ru
     return answer
 
 
-def keep_answer(running: RunningRequest, answer: Answer) -> None:
+def keep_answer(running: RunningRequest, answer: KeptAnswer) -> None:
     """Keep the answer; after a failure of ours, free the key, so that a retry tries again."""
     this = (IdempotencyKey.key == running.key) & (IdempotencyKey.path == running.path)
     try:
@@ -77,7 +77,7 @@ def keep_answer(running: RunningRequest, answer: Answer) -> None:
         _release(running)
 
 
-def _lock_key(running: RunningRequest, request_sha256: str) -> Answer | None:
+def _lock_key(running: RunningRequest, request_sha256: str) -> KeptAnswer | None:
     """Lock the key and note that the request runs, or return the answer that is kept."""
     connection, key, path = running.connection, running.key, running.path
     if not connection.scalar(select(func.pg_try_advisory_lock(idempotency_lock(key, path)))):
@@ -97,7 +97,7 @@ def _lock_key(running: RunningRequest, request_sha256: str) -> Answer | None:
         raise KeyOfAnotherRequest("This Idempotency-Key was used with another request.")
     if row.status is None:  # its process died
         return None
-    return Answer(row.status, [(name, value) for name, value in row.headers or []], row.body or b"")
+    return KeptAnswer(row.status, [(name, value) for name, value in row.headers or []], row.body or b"")
 
 
 def _release(running: RunningRequest) -> None:

@@ -6,9 +6,9 @@
                      │                                         │
                   paused ─resume (i)▶ where it was             │
        any open state ──────────── cancel (j) ─────────────────┴▶ cancelled
-       any working state ── fail (k) ─▶ failed ── retry (l) ─▶ where it was
+       any working state, ready ── fail (k) ─▶ failed ── retry (l) ─▶ where it was
 
-a start, b transformed, c indexed, d evaluated, e cut over, f finalize: a to d are the worker's, the rest a user's
+a start, b transformed, c indexed, d evaluated, e cut over, f finalize: a to d and k are the worker's, the rest a user's
 (cutover also the worker's own when the upgrade was created with `auto`).
 """
 

@@ -59,7 +59,8 @@ class VectorIndex(Protocol):
 def normalized(vectors: Vectors) -> Vectors:
     """Return (N, D) vectors scaled to unit norm; a zero vector stays zero, at cosine distance 1 from everything.
 
-    For indexes alone: embeddings of a version that normalises have unit norm before they are stored.
+    For indexes alone. What is encoded or transformed under a version that normalises has unit norm when it is stored;
+    vectors that are imported are stored as they came.
     """
     # Summed in float64: a float32 value above 1e19 would make its square, and so the norm, infinite.
     norms: Vectors = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)).astype(np.float32)

@@ -118,16 +118,16 @@ def missing_items(session: Session, generation: GenerationKey, after_revision: i
     return list(session.scalars(query, {"gallery_id": generation.gallery_id, "after": after_revision}))
 
 
-def missing_between(
+def first_missing_between(
     session: Session, generation: GenerationKey, after_revision: int, up_to_revision: int
-) -> tuple[int, int | None]:
-    """Return how many live items, changed within (after, up to], have no current row in the generation, and the
-    lowest revision among them."""
+) -> int | None:
+    """Return the lowest revision of a live item, changed within (after, up to], that has no current row in the
+    generation; None where each has one."""
     lacking = items_lacking_current(embeddings_table(generation.generation_id))
-    query = text(f"SELECT count(*), min(i.revision) FROM {lacking} AND i.revision <= :up_to")
+    query = text(f"SELECT min(i.revision) FROM {lacking} AND i.revision <= :up_to")
     parameters = {"gallery_id": generation.gallery_id, "after": after_revision, "up_to": up_to_revision}
-    count, first = session.execute(query, parameters).one()
-    return count, first
+    first: int | None = session.scalars(query, parameters).one()
+    return first
 
 
 def delete_orphans(session: Session, generation: GenerationKey, after_revision: int, up_to_revision: int) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
-from service.domain.generation_stage import TRANSITIONS, GenerationAction, GenerationStage
+from service.domain.generation_stage import STORED, TRANSITIONS, GenerationAction, GenerationStage
 from service.domain.jobs import end_jobs_left_running
 from service.domain.upgrade_state import State
 from service.index.protocol import Metric
@@ -124,7 +124,7 @@ def stored_generations(session: Session, gallery_id: int) -> list[StoredGenerati
         select(Gallery, Generation, ModelVersion)
         .join(Generation, Generation.gallery_id == Gallery.id)
         .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
-        .where(Gallery.id == gallery_id, Generation.state != GenerationStage.DROPPED)
+        .where(Gallery.id == gallery_id, Generation.state.in_(STORED))
         .order_by(Generation.id)
     )
     return [

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.domain.gallery.generations import GenerationKey
+from service.domain.generation_stage import STORED
 from service.domain.indexes.engine import Build, IndexEngine, Report
 from service.domain.jobs import (
     INDEX_BUILD,
@@ -77,7 +78,7 @@ def name_index(
     `revision`. `sha256` is that of a file."""
     session.execute(
         update(Generation)
-        .where(Generation.id == generation_id, Generation.state != "dropped")
+        .where(Generation.id == generation_id, Generation.state.in_(STORED))
         .values(index_name=name, index_sha256=sha256, index_revision=revision, index_parameters=recorded)
     )
 

@@ -39,7 +39,7 @@ from service.domain.indexes.due import DueRebuild, Rebuilds
 from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import index_file, named_files, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
-from service.domain.indexes.row_reader import read_states, warm
+from service.domain.indexes.sources import read_states, warm
 from service.domain.jobs import BuildProgress, record_progress
 from service.index.faiss_index import FaissIndex
 from service.index.files import IndexFileError, build_index, load_index, read_index, save_index

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.generation_stage import STORED
 from service.domain.job_state import JobState
 from service.tables import Generation, Job
 
@@ -24,7 +25,7 @@ def index_file(generation_id: int, job_id: int) -> str:
 
 def named_files(session: Session) -> set[str | None]:
     """Return the names of the indexes of all stored generations; None is among them where one has no index."""
-    return set(session.scalars(select(Generation.index_name).where(Generation.state != "dropped")))
+    return set(session.scalars(select(Generation.index_name).where(Generation.state.in_(STORED))))
 
 
 def remove_unneeded_files(database: Database, blobs: BlobStore) -> None:

@@ -34,13 +34,14 @@ from service.advisory_locks import AdvisoryLock
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.gallery.current_rows import missing_between, read_current_vectors, stream_rows
+from service.domain.gallery.current_rows import first_missing_between, read_current_vectors, stream_rows
 from service.domain.gallery.generations import GenerationKey, count_rows, get_stored_generation
+from service.domain.generation_stage import STORED, GenerationStage
 from service.domain.indexes.builds import counted, end_build, name_index
 from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
 from service.domain.indexes.index_files import remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample
-from service.domain.indexes.row_reader import read_states, warm
+from service.domain.indexes.sources import read_states, warm
 from service.errors import Unavailable
 from service.index.milvus import Collections, Kind
 from service.index.protocol import Ids, IndexAway, Vectors
@@ -90,7 +91,7 @@ class MilvusEngine(IndexEngine):
             return
 
         with self._database.session_scope() as session:
-            stored = set(session.scalars(select(Generation.id).where(Generation.state != "dropped")))
+            stored = set(session.scalars(select(Generation.id).where(Generation.state.in_(STORED))))
 
         for name, generation_id in found.items():
             if generation_id not in stored:
@@ -135,7 +136,7 @@ class MilvusEngine(IndexEngine):
             stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)
             gallery = session.get_one(Gallery, generation.gallery_id)
             total = count_rows(session, stored)
-            first_missing = missing_between(session, stored.key, 0, reached.gallery_revision)[1]
+            first_missing = first_missing_between(session, stored.key, 0, reached.gallery_revision)
             sample = draw_recall_sample(session, stored, self._settings)
 
         # 2. Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
@@ -315,7 +316,7 @@ class _Chunk:
 
 def _reached(session: Session, generation: GenerationKey) -> _Reached:
     stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)  # raises if dropped
-    query = select(Gallery.revision, Generation.index_revision, Generation.state == "complete").join(
+    query = select(Gallery.revision, Generation.index_revision, Generation.state == GenerationStage.COMPLETE).join(
         Generation, Generation.gallery_id == Gallery.id
     )
     revision, index_revision, is_complete = session.execute(query.where(Generation.id == stored.id)).one()

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from service import logs
 from service.crash_points import crash_point
 from service.db import Database
+from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.engine import IndexEngine
 from service.errors import Unavailable
 from service.tables import Generation, drop_embeddings_table
@@ -33,9 +34,9 @@ def remove_dropped(database: Database, engine: IndexEngine, wait_seconds: float)
     """
     # 1.
     has_table = func.to_regclass(func.concat("embeddings_", Generation.id)).is_not(None)
-    dropped = select(Generation.id).where(Generation.state == "dropped", has_table).order_by(Generation.id)
+    dropped = select(Generation.id).where(Generation.state == GenerationStage.DROPPED, has_table)
     with database.session_scope() as session:
-        generation_ids = session.scalars(dropped).all()
+        generation_ids = session.scalars(dropped.order_by(Generation.id)).all()
     for generation_id in generation_ids:
         crash_point("removal.table")
         _drop_table(database, generation_id, wait_seconds)

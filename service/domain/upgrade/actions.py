@@ -37,6 +37,11 @@ class NoWorkerAnswered(Unavailable):
     """No worker cut over in time; nothing has changed."""
 
 
+# Why a cutover is refused beyond what `cutover` and the table of states say; a worker's own sentence goes before.
+_NOT_READY_ANY_MORE = "The upgrade is {state} now."
+_NO_WORKER = "No worker cut the upgrade over within {seconds:.0f} s; is one running?"
+
+
 @dataclass(frozen=True)
 class UpgradeActions:
     """The actions, for the requests of one API process."""
@@ -90,13 +95,13 @@ class UpgradeActions:
             if upgrade.state in (State.LIVE, State.FINALIZED):
                 return
             if upgrade.state is not State.READY:
-                raise CutoverRefused(upgrade.error or f"The upgrade is {upgrade.state} now.")
+                raise CutoverRefused(upgrade.error or _NOT_READY_ANY_MORE.format(state=upgrade.state))
             time.sleep(_POLL_SECONDS)
 
         with self.database.session_scope() as session:
             upgrade = cutover.withdraw_cutover(session, upgrade_id)
         if upgrade.state is not State.LIVE:
-            raise NoWorkerAnswered(f"No worker cut the upgrade over within {wait_seconds:.0f} s; is one running?")
+            raise NoWorkerAnswered(_NO_WORKER.format(seconds=wait_seconds))
 
     def _give_up_a_generation(self, upgrade_id: int, action: Callable[[Session, int], Upgrade]) -> None:
         self._act(upgrade_id, action)

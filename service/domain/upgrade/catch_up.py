@@ -5,27 +5,16 @@ in flight, so what is left to look at, in a catch-up or in the cutover itself, i
 depend on the gallery's.
 """
 
-from dataclasses import dataclass
-
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from service.domain.batch_state import BatchState
-from service.domain.gallery.current_rows import delete_orphans, items_lacking_current, missing_between
+from service.domain.gallery.current_rows import delete_orphans, first_missing_between, items_lacking_current
 from service.domain.gallery.generations import GenerationKey, get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.tables import BatchPhase, Gallery, Upgrade, UpgradeBatch, embeddings_table
 
 _BATCH_BYTES = 12 * 2**20
-
-
-@dataclass(frozen=True)
-class Behind:
-    """How far the next generation is behind: live items without a current row, and revisions since the verified one,
-    which is what a cutover would look at while writers wait."""
-
-    items: int
-    changes: int
 
 
 def unfinished_batches(session: Session, upgrade_id: int) -> int:
@@ -34,18 +23,21 @@ def unfinished_batches(session: Session, upgrade_id: int) -> int:
     return session.scalar(query) or 0
 
 
-def verify(session: Session, upgrade_id: int) -> Behind:
-    """Move the verified revision up to the first item that waits; no batch may be in flight (hold the phase lock)."""
+def verify(session: Session, upgrade_id: int) -> int:
+    """Move the verified revision up to the first item that waits; no batch may be in flight (hold the phase lock).
+
+    Return how many changes came after it: what a cutover would look at while writers wait.
+    """
     upgrade = get_upgrade(session, upgrade_id)
     # Read first: writes become visible in the order of their revisions, so the next statement sees all up to this one.
     head = session.scalars(select(Gallery.revision).where(Gallery.id == upgrade.gallery_id)).one()
     before, target = upgrade.verified_revision, GenerationKey(upgrade.gallery_id, upgrade.to_generation_id)
-    waiting, first = missing_between(session, target, before, head)
+    first = first_missing_between(session, target, before, head)
     verified = head if first is None else first - 1
     if verified > before:
         delete_orphans(session, target, before, verified)
         session.execute(update(Upgrade).where(Upgrade.id == upgrade_id).values(verified_revision=verified))
-    return Behind(waiting, head - verified)
+    return head - verified
 
 
 def plan_catch_up(session: Session, upgrade_id: int, batch_items: int) -> int:

@@ -9,7 +9,7 @@ from sqlalchemy.pool import QueuePool
 
 from service.db import Database
 from service.domain.request_keys import (
-    Answer,
+    KeptAnswer,
     KeyOfAnotherRequest,
     RequestStillRuns,
     RunningRequest,
@@ -18,7 +18,7 @@ from service.domain.request_keys import (
 )
 
 PATH, SHA256 = "/v1/galleries", "of this request"
-CREATED = Answer(201, [("location", "/v1/galleries/g"), ("content-type", "application/json")], b'{"name": "g\x00"}')
+CREATED = KeptAnswer(201, [("location", "/v1/galleries/g"), ("content-type", "application/json")], b'{"name": "g\x00"}')
 
 
 def take(database: Database, key: str = "k", path: str = PATH, request_sha256: str = SHA256) -> RunningRequest:
@@ -72,12 +72,12 @@ def test_other_keys_and_other_paths_are_taken_beside_a_running_request(database:
     running = [take(database), take(database, key="other"), take(database, path="/v1/other")]
 
     for number, request in enumerate(running):
-        keep_answer(request, Answer(200 + number))
+        keep_answer(request, KeptAnswer(200 + number))
 
     answers = [
         take_key(database, key, path, SHA256) for key, path in [("k", PATH), ("other", PATH), ("k", "/v1/other")]
     ]
-    assert answers == [Answer(200), Answer(201), Answer(202)]
+    assert answers == [KeptAnswer(200), KeptAnswer(201), KeptAnswer(202)]
 
 
 def test_a_key_whose_holder_died_is_taken_by_the_same_request_alone(database: Database) -> None:
@@ -92,7 +92,7 @@ def test_a_key_whose_holder_died_is_taken_by_the_same_request_alone(database: Da
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_after_a_failure_of_ours_any_request_may_take_the_key(database: Database, status: int) -> None:
-    keep_answer(take(database), Answer(status))
+    keep_answer(take(database), KeptAnswer(status))
 
     running = take(database, request_sha256="of another request")
 

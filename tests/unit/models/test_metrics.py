@@ -1,5 +1,6 @@
 """Metrics against slow versions that rank one query at a time, and against scikit-learn."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +27,7 @@ from models.metrics import (
     positive_flip_rate,
     query_metrics,
     retrieval_metrics,
+    vector_errors,
 )
 
 Data = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
@@ -343,6 +345,25 @@ def test_flip_rates_explain_the_change_of_the_hits() -> None:
     assert negative_flip_rate(before, after) == pytest.approx(0.4)
     assert positive_flip_rate(before, after) == pytest.approx(0.2)
     assert after.mean() - before.mean() == pytest.approx(0.2 - 0.4)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_errors_of_vectors_are_what_a_slow_count_says(count: int) -> None:
+    found, expected = np.random.default_rng(count).standard_normal((2, count, 3)).astype(np.float32)
+    found[0] = 0
+
+    errors = vector_errors(found, expected)
+
+    squared = [
+        (float(a) - float(b)) ** 2 for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)
+    ]
+    guess = [(float(b) - float(np.mean(expected[:, d]))) ** 2 for y in expected for d, b in enumerate(y)]
+    cosines = [
+        float(x @ y) / (math.hypot(*x) * math.hypot(*y)) if x.any() else 0.0
+        for x, y in zip(found, expected, strict=True)
+    ]
+    means = [sum(values) / len(values) for values in (squared, guess, cosines)]
+    assert [*errors.values()] == pytest.approx(means, abs=1e-6)
 
 
 def test_linear_cka_equals_its_definition_by_gram_matrices() -> None:

@@ -161,7 +161,7 @@ def test_what_is_written_while_a_file_is_built_and_folded_in_is_found_at_once_an
 @contextmanager
 def gallery_restarted(client: TestClient) -> Iterator[TestClient]:
     """A second process, started now, so that it loads the file and applies what came after."""
-    with TestClient(create_app(client.app.state.parts.settings)) as second:  # type: ignore[attr-defined]
+    with TestClient(create_app(client.app.state.parts.settings)) as second:  # type: ignore[attr-defined]  # untyped state
         wait_for(lambda: second.get("/readyz").status_code == 200)
         yield second
 

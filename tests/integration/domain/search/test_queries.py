@@ -311,4 +311,4 @@ def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(client:
 def let_searches_miss(client: TestClient, times: int) -> None:
     parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
     replicas = UnloadedReplicas(parts.engine.follow(parts.search.encoders), times)
-    client.app.state.parts = replace(parts, search=replace(parts.search, replicas=replicas))  # type: ignore[attr-defined]
+    client.app.state.parts = replace(parts, search=replace(parts.search, replicas=replicas))  # type: ignore[attr-defined]  # untyped state

@@ -1,9 +1,10 @@
-"""What the replicas of either engine need beside an index: which generations there are, and their encoders."""
+"""What the sources of both engines share, beside indexes: which generations there are, and their encoders."""
 
 from sqlalchemy import or_, select
 
 from service import logs
 from service.db import Database
+from service.domain.generation_stage import STORED, GenerationStage
 from service.errors import GalleryError
 from service.index.replica import GalleryState, GenerationState
 from service.networks.encoders import Encoders
@@ -23,7 +24,10 @@ _STATES = (
     )
     .join(Generation, Generation.gallery_id == Gallery.id)
     .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
-    .where(Generation.state != "dropped", or_(Generation.state == "complete", Generation.index_name.is_not(None)))
+    .where(
+        Generation.state.in_(STORED),
+        or_(Generation.state == GenerationStage.COMPLETE, Generation.index_name.is_not(None)),
+    )
     .order_by(Gallery.id, Generation.id)
 )
 
@@ -35,7 +39,7 @@ def read_states(database: Database, only: int | None = None) -> list[GalleryStat
     found: dict[int, GalleryState] = {}
     for gallery_id, revision, active_id, generation_id, version_name, state, sha256 in rows:
         assert active_id is not None  # from the transaction on that creates the gallery
-        generation = GenerationState(generation_id, version_name, state == "building", sha256)
+        generation = GenerationState(generation_id, version_name, state is GenerationStage.BUILDING, sha256)
         before = found[gallery_id].generations if gallery_id in found else ()
         found[gallery_id] = GalleryState(gallery_id, revision, active_id, (*before, generation))
     return list(found.values())

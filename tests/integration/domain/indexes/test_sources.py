@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from service.domain.indexes.row_reader import read_states, warm
+from service.domain.indexes.sources import read_states, warm
 from service.index.replica import GalleryState, GenerationState
 from service.networks.encoders import Encoders
 from service.networks.micro_batching import ImageQueryMetrics
