@@ -46,33 +46,16 @@ def find_legs(
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
     registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
     usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
-    erasing = [transformation.id for transformation in usable if transformation.draws_to_classes]
-    if task == "instance":
-        usable, registered = (
-            [transformation for transformation in several if not transformation.draws_to_classes]
-            for several in (usable, registered)
-        )
+    sources = (active, *retained)
 
-    legs = [
-        leg
-        for generation in (active, *retained)
-        if (leg := _shortest_leg(generation, to_version, usable, versions)) is not None
-    ]
-    if not legs and erasing and task == "instance":
-        raise ErasesItems(
-            f"Transformation {erasing[0]} draws items to the means of their classes, and this gallery is searched for"
-            " items: train one with the task 'instance', or change the gallery's task to 'class'."
-        )
+    legs = _legs_from(sources, to_version, _that_may_serve(task, usable), versions)
     if not legs:
-        raise NoPath(
-            f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
-            " (a path through another version needs a g on the way)."
-        )
+        raise _refusal(_legs_from(sources, to_version, usable, versions), usable, active, to_version)
 
     legs.sort(key=lambda leg: (len(leg.transformation_ids), leg.generation_id != active.id))
     chosen_legs = [legs[0]]
     if legs[0].generation_id != active.id:
-        rest = _shortest_leg(active, to_version, registered, versions)
+        rest = _shortest_leg(active, to_version, _that_may_serve(task, registered), versions)
         chosen_legs += [] if rest is None else [rest]
 
     if any(leg.gives_side_information != chosen_legs[0].gives_side_information for leg in chosen_legs):
@@ -81,6 +64,45 @@ def find_legs(
         chosen_legs = [leg for leg in chosen_legs if (leg.generation_id == active.id) == (transformation_id is None)]
 
     return chosen_legs
+
+
+def _that_may_serve(task: Task, transformations: Sequence[Transformation]) -> list[Transformation]:
+    """Return the transformations that a gallery of this task may be upgraded by."""
+    return [
+        transformation for transformation in transformations if task == "class" or not transformation.draws_to_classes
+    ]
+
+
+def _refusal(
+    legs_by_class: Sequence[FoundLeg],
+    transformations: Sequence[Transformation],
+    active: StoredGeneration,
+    to_version: ModelVersion,
+) -> Conflict:
+    """Say why there is no leg; `legs_by_class` are those that a gallery that is searched by class would have."""
+    if not legs_by_class:
+        return NoPath(
+            f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
+            " (a path through another version needs a g on the way)."
+        )
+
+    on_the_way = min(legs_by_class, key=lambda leg: len(leg.transformation_ids)).transformation_ids
+    drawing = next(t.id for t in transformations if t.id in on_the_way and t.draws_to_classes)
+    return ErasesItems(
+        f"Transformation {drawing} draws items to the means of their classes, and this gallery is searched for items:"
+        " train one with the task 'instance', or change the gallery's task to 'class'."
+    )
+
+
+def _legs_from(
+    sources: Sequence[StoredGeneration],
+    to_version: ModelVersion,
+    transformations: Sequence[Transformation],
+    versions: dict[int, ModelVersion],
+) -> list[FoundLeg]:
+    """Return the shortest leg of each generation that has one."""
+    legs = [_shortest_leg(generation, to_version, transformations, versions) for generation in sources]
+    return [leg for leg in legs if leg is not None]
 
 
 def _shortest_leg(
