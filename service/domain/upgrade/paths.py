@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
 from service.errors import Conflict
-from service.tables import Leg, ModelVersion, Task, Transformation
+from service.tables import Leg, ModelVersion, Task, Transformation, Upgrade
 
 
 class NoPath(Conflict):
@@ -39,7 +39,8 @@ def find_legs(
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
     The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
-    registered transformation. None of them may erase which item is which in a gallery that is searched for items.
+    registered transformation. None of them may erase which item is which in a gallery that is searched for items, and
+    a generation whose items were made alike, when the gallery was searched by class, comes after all others.
     Raises `NoPath` and `ErasesItems` (409), or `UnknownTransformation` (404) when `transformation_id` is given and does
     not exist.
     """
@@ -52,7 +53,8 @@ def find_legs(
     if not legs:
         raise _refusal(_legs_from(sources, to_version, usable, versions), usable, active, to_version)
 
-    legs.sort(key=lambda leg: (len(leg.transformation_ids), leg.generation_id != active.id))
+    drawn = _drawn_to_classes(session, active.gallery_id, registered) if task == "instance" else set()
+    legs.sort(key=lambda leg: (leg.generation_id in drawn, len(leg.transformation_ids), leg.generation_id != active.id))
     chosen_legs = [legs[0]]
     if legs[0].generation_id != active.id:
         rest = _shortest_leg(active, to_version, _that_may_serve(task, registered), versions)
@@ -71,6 +73,16 @@ def _that_may_serve(task: Task, transformations: Sequence[Transformation]) -> li
     return [
         transformation for transformation in transformations if task == "class" or not transformation.draws_to_classes
     ]
+
+
+def _drawn_to_classes(session: Session, gallery_id: int, registered: Sequence[Transformation]) -> set[int]:
+    """Return the gallery's generations with rows that were drawn to class means, on the last hop or on any before."""
+    drawing = {transformation.id for transformation in registered if transformation.draws_to_classes}
+    drawn: set[int] = set()
+    for upgrade in session.scalars(select(Upgrade).where(Upgrade.gallery_id == gallery_id).order_by(Upgrade.id)):
+        if any(leg.generation_id in drawn or drawing.intersection(leg.transformation_ids) for leg in upgrade.legs):
+            drawn.add(upgrade.to_generation_id)
+    return drawn
 
 
 def _refusal(
