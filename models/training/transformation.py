@@ -24,7 +24,14 @@ from torch.nn import functional
 
 from models.precision import Precision
 from models.training.checkpoints import TrainingState, load_checkpoint_if_whole, save_checkpoint
-from models.training.class_means import NOT_USED, apply_setting, choose_setting, class_means, classes_to_leave_out
+from models.training.class_means import (
+    NOT_USED,
+    Setting,
+    apply_setting,
+    choose_setting,
+    class_means,
+    classes_to_leave_out,
+)
 from models.training.features import PairedFeatures
 from models.training.linear_map import best_share, fit_linear_map
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
@@ -103,6 +110,7 @@ def _train_default(
     learned, held_out = _split(pairs, generator)
     network = _network(pairs, config.inner_dim or 1024, config.members or 2)  # (a)
     networks, rows = {"network": network}, {"network": learned}
+
     left_out = None
     if config.task == "class" and learned.labels is not None:
         left_out = classes_to_leave_out(learned.labels, generator)
@@ -110,6 +118,7 @@ def _train_default(
             networks["probe"] = _network(pairs, network.inner_dim, 1)
             kept = torch.nonzero(~torch.isin(learned.labels, left_out)).flatten().cpu()
             rows["probe"] = learned.take(kept)
+
     fit.run(networks, rows)
 
     choices: dict[str, Any] = {"members": len(network.members), "inner_dim": network.inner_dim}
@@ -118,16 +127,17 @@ def _train_default(
         assert network.linear_map is not None
         choices["linear_share"] = float(network.linear_map.share)
     network = _extended(network, non_negative=bool((pairs.target >= 0).all()))  # (c)
-    if left_out is not None and "probe" in networks:
-        probe = _extended(networks["probe"], non_negative=network.non_negative)
-        setting = choose_setting(probe, learned, held_out, left_out)
+
+    if left_out is not None:
+        setting = NOT_USED
+        if "probe" in networks:
+            probe = _extended(networks["probe"], non_negative=network.non_negative)
+            setting = choose_setting(probe, learned, held_out, left_out)
         choices["class_means"] = None if setting is NOT_USED else asdict(setting)
         choices["classes_left_out"] = len(left_out)
         if setting is not NOT_USED:
-            drawing, scatter = class_means(learned)
-            apply_setting(drawing, setting, scatter)
-            network = _extended(network, classes=len(drawing.means))
-            network.class_means = drawing
+            network = _with_class_means(network, learned, setting)
+
     return FittedTransformation(network.eval(), choices)
 
 
@@ -225,6 +235,14 @@ def _with_linear_map(network: Transformation, learned: PairedFeatures, held_out:
 
     extended = _extended(network, linear=True, members=None if share == 1 else len(network.members))
     extended.linear_map = linear
+    return extended
+
+
+def _with_class_means(network: Transformation, learned: PairedFeatures, setting: Setting) -> Transformation:
+    drawing, scatter = class_means(learned)
+    apply_setting(drawing, setting, scatter)
+    extended = _extended(network, classes=len(drawing.means))
+    extended.class_means = drawing
     return extended
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
 from service.errors import Conflict
-from service.tables import Leg, ModelVersion, Task, Transformation
+from service.tables import Leg, ModelVersion, Task, Transformation, Upgrade
 
 
 class NoPath(Conflict):
@@ -39,40 +39,25 @@ def find_legs(
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
     The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
-    registered transformation. None of them may erase which item is which in a gallery that is searched for items.
+    registered transformation. None of them may erase which item is which in a gallery that is searched for items, and
+    a generation whose items were made alike, when the gallery was searched by class, comes after all others.
     Raises `NoPath` and `ErasesItems` (409), or `UnknownTransformation` (404) when `transformation_id` is given and does
     not exist.
     """
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
     registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
     usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
-    erasing = [transformation.id for transformation in usable if transformation.draws_to_classes]
-    if task == "instance":
-        usable, registered = (
-            [transformation for transformation in several if not transformation.draws_to_classes]
-            for several in (usable, registered)
-        )
+    sources = (active, *retained)
 
-    legs = [
-        leg
-        for generation in (active, *retained)
-        if (leg := _shortest_leg(generation, to_version, usable, versions)) is not None
-    ]
-    if not legs and erasing and task == "instance":
-        raise ErasesItems(
-            f"Transformation {erasing[0]} draws items to the means of their classes, and this gallery is searched for"
-            " items: train one with the task 'instance', or change the gallery's task to 'class'."
-        )
+    legs = _legs_from(sources, to_version, _that_may_serve(task, usable), versions)
     if not legs:
-        raise NoPath(
-            f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
-            " (a path through another version needs a g on the way)."
-        )
+        raise _refusal(_legs_from(sources, to_version, usable, versions), usable, active, to_version)
 
-    legs.sort(key=lambda leg: (len(leg.transformation_ids), leg.generation_id != active.id))
+    drawn = _drawn_to_classes(session, active.gallery_id, registered) if task == "instance" else set()
+    legs.sort(key=lambda leg: (leg.generation_id in drawn, len(leg.transformation_ids), leg.generation_id != active.id))
     chosen_legs = [legs[0]]
     if legs[0].generation_id != active.id:
-        rest = _shortest_leg(active, to_version, registered, versions)
+        rest = _shortest_leg(active, to_version, _that_may_serve(task, registered), versions)
         chosen_legs += [] if rest is None else [rest]
 
     if any(leg.gives_side_information != chosen_legs[0].gives_side_information for leg in chosen_legs):
@@ -81,6 +66,55 @@ def find_legs(
         chosen_legs = [leg for leg in chosen_legs if (leg.generation_id == active.id) == (transformation_id is None)]
 
     return chosen_legs
+
+
+def _that_may_serve(task: Task, transformations: Sequence[Transformation]) -> list[Transformation]:
+    """Return the transformations that a gallery of this task may be upgraded by."""
+    return [
+        transformation for transformation in transformations if task == "class" or not transformation.draws_to_classes
+    ]
+
+
+def _drawn_to_classes(session: Session, gallery_id: int, registered: Sequence[Transformation]) -> set[int]:
+    """Return the gallery's generations with rows that were drawn to class means, on the last hop or on any before."""
+    drawing = {transformation.id for transformation in registered if transformation.draws_to_classes}
+    drawn: set[int] = set()
+    for upgrade in session.scalars(select(Upgrade).where(Upgrade.gallery_id == gallery_id).order_by(Upgrade.id)):
+        if any(leg.generation_id in drawn or drawing.intersection(leg.transformation_ids) for leg in upgrade.legs):
+            drawn.add(upgrade.to_generation_id)
+    return drawn
+
+
+def _refusal(
+    legs_by_class: Sequence[FoundLeg],
+    transformations: Sequence[Transformation],
+    active: StoredGeneration,
+    to_version: ModelVersion,
+) -> Conflict:
+    """Say why there is no leg; `legs_by_class` are those that a gallery that is searched by class would have."""
+    if not legs_by_class:
+        return NoPath(
+            f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
+            " (a path through another version needs a g on the way)."
+        )
+
+    on_the_way = min(legs_by_class, key=lambda leg: len(leg.transformation_ids)).transformation_ids
+    drawing = next(t.id for t in transformations if t.id in on_the_way and t.draws_to_classes)
+    return ErasesItems(
+        f"Transformation {drawing} draws items to the means of their classes, and this gallery is searched for items:"
+        " train one with the task 'instance', or change the gallery's task to 'class'."
+    )
+
+
+def _legs_from(
+    sources: Sequence[StoredGeneration],
+    to_version: ModelVersion,
+    transformations: Sequence[Transformation],
+    versions: dict[int, ModelVersion],
+) -> list[FoundLeg]:
+    """Return the shortest leg of each generation that has one."""
+    legs = [_shortest_leg(generation, to_version, transformations, versions) for generation in sources]
+    return [leg for leg in legs if leg is not None]
 
 
 def _shortest_leg(

@@ -62,8 +62,9 @@ def outline_upgrade(session: Session, wanted: WantedUpgrade) -> Outline:
 def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) -> Upgrade:
     """Create the next generation with its empty table, and the upgrade that will fill it.
 
-    From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`
-    and `NoPath` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), and `NoRoom` (507).
+    From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`,
+    `NoPath` and `ErasesItems` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), and `NoRoom`
+    (507).
     """
     version = registry.get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
@@ -112,7 +113,7 @@ def _begin(session: Session, upgrade: Upgrade, gallery_name: str) -> None:
 def _outline(session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None) -> Outline:
     """Return what an upgrade of the gallery to `version` would do.
 
-    Raises `UpgradeOpen`, `AlreadyThere` and `NoPath` (409), and `UnknownTransformation` (404).
+    Raises `UpgradeOpen`, `AlreadyThere`, `NoPath` and `ErasesItems` (409), and `UnknownTransformation` (404).
     """
     open_upgrade = find_open_upgrade(session, gallery.id)
     if open_upgrade is not None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from models.artifacts import load_transformation_network
+from models.artifacts import load_transformation_network, save_network
+from models.transformation import Transformation
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.vectors.rows import EmbeddingRows
 from tests.networks import transformation_bytes
@@ -90,6 +91,35 @@ def test_with_both_ways_as_short_the_active_generation_is_read(upgraded: TestCli
     expected = by_h(generation_rows(worker, 2), "v2", "v3")
     found = generation_rows(worker, 3).embedding.astype(np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("class", [{"generation": 2, "transformations": [3]}]),
+        ("instance", [{"generation": 1, "transformations": [2]}, {"generation": 2, "transformations": [3]}]),
+    ],
+)
+def test_rows_that_were_drawn_to_classes_are_read_last_once_items_are_searched_for(
+    client: TestClient, worker: WorkerParts, task: str, expected: list[dict[str, object]]
+) -> None:
+    for version in ("v1", "v2", "v3"):
+        register_version(client, version)
+    networks = {
+        "h": save_network(Transformation(6, 5, 8, inner_dim=8, classes=3)),
+        "g": transformation_bytes(6, 5, 4, seed=8),
+    }
+    client.post("/v1/transformations", data={"from_version": "v1", "to_version": "v2"}, files=networks)
+    create_gallery(client, task="class")
+    post_images(client, range(4))
+    run_until(worker, client, start_upgrade(client, "v2", cutover="auto"), "live")
+    register_transformation(client, "v1", "v3")
+    register_transformation(client, "v2", "v3")
+    client.patch("/v1/galleries/g", json={"task": task})
+
+    upgrade_id = start_upgrade(client, "v3")
+
+    assert client.get(f"/v1/upgrades/{upgrade_id}").json()["path"] == expected
 
 
 def test_a_chain_of_rollbacks_goes_back_one_by_one(upgraded: TestClient, worker: WorkerParts) -> None:

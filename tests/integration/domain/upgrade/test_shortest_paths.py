@@ -214,3 +214,32 @@ def test_an_older_or_longer_way_that_keeps_items_apart_is_taken_instead(registry
 
     assert registry.legs("v2", active) == [FoundLeg(1, (older,), gives_side_information=True)]
     assert registry.legs("v4", active) == [FoundLeg(1, (older, onward), gives_side_information=False)]
+
+
+def test_a_transformation_that_leads_elsewhere_is_not_blamed_for_a_missing_path(registry: Registry) -> None:
+    elsewhere = registry.transformation("v2", "v4", g=True, classes=10)
+    active = registry.generation(1, "v1")
+
+    for asked in (None, elsewhere):
+        with pytest.raises(NoPath):
+            registry.legs("v4", active, transformation_id=asked)
+
+
+def test_the_transformation_on_the_way_that_draws_items_to_classes_is_named(registry: Registry) -> None:
+    registry.transformation("v1", "v2", g=True)
+    drawing = registry.transformation("v2", "v4", g=False, classes=10)
+    registry.transformation("v4", "v1", g=True, classes=10)
+
+    with pytest.raises(ErasesItems, match=f"Transformation {drawing} draws"):
+        registry.legs("v4", registry.generation(1, "v1"))
+
+
+def test_of_a_retained_generation_too_only_what_keeps_items_apart_is_taken(registry: Registry) -> None:
+    drawing = registry.transformation("v1", "v4", g=True, classes=10)
+    onward = registry.transformation("v2", "v4", g=True)
+    registry.transformation("v2", "v1", g=True, classes=10)
+    retained, active = registry.generation(1, "v1"), registry.generation(2, "v2")
+
+    assert registry.legs("v4", active, retained) == [FoundLeg(2, (onward,), gives_side_information=True)]
+    with pytest.raises(ErasesItems, match=f"Transformation {drawing} draws"):
+        registry.legs("v4", active, retained, transformation_id=drawing)

@@ -146,9 +146,11 @@ def test_without_classes_there_are_no_class_means(what: str) -> None:
         "one class": torch.zeros(3_000, dtype=torch.int64),
     }[what]
 
-    network = train_transformation(replace(classes_apart(0), labels=labels), replace(BY_CLASS, epochs=2)).network
+    fitted = train_transformation(replace(classes_apart(0), labels=labels), replace(BY_CLASS, epochs=2))
 
-    assert network.config()["classes"] is None
+    assert fitted.network.config()["classes"] is None
+    assert fitted.choices.get("class_means") is None
+    assert ("class_means" in fitted.choices) == (labels is not None)
 
 
 def test_labels_of_classes_that_have_no_image_are_no_classes() -> None:

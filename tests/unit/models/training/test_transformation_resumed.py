@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.training.checkpoints import load_checkpoint
+from models.training.checkpoints import load_checkpoint, part_of
 from models.training.features import PairedFeatures
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
@@ -33,6 +33,13 @@ def paired(seed: int = 0, rows: int = 50) -> PairedFeatures:
     return PairedFeatures(embedding, side, target, None)
 
 
+def by_class() -> PairedFeatures:
+    """Rows in ten classes, apart from each other."""
+    labels = torch.arange(600) % 10
+    pairs = paired(rows=600)
+    return replace(pairs, target=2 * torch.eye(10)[labels, :3] + 0.1 * pairs.target, labels=labels)
+
+
 def stop_and_go_on(path: Path, *stops: int, config: TransformationTraining = CONFIG) -> Transformation:
     for epochs in stops:
         with pytest.raises(Stopped):
@@ -55,6 +62,25 @@ def test_going_on_gives_the_weights_of_one_that_never_stopped(tmp_path: Path, st
     assert same_weights(network, train_transformation(paired(), CONFIG).network)
     assert not network.training
     assert [path.name for path in tmp_path.iterdir()] == ["h.checkpoint"]
+
+
+@pytest.mark.parametrize("stops", [(1,), (4,), (2, 6)])
+def test_a_training_by_class_goes_on_with_its_probe(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    pairs, config, path = by_class(), replace(CONFIG, task="class", batch=64), tmp_path / "h.checkpoint"
+    for epochs in stops:
+        with pytest.raises(Stopped):
+            train_transformation(pairs, config, stop_after(epochs), path)
+
+    gone_on = train_transformation(pairs, config, checkpoint=path)
+
+    uninterrupted = train_transformation(pairs, config, checkpoint=tmp_path / "other.checkpoint")
+    probes = [part_of(stored, "probe") for stored in map(load_checkpoint, (path, path.with_stem("other"))) if stored]
+    assert len(probes) == 2
+    assert probes[0].keys() == probes[1].keys() != set()
+    assert all(torch.equal(value, probes[1][name]) for name, value in probes[0].items())
+    assert gone_on.choices == uninterrupted.choices
+    assert gone_on.choices["classes_left_out"] == 2
+    assert same_weights(gone_on.network, uninterrupted.network)
 
 
 def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path: Path) -> None:
