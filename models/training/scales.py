@@ -1,7 +1,8 @@
 """Scales: h's default recipe learns from values of mean 0 and variance 1, and is then given the scales of its rows.
 
-Adam steps by about the learning rate, however small what is to be learned is. Embeddings of unit norm lie close together
-(ArcFace's of 128 dimensions vary by 0.02 about their mean), and steps of 0.0005 never settle at such a distance.
+Adam steps by about the learning rate, however small what is to be learned is. Embeddings of unit norm lie close
+together (ArcFace's of 128 dimensions vary by 0.02 about their mean), and steps of 0.0005 never settle at such a
+distance.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -84,28 +83,6 @@ def test_by_default_h_errs_less_than_by_the_papers_recipe_and_keeps_items_apart(
     assert errors[1] < errors[0]
     assert default["metrics"]["h"]["own_item_first"] >= paper["metrics"]["h"]["own_item_first"]
     assert default["metrics"]["linear"]["mean_squared_error"] < default["metrics"]["linear"]["mean_predictor_error"]
-
-
-def test_an_h_that_draws_items_to_classes_upgrades_only_a_gallery_that_is_searched_by_class(
-    versions: TestClient, worker: WorkerParts
-) -> None:
-    options = {**QUICK, "task": "class", "members": 3}
-    columns = paired_columns(4_000, 20)
-    noise = np.random.default_rng(1).standard_normal(columns["embedding_from"].shape)
-    columns["embedding_from"] += noise.astype(np.float32)
-    transformation = train(versions, worker, parquet(columns), with_g=True, options=options)
-    create_gallery(versions)
-    import_vectors(versions, ["a", "b"])
-
-    refused = versions.post("/v1/galleries/g/upgrades", json={"to_version": "v2"})
-    versions.patch("/v1/galleries/g", json={"task": "class"})
-
-    assert [transformation["architecture"][name]["config"]["classes"] for name in ("h", "g")] == [20, None]
-    assert transformation["training"]["choices"]["h"]["classes_left_out"] == 4
-    assert transformation["training"]["choices"]["h"]["class_means"]["share"] > 0
-    assert refused.status_code == 409
-    assert "draws items to the means of their classes" in refused.json()["detail"]
-    run_until(worker, versions, start_upgrade(versions, "v2", cutover="auto"), "live")
 
 
 def test_rows_without_labels_or_side_information_are_learned_from(versions: TestClient, worker: WorkerParts) -> None:

@@ -149,3 +149,19 @@ def test_of_two_transformations_of_a_pair_the_newest_is_used_unless_one_is_named
         client.post(f"/v1/upgrades/{upgrade_id}/cancel")
 
     assert paths == [[newer], [older]]
+
+
+def test_an_h_that_draws_items_to_classes_is_refused_until_the_gallery_is_searched_by_class(client: TestClient) -> None:
+    for version in ("v1", "v2"):
+        register_version(client, version)
+    networks = {"h": save_network(Transformation(6, 5, 8, inner_dim=8, classes=3))}
+    client.post("/v1/transformations", data={"from_version": "v1", "to_version": "v2"}, files=networks)
+    create_gallery(client)
+
+    refused = client.post("/v1/galleries/g/upgrades", json={"to_version": "v2"})
+    client.patch("/v1/galleries/g", json={"task": "class"})
+    accepted = client.post("/v1/galleries/g/upgrades", json={"to_version": "v2"})
+
+    assert refused.status_code == 409
+    assert "draws items to the means of their classes" in refused.json()["detail"]
+    assert accepted.status_code == 202
