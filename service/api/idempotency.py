@@ -17,10 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import database_away, problem
+from service.api.problems import database_away, problem, refused
 from service.db import AWAY, Database
 from service.domain.request_keys import KeptAnswer, KeyOfAnotherRequest, RequestStillRuns, keep_answer, take_key
-from service.errors import GalleryError
 
 _KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
 _KEPT_HEADERS = {b"content-type", b"location"}
@@ -64,7 +63,7 @@ class IdempotencyMiddleware:
             try:
                 taken = await run_in_threadpool(take_key, database, key, quote(scope["path"]), digest)
             except (RequestStillRuns, KeyOfAnotherRequest) as refusal:
-                await _refused(refusal)(scope, receive, send)
+                await refused(refusal)(scope, receive, send)
                 return
             except AWAY as error:
                 await database_away(Request(scope), error)(scope, receive, send)
@@ -78,12 +77,6 @@ class IdempotencyMiddleware:
                 await self._app(scope, _replayed(body, receive), _recording(answer, send))
             finally:
                 await run_in_threadpool(keep_answer, taken, answer)
-
-
-def _refused(refusal: GalleryError) -> Response:
-    seconds = refusal.retry_after_seconds
-    headers = None if seconds is None else {"Retry-After": str(seconds)}
-    return problem(refusal.status_code, refusal.message, headers=headers)
 
 
 def _again(answer: KeptAnswer) -> Response:

@@ -43,10 +43,15 @@ def _kind(error: Exception) -> str:
     return f"urn:gallery-upgrade:{words}"
 
 
-def _refused(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, GalleryError)
+def refused(error: GalleryError) -> JSONResponse:
+    """Return the answer to a request that a rule refuses."""
     headers = None if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
     return problem(error.status_code, error.message, kind=_kind(error), errors=error.errors, headers=headers)
+
+
+def _refused(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, GalleryError)
+    return refused(error)
 
 
 def _invalid(_request: Request, error: Exception) -> JSONResponse:

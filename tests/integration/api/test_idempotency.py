@@ -152,6 +152,7 @@ def test_while_a_request_runs_its_key_is_409_and_then_answers_as_it_did(ready: T
         first = running.result()
 
     assert (meanwhile.status_code, meanwhile.headers["content-type"]) == (409, PROBLEM)
+    assert meanwhile.json()["type"] == "urn:gallery-upgrade:request-still-runs"
     assert meanwhile.headers["retry-after"] == "1"
     assert first.status_code == 201
     assert post_gallery(ready, "k").content == first.content
