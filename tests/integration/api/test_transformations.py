@@ -16,6 +16,10 @@ BAD_REQUESTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "data set and pairs": (422, {"dataset": "x"}, "give one of them"),
     "unknown recipe": (422, {"options": {"recipe": "magic"}}, "options.recipe"),
     "no epochs": (422, {"options": {"epochs": 0}}, "options.epochs"),
+    "unknown task": (422, {"options": {"task": "items"}}, "options.task"),
+    "no task": (422, {"options": {"task": None}}, "options.task"),
+    "no members": (422, {"options": {"members": 0}}, "options.members"),
+    "too many members": (422, {"options": {"members": 17}}, "options.members"),
     "unknown option": (422, {"options": {"epoch": 1}}, "options.epoch"),
     "unknown field": (422, {"form_version": "v1"}, "form_version"),
 }
