@@ -24,6 +24,7 @@ from benchmarks.paper.transformations import (
     seconds_of,
 )
 from models.metrics import RetrievalPerQuery, linear_cka, negative_flip_rate, positive_flip_rate, query_metrics
+from models.normalize import l2_normalize
 from models.statistics import paired_bootstrap
 from models.training.fitting import embed_images
 
@@ -95,7 +96,8 @@ class Tables:
         output = apply(load(self._folder, spec), old, side)
         if variant.target == "residual":
             output = output + linear_map(self._features, spec)(old, side)
-        return output.numpy()
+        gallery = output.numpy()
+        return l2_normalize(gallery) if "arcface" in spec.new else gallery  # as what it stands in for
 
     def _by_h(self, old: str, side: str | None, new: str, variant: str, symmetric: bool = False) -> Judged:
         """Judge new/h, or h/h."""
