@@ -49,9 +49,10 @@ class LinearMap(nn.Module):
         self.weights = nn.Linear(from_dim + side_dim, to_dim)
         self.register_buffer("share", torch.ones(()))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, D_from + S) float32 -> (B, D_to) float32."""
-        output: Tensor = self.weights(inputs)
+    def forward(self, embedding: Tensor, side_information: Tensor | None = None) -> Tensor:
+        """(B, D_from) and (B, S) float32 -> (B, D_to) float32; None where the map has no side-information."""
+        parts = [embedding] if side_information is None else [embedding, side_information]
+        output: Tensor = self.weights(torch.cat(parts, dim=1))
         return output
 
 
@@ -126,10 +127,8 @@ class Transformation(nn.Module):
         """(B, D_from) and (B, S) float32 -> (B, D_to) float32; a network made without side-information ignores it."""
         outputs = [self.estimates(embedding, side_information).mean(dim=0)] if self.members else []
         if self.linear_map is not None:
-            inputs = [embedding]
-            if self.side_information_dim is not None:
-                inputs.append(self._side(embedding, side_information))
-            outputs.append(self.linear_map(torch.cat(inputs, dim=1)))
+            side = None if self.side_information_dim is None else self._side(embedding, side_information)
+            outputs.append(self.linear_map(embedding, side))
         output = outputs[0]
         if len(outputs) == 2 and self.linear_map is not None:
             output = torch.lerp(output, outputs[1], self.linear_map.share)

@@ -235,8 +235,8 @@ class Tables:
         yield "default recipe without ψ", self.by_h("old", None, "new", "default")
 
     def _linear(self) -> Vectors:
-        apply_map = linear_map(self._features, Spec("old", "simclr", "new"))
-        return apply_map(*(torch.from_numpy(self._features.test(name)) for name in ("old", "simclr"))).numpy()
+        old, side = (torch.from_numpy(self._features.test(name)) for name in ("old", "simclr"))
+        return apply(linear_map(self._features, Spec("old", "simclr", "new")), old, side).numpy()
 
     def _with_disagreement(self, galleries: Sequence[Vectors]) -> RetrievalPerQuery:
         """Members of an ensemble disagree where the target is uncertain: one more coordinate, 0 in queries, puts such

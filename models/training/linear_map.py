@@ -44,7 +44,7 @@ def fit_linear_map(learned: PairedFeatures, held_out: PairedFeatures) -> LinearM
                 linear.weights.weight.copy_(weights.T)
                 linear.weights.bias.copy_(bias)
 
-    return linear
+    return linear.requires_grad_(False)
 
 
 def best_share(mean: Tensor, linear: Tensor, target: Tensor) -> float:

@@ -6,8 +6,8 @@ are what is trained on.
 `recipe="paper"` is the paper's: one network, mean squared error, nothing else. `recipe="default"` learns the same way
 and adds what docs/results.md shows to help with items of any class, whether h has seen it or not:
 (a) several members, whose mean is taken, and which learn from scaled values (`scales`);
-(b) a share of a linear map in closed form (`linear_map`), chosen on rows that were not learned from: all of it where
-    the pairs are few;
+(b) a share of a linear map in closed form (`linear_map`), chosen on rows that were not learned from: the larger the
+    fewer the pairs, up to all of it;
 (c) where the target is never negative, neither is the output.
 With `task="class"` and labels, it also draws the output to the new model's class means (`class_means`). That erases
 which item it was, for retrieval by class; give rows for g without labels.
@@ -227,10 +227,7 @@ def _with_linear_map(network: Transformation, learned: PairedFeatures, held_out:
     linear = fit_linear_map(learned, held_out)
     with torch.inference_mode():
         mean = network.eval()(held_out.embedding, held_out.side_information)
-        inputs = held_out.embedding
-        if held_out.side_information is not None:
-            inputs = torch.cat([held_out.embedding, held_out.side_information], dim=1)
-        share = best_share(mean, linear(inputs), held_out.target)
+        share = best_share(mean, linear(held_out.embedding, held_out.side_information), held_out.target)
     linear.share.fill_(share)
 
     extended = _extended(network, linear=True, members=None if share == 1 else len(network.members))

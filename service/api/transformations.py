@@ -4,11 +4,11 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
@@ -58,6 +58,12 @@ class TrainingOptions(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     inner_dim: int | None = Field(default=None, ge=1, le=8_192)
     members: int | None = Field(default=None, ge=1, le=16)
+
+    @model_validator(mode="after")
+    def _recipe_knows_the_task(self) -> Self:
+        if (self.recipe, self.task) == ("paper", "class"):
+            raise ValueError("The paper's recipe knows no classes: task 'class' needs the default recipe.")
+        return self
 
 
 class NewTraining(BaseModel):

@@ -20,6 +20,11 @@ BAD_REQUESTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "no task": (422, {"options": {"task": None}}, "options.task"),
     "no members": (422, {"options": {"members": 0}}, "options.members"),
     "too many members": (422, {"options": {"members": 17}}, "options.members"),
+    "classes by the paper's recipe": (
+        422,
+        {"options": {"recipe": "paper", "task": "class"}},
+        "needs the default recipe",
+    ),
     "unknown option": (422, {"options": {"epoch": 1}}, "options.epoch"),
     "unknown field": (422, {"form_version": "v1"}, "form_version"),
 }

@@ -127,6 +127,6 @@ def test_the_linear_map_alone_is_the_floor_under_its_members() -> None:
 
     assert floor is not None
     assert network.linear_map is not None
-    assert torch.equal(floor(*inputs), network.linear_map(torch.cat(inputs, dim=1)).relu())
+    assert torch.equal(floor(*inputs), network.linear_map(*inputs).relu())
     assert floor.config() == network.config() | {"members": None}
     assert Transformation(6, 5, 4).linear_alone() is None
