@@ -1,12 +1,13 @@
 """What an upgrade is compared with, written as its authors or a first attempt would."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from pgvector.sqlalchemy import HALFVEC
-from sqlalchemy import BigInteger, SmallInteger, insert, select
+from sqlalchemy import REAL, BigInteger, SmallInteger, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from torch import Tensor, nn
 
@@ -59,6 +60,8 @@ def _mapped(table: str, dim: int) -> Any:
         item_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
         revision: Mapped[int] = mapped_column(BigInteger)
         origin: Mapped[int] = mapped_column(SmallInteger)
+        hops: Mapped[int] = mapped_column(SmallInteger)
+        uncertainty: Mapped[float] = mapped_column(REAL)
         embedding: Mapped[object] = mapped_column(HALFVEC(dim))
         side_information: Mapped[object] = mapped_column(HALFVEC(dim))
 
@@ -92,6 +95,8 @@ def naive_upgrade(
                     "item_id": row.item_id,
                     "revision": row.revision,
                     "origin": int(Origin.TRANSFORMED),
+                    "hops": row.hops + 1,
+                    "uncertainty": math.nan,
                     "embedding": embedding,
                     "side_information": side_information,
                 }

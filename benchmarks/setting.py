@@ -191,6 +191,8 @@ def import_vectors(
                 item_id=np.array(ids, np.int64),
                 revision=np.arange(revision + 1, revision + count + 1),
                 origin=np.full(count, Origin.IMPORTED, np.int16),
+                hops=np.zeros(count, np.int16),
+                uncertainty=np.zeros(count, np.float32),
                 embedding=embedding[part].astype(np.float16),
                 side_information=side_information[part].astype(np.float16),
             )

@@ -31,8 +31,8 @@ from models.transformation import Transformation
 ArtifactKind = Literal["onnx", "safetensors", "torchscript"]
 Vectors = NDArray[Any]  # float32; what goes in may be float16
 Encoder = Callable[[Vectors], Vectors]
-TransformationNetwork = Callable[[Vectors, Vectors | None], Vectors]
-_Run = Callable[[Sequence[Vectors]], Vectors]
+# Inputs -> the output, and (B,) float32 the squared error that is expected of it, of a network that says it.
+_Run = Callable[[Sequence[Vectors]], tuple[Vectors, Vectors | None]]
 
 NETWORKS: dict[str, type[nn.Module]] = {**ENCODERS, "Transformation": Transformation}
 _METADATA_KEY = "gallery_upgrade"
@@ -50,6 +50,23 @@ _log = logging.getLogger(__name__)
 
 class ArtifactError(ValueError):
     """The file is not a usable network; the message says why."""
+
+
+@dataclass(frozen=True)
+class TransformationNetwork:
+    """A loaded h or g: (φ (B, D), ψ (B, S) | None), float16 or float32 -> (B, D_to) float32."""
+
+    _run: Callable[[Vectors, Vectors | None], tuple[Vectors, Vectors | None]]
+
+    def __call__(self, embedding: Vectors, side_information: Vectors | None) -> Vectors:
+        return self._run(embedding, side_information)[0]
+
+    def with_uncertainty(
+        self, embedding: Vectors, side_information: Vectors | None
+    ) -> tuple[Vectors, NDArray[np.float32] | None]:
+        """Return the output, and (B,) the squared error that is expected of it; None from a network that does not
+        say."""
+        return self._run(embedding, side_information)
 
 
 @dataclass(frozen=True)
@@ -123,7 +140,7 @@ def load_encoder(
         raise ArtifactError(f"The network takes {loaded.input_count} inputs; an encoder takes one, the images.")
 
     def encode(images: Vectors) -> Vectors:
-        return _as_vectors(loaded.run([images]))
+        return _as_vectors(loaded.run([images])[0])
 
     for batch in _TRIAL_BATCHES:
         trial = np.random.default_rng(0).standard_normal((batch, 3, input_size, input_size), np.float32)
@@ -141,7 +158,7 @@ def load_transformation_network(
     trust_torchscript: bool = False,
     precision: Precision = "float32",
 ) -> TransformationNetwork:
-    """Return a callable ((B, from_dim), (B, side_information_dim) | None) -> (B, to_dim) float32, after a trial run.
+    """Return ((B, from_dim), (B, side_information_dim) | None) -> (B, to_dim) float32, after a trial run.
 
     Inputs are float16 or float32. One of our own networks computes in `precision`, if its outputs then point where
     those in float32 do (cosine at least 0.9999 in every row of a trial); foreign networks compute as their file says.
@@ -191,11 +208,12 @@ def _check_transformation(loaded: _Loaded, from_dim: int, side_information_dim: 
 
 
 def _bind(loaded: _Loaded, trailing: tuple[int, ...]) -> TransformationNetwork:
-    def network(embedding: Vectors, side_information: Vectors | None) -> Vectors:
+    def run(embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
         inputs = [embedding, embedding if side_information is None else side_information][: loaded.input_count]
-        return _as_vectors(loaded.run([values.reshape(*values.shape, *trailing) for values in inputs]))
+        output, uncertainty = loaded.run([values.reshape(*values.shape, *trailing) for values in inputs])
+        return _as_vectors(output), uncertainty
 
-    return network
+    return TransformationNetwork(run)
 
 
 def _load(data: bytes, device: str, trust_torchscript: bool, precision: Precision = "float32") -> _Loaded:
@@ -236,10 +254,9 @@ def _load_onnx(data: bytes, device: str) -> _Loaded:
 
     names = [argument.name for argument in session.get_inputs()]
 
-    def run(inputs: Sequence[Vectors]) -> Vectors:
+    def run(inputs: Sequence[Vectors]) -> tuple[Vectors, None]:
         single = [values.astype(np.float32, copy=False) for values in inputs]
-        output: Vectors = session.run(None, dict(zip(names, single, strict=True)))[0]
-        return output
+        return session.run(None, dict(zip(names, single, strict=True)))[0], None
 
     return _Loaded(run, len(names))
 
@@ -275,7 +292,7 @@ def _least_cosine(network: Transformation, exact: _Run, shorter: _Run) -> float:
     generator = np.random.default_rng(0)
     dims = (network.from_dim, network.side_information_dim or network.from_dim)
     inputs = [generator.standard_normal((_PRECISION_ROWS, dim), np.float32) for dim in dims]
-    expected, found = l2_normalize(exact(inputs)), l2_normalize(shorter(inputs))
+    expected, found = l2_normalize(exact(inputs)[0]), l2_normalize(shorter(inputs)[0])
     return float((expected * found).sum(axis=1).min())
 
 
@@ -312,13 +329,17 @@ def _check_finite(network: nn.Module) -> None:
 def _run_torch(network: nn.Module, device: str) -> _Run:
     network = network.to(device)
 
-    def run(inputs: Sequence[Vectors]) -> Vectors:
+    def run(inputs: Sequence[Vectors]) -> tuple[Vectors, Vectors | None]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(values)).to(device).float() for values in inputs]
+        uncertainty = None
         with torch.inference_mode():
-            output = network(*(torch.from_numpy(np.ascontiguousarray(values)).to(device).float() for values in inputs))
+            if isinstance(network, Transformation):
+                output, uncertainty = network.with_uncertainty(*tensors)
+            else:
+                output = network(*tensors)
         if not isinstance(output, torch.Tensor):
             raise ArtifactError(f"The network gives a {type(output).__name__}; one tensor was expected.")
-        result: Vectors = output.float().cpu().numpy()
-        return result
+        return output.float().cpu().numpy(), None if uncertainty is None else uncertainty.cpu().numpy()
 
     return run
 

@@ -1,4 +1,5 @@
-"""Whether a difference between two transformations is more than chance, over the same queries judged with both.
+"""Whether a difference between two transformations is more than chance, over the same queries judged with both; and
+whether the errors that h expects are those that it makes.
 
 `before` and `after` come from `models.metrics.query_metrics`: (Q,) average precisions, or hits (`ranks < k`), of the
 same queries in the same order.
@@ -28,6 +29,43 @@ class FlipTest:
     lost: int
     gained: int
     p_value: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Expected against true errors: `rank_correlation` is Spearman's over items, -1 to 1, NaN where either is constant;
+    `expected` and `true` are means over groups of about equally many items, from the least expected error on."""
+
+    rank_correlation: float
+    expected: tuple[float, ...]
+    true: tuple[float, ...]
+
+
+def reliability(expected: NDArray[np.float32], true: NDArray[np.float32], groups: int = 10) -> Reliability:
+    """Compare the errors that are expected of (N,) items with those that were made: the reliability diagram of
+    calibration (DeGroot and Fienberg, The Statistician, 1983), as a table. Fewer items than groups make fewer groups.
+    Raises ValueError without items."""
+    if not len(expected):
+        raise ValueError("There is no item to compare.")
+    order = np.argsort(expected, kind="stable")
+    parts = np.array_split(order, min(groups, len(order)))
+    means = [tuple(float(values[part].mean(dtype=np.float64)) for part in parts) for values in (expected, true)]
+    return Reliability(_rank_correlation(expected, true), means[0], means[1])
+
+
+def _rank_correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    ranks = [_mean_ranks(values) for values in (first, second)]
+    if any(np.ptp(values) == 0 for values in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _mean_ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return (N,) ranks; equals share the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
+    return ranks
 
 
 def paired_bootstrap(

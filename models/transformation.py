@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_LEAST_SQUARE = torch.finfo(torch.float32).tiny
+_WIDEST_LOGARITHM = 80.0  # its exponential is within float32
 _NEVER = torch.finfo(torch.float32).max  # a distance at which nothing is likely
 
 
@@ -67,11 +69,12 @@ class Transformation(nn.Module):
     - with `non_negative`, a ReLU that projects the output onto the support of an embedding that is one of ReLUs, which
       never takes it farther from its target;
     - with `classes`, a share of the way to the mean of its class, or of its likely classes: `ClassMeans`.
+    With `error_head`, it also says of each item which squared error it expects: `with_uncertainty`.
     """
 
     members: Sequence[Member]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an artifact's configuration
         self,
         from_dim: int,
         side_information_dim: int | None,
@@ -81,6 +84,7 @@ class Transformation(nn.Module):
         classes: int | None = None,
         members: int | None = 1,
         linear: bool = False,
+        error_head: bool = False,
     ) -> None:
         super().__init__()
         if not members and not linear:
@@ -95,6 +99,8 @@ class Transformation(nn.Module):
         self.members = nn.ModuleList(made)  # type: ignore[assignment]  # torch's annotations lose what a list is of
         self.linear_map = LinearMap(from_dim, side_information_dim or 0, to_dim) if linear else None
         self.class_means = None if classes is None else ClassMeans(classes, to_dim)
+        spread = (len(made) > 1) + (bool(made) and linear)
+        self.error_head = ErrorHead(from_dim + (side_information_dim or 0) + to_dim + spread) if error_head else None
         self.register_load_state_dict_pre_hook(_read_plain_names)  # type: ignore[no-untyped-call]  # torch leaves it
 
     def config(self) -> dict[str, Any]:
@@ -107,6 +113,7 @@ class Transformation(nn.Module):
             "classes": None if self.class_means is None else len(self.class_means.means),
             "members": len(self.members) or None,
             "linear": self.linear_map is not None,
+            "error_head": self.error_head is not None,
         }
 
     def linear_alone(self) -> "Transformation | None":
@@ -125,22 +132,53 @@ class Transformation(nn.Module):
 
     def forward(self, embedding: Tensor, side_information: Tensor | None = None) -> Tensor:
         """(B, D_from) and (B, S) float32 -> (B, D_to) float32; a network made without side-information ignores it."""
-        outputs = [self.estimates(embedding, side_information).mean(dim=0)] if self.members else []
-        if self.linear_map is not None:
-            side = None if self.side_information_dim is None else self._side(embedding, side_information)
-            outputs.append(self.linear_map(embedding, side))
-        output = outputs[0]
-        if len(outputs) == 2 and self.linear_map is not None:
-            output = torch.lerp(output, outputs[1], self.linear_map.share)
+        return self.described(embedding, side_information)[0]
+
+    def with_uncertainty(
+        self, embedding: Tensor, side_information: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what `forward` gives, and (B,) float32 the squared error that is expected of it; None without a
+        head."""
+        output, description = self.described(embedding, side_information)
+        return output, None if self.error_head is None else self.error_head(description)
+
+    def described(self, embedding: Tensor, side_information: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `forward` gives, and (B, F) what the head reads: [φ_old, ψ_old, output, spread]."""
+        side = None if self.side_information_dim is None else self._side(embedding, side_information)
+        output, spread = self._combined(embedding, side)
         if self.non_negative:
             output = output.relu()
-        return output if self.class_means is None else self.class_means(output)
+        if self.class_means is not None:
+            output = self.class_means(output)
+        inputs = [embedding] if side is None else [embedding, side]
+        return output, torch.cat([*inputs, output, *spread], dim=1)
+
+    def _combined(self, embedding: Tensor, side: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the members' mean with its share of the linear map, and how far they lie apart: (B, 1) each, the
+        logarithms of the members' variance and of the squared distance from their mean to the map."""
+        if not self.members:
+            assert self.linear_map is not None
+            return self.linear_map(embedding, side), []
+
+        estimates = self.estimates(embedding, side)
+        mean, spread = estimates.mean(dim=0), []
+        if len(estimates) > 1:
+            spread.append(_log_length(estimates.var(dim=0, correction=0)))
+        if self.linear_map is None:
+            return mean, spread
+        linear = self.linear_map(embedding, side)
+        return torch.lerp(mean, linear, self.linear_map.share), [*spread, _log_length((mean - linear).square())]
 
     def _side(self, embedding: Tensor, side_information: Tensor | None) -> Tensor:
         if self.side_information_dim is None:
             return embedding
         assert side_information is not None, "this transformation needs side-information"
         return side_information
+
+
+def _log_length(squares: Tensor) -> Tensor:
+    """(B, D) -> (B, 1): the logarithm of the sum."""
+    return squares.sum(dim=1, keepdim=True).clamp(min=_LEAST_SQUARE).log()
 
 
 def _read_plain_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: object) -> None:
@@ -151,6 +189,23 @@ def _read_plain_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_res
         state[f"{prefix}members.0.{name.removeprefix(prefix)}"] = state.pop(name)
     if f"{prefix}class_means.means" in state:
         state.setdefault(f"{prefix}class_means.none_distance", torch.tensor(_NEVER))
+
+
+class ErrorHead(nn.Module):
+    """The squared error that is expected of an output: exp(w·f + b) of f = [φ_old, ψ_old, output, spread].
+
+    FastFill's σ (Jaeckle et al., ICLR 2023, section 3.2) is linear in h's output; how far the members and the linear
+    map lie apart says more of items that are unlike those that h learned from.
+    """
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.weights = nn.Linear(inputs, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, F) -> (B,) float32, finite where the inputs are."""
+        logarithm: Tensor = self.weights(inputs.float())[:, 0]
+        return logarithm.clamp(-_WIDEST_LOGARITHM, _WIDEST_LOGARITHM).exp()
 
 
 class ClassMeans(nn.Module):

@@ -36,7 +36,7 @@ from service.domain.generation_stage import GenerationStage
 from service.domain.job_state import UNFINISHED, JobState
 from service.domain.upgrade_state import OPEN, State
 from service.index.protocol import IndexOption, Metric
-from service.vectors.rows import StoredDtype
+from service.vectors.rows import StoredDtype, VectorFormat
 
 Json = dict[str, Any]
 NetworkKind = Literal["onnx", "safetensors", "torchscript"]
@@ -402,19 +402,16 @@ def embeddings_table(generation_id: int) -> str:
 _WIDEST_ROW_BYTES = 4_080  # so that a page of 8 KiB holds two; PostgreSQL's default is a quarter of a page
 
 
-def create_embeddings_table(
-    session: Session, generation_id: int, embedding_type: str, side_information_type: str | None
-) -> None:
-    """Create a generation's table; the types are SQL, such as `halfvec(128)`.
+def create_embeddings_table(session: Session, generation_id: int, vector_format: VectorFormat) -> None:
+    """Create a generation's table.
 
     A row stays in one piece up to half a page; a wider one keeps its vectors in the TOAST table, uncompressed. The
     primary key is there while rows are loaded: `ON CONFLICT` needs it, and it costs little, because ids ascend.
     """
-    side_information = f", side_information {side_information_type} NOT NULL" if side_information_type else ""
+    columns = ", ".join(f"{name} {sql_type} NOT NULL" for name, sql_type in vector_format.sql_types.items())
     session.execute(
         text(
-            f"CREATE TABLE {embeddings_table(generation_id)} (item_id bigint PRIMARY KEY, revision bigint NOT NULL,"
-            f" origin smallint NOT NULL, embedding {embedding_type} NOT NULL{side_information})"
+            f"CREATE TABLE {embeddings_table(generation_id)} ({columns}, PRIMARY KEY (item_id))"
             f" WITH (toast_tuple_target = {_WIDEST_ROW_BYTES})"
         )
     )

@@ -12,7 +12,8 @@ from workers.app import WorkerParts
 
 def rows_of(session: Session, generation: StoredGeneration) -> EmbeddingRows:
     """Return every row of a generation, by item id."""
-    query = f"SELECT * FROM {generation.table} ORDER BY item_id"
+    columns = ", ".join(generation.vector_format.column_names)
+    query = f"SELECT {columns} FROM {generation.table} ORDER BY item_id"
     return EmbeddingRows.concatenate(list(read_rows(driver_connection(session), query, (), generation.vector_format)))
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from models.artifacts import TransformationNetwork
 from models.metrics import cmc, gap_closed, retrieval_metrics, vector_errors
 from models.normalize import l2_normalize
+from models.statistics import reliability
 from service.domain.training.files import FeatureRows
 
 Vectors = NDArray[np.float32]
@@ -24,18 +25,21 @@ def held_out_metrics(
     device: str,
 ) -> dict[str, Any]:
     """Return h's, the linear map's and g's errors on held-out rows, how often an item's new embedding finds the item's
-    own transformed one first and, with labels, retrieval old/old, new/h and new/new (l2).
+    own transformed one first, whether h's expected errors are the true ones and, with labels, retrieval old/old, new/h
+    and new/new (l2).
 
     `normalize` is the new version's: what stands in for its embeddings has unit norm too. `mean_predictor_error` is the
     mean squared error of giving every row the held-out rows' mean. `retrieval` is null when no two rows share a label.
     The held-out rows are of the classes that h learned from: on others it may be worse.
     """
-    transformed = _apply(h, rows, normalize)
+    transformed, expected = _apply(h, rows, normalize)
     metrics: dict[str, Any] = {"held_out_rows": len(rows), "h": _compared(transformed, rows, device)}
+    if expected is not None and len(rows):
+        metrics["uncertainty"] = _reliability(expected, transformed, rows)
     if linear is not None:
-        metrics["linear"] = _compared(_apply(linear, rows, normalize), rows, device)
+        metrics["linear"] = _compared(_apply(linear, rows, normalize)[0], rows, device)
     if g is not None and rows.side_information_to is not None:
-        metrics["g"] = vector_errors(_apply(g, rows), rows.side_information_to)
+        metrics["g"] = vector_errors(_apply(g, rows)[0], rows.side_information_to)
     metrics["retrieval"] = None if rows.labels is None else _retrieval(rows, rows.labels, transformed, device)
     return metrics
 
@@ -46,11 +50,25 @@ def _compared(transformed: Vectors, rows: FeatureRows, device: str) -> dict[str,
     return {**vector_errors(transformed, rows.embedding_to), "own_item_first": own}
 
 
-def _apply(network: TransformationNetwork, rows: FeatureRows, normalize: bool = False) -> Vectors:
+def _reliability(expected: Vectors, transformed: Vectors, rows: FeatureRows) -> dict[str, Any]:
+    found = reliability(expected, np.square(transformed - rows.embedding_to).sum(axis=1))
+    groups = [{"expected": expected_, "true": true} for expected_, true in zip(found.expected, found.true, strict=True)]
+    correlation = found.rank_correlation
+    return {"rank_correlation": None if np.isnan(correlation) else correlation, "squared_errors": groups}
+
+
+def _apply(
+    network: TransformationNetwork, rows: FeatureRows, normalize: bool = False
+) -> tuple[Vectors, Vectors | None]:
+    """Return (N, D) outputs and (N,) expected squared errors, None where the network does not say."""
     side = rows.side_information_from
     parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE)]
-    found = [network(rows.embedding_from[part], None if side is None else side[part]) for part in parts]
-    return l2_normalize(np.concatenate(found)) if normalize else np.concatenate(found)
+    found = [
+        network.with_uncertainty(rows.embedding_from[part], None if side is None else side[part]) for part in parts
+    ]
+    outputs = np.concatenate([output for output, _ in found])
+    expected = [uncertainty for _, uncertainty in found if uncertainty is not None]
+    return l2_normalize(outputs) if normalize else outputs, np.concatenate(expected) if expected else None
 
 
 def _retrieval(rows: FeatureRows, labels: NDArray[np.int64], transformed: Vectors, device: str) -> Any:

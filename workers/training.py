@@ -269,7 +269,14 @@ def _train(
         if stops_here:
             raise _SliceEnded
 
-    return train_transformation(pairs, config, progress, scratch)
+    return train_transformation(
+        pairs,
+        config,
+        progress,
+        scratch,
+        with_uncertainty=name == "h",
+        unit_norm=name == "h" and time_slice.after.normalize,
+    )
 
 
 def _register(

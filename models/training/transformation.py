@@ -14,7 +14,7 @@ which item it was, for retrieval by class; give rows for g without labels.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from models.training.class_means import (
     class_means,
     classes_to_leave_out,
 )
+from models.training.error_head import fit_error_head
 from models.training.features import PairedFeatures
 from models.training.linear_map import best_share, fit_linear_map
 from models.training.loop import Progress, no_progress, warm_up_then_cosine
@@ -81,13 +82,18 @@ def train_transformation(
     progress: Progress = no_progress,
     checkpoint: Path | None = None,
     extra_loss: ExtraLoss | None = None,
+    *,
+    with_uncertainty: bool = False,
+    unit_norm: bool = False,
 ) -> FittedTransformation:
     """Return a network trained by mean squared error to `pairs.target`, on the device of `pairs`.
 
     In the second half of the epochs BatchNorm's statistics are frozen, as in the released code. An epoch takes every
     image once, by a view drawn at random. After each epoch the state is written to `checkpoint`, then `progress` is
     called; what it raises ends the training. A training of the same configuration that finds the file goes on from
-    there, to the same weights. Raises ValueError for fewer than two samples.
+    there, to the same weights. `with_uncertainty` adds a head for the squared error of each output, in the default
+    recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where the target's are. Raises
+    ValueError for fewer than two samples.
     """
     if len(pairs) < 2:
         raise ValueError("Training a transformation needs at least two samples: BatchNorm cannot learn from one.")
@@ -101,12 +107,16 @@ def train_transformation(
         fit.run({"network": network}, {"network": pairs})
         return FittedTransformation(network.eval(), {"members": len(network.members), "inner_dim": network.inner_dim})
 
-    return _train_default(pairs, config, fit, generator)
+    fitted, held_out = _train_default(pairs, config, fit, generator)
+    if with_uncertainty and len(held_out):
+        return replace(fitted, network=_with_error_head(fitted.network, held_out, unit_norm))
+    return fitted
 
 
 def _train_default(
     pairs: PairedFeatures, config: TransformationTraining, fit: "_Fit", generator: torch.Generator
-) -> FittedTransformation:
+) -> tuple[FittedTransformation, PairedFeatures]:
+    """Return what was fitted, and the rows that it did not learn from."""
     learned, held_out = _split(pairs, generator)
     network = _network(pairs, config.inner_dim or 1024, config.members or 2)  # (a)
     networks, rows = {"network": network}, {"network": learned}
@@ -138,7 +148,7 @@ def _train_default(
         if setting is not NOT_USED:
             network = _with_class_means(network, learned, setting)
 
-    return FittedTransformation(network.eval(), choices)
+    return FittedTransformation(network.eval(), choices), held_out
 
 
 def _network(pairs: PairedFeatures, inner_dim: int, members: int) -> Transformation:
@@ -240,6 +250,21 @@ def _with_class_means(network: Transformation, learned: PairedFeatures, setting:
     apply_setting(drawing, setting, scatter)
     extended = _extended(network, classes=len(drawing.means))
     extended.class_means = drawing
+    return extended
+
+
+def _with_error_head(network: Transformation, held_out: PairedFeatures, unit_norm: bool) -> Transformation:
+    """Return the network with a head; without one where no error is to be seen, or none that is finite."""
+    with torch.inference_mode():
+        output, described = network.described(held_out.embedding, held_out.side_information)
+        if unit_norm:
+            output = functional.normalize(output)
+        errors = (output - held_out.target).square().sum(dim=1)
+    if not bool(errors.isfinite().all() and (errors > 0).any()):
+        return network
+
+    extended = _extended(network, error_head=True)
+    extended.error_head = fit_error_head(described.clone(), errors.clone())
     return extended
 
 

@@ -16,29 +16,36 @@ ItemId = Annotated[str, Path(min_length=1)]
 
 
 class ItemView(BaseModel):
-    """`origin` is that of its row in the active generation."""
+    """`origin`, `hops` and `uncertainty` are those of its row in the active generation: where the embedding comes from,
+    how many transformations ago it came from pixels (or was imported), and the squared error (l2) that h expects of it,
+    null where no h made it or h does not say."""
 
     id: str
     label: str | None
     metadata: dict[str, Any]
     origin: str | None
+    hops: int | None
+    uncertainty: float | None
     revision: int
     created_at: datetime
 
 
 def _views(session: Session, gallery: str, found: list[Item]) -> list[ItemView]:
-    origins = items.origins_of(session, gallery, [item.id for item in found])
-    return [
-        ItemView(
-            id=item.external_id,
-            label=item.label,
-            metadata=item.metadata_,
-            origin=origins.get(item.id),
-            revision=item.revision,
-            created_at=item.created_at,
-        )
-        for item in found
-    ]
+    rows = items.provenance_of(session, gallery, [item.id for item in found])
+    return [_view(item, rows.get(item.id)) for item in found]
+
+
+def _view(item: Item, row: items.Provenance | None) -> ItemView:
+    return ItemView(
+        id=item.external_id,
+        label=item.label,
+        metadata=item.metadata_,
+        origin=row.origin if row else None,
+        hops=row.hops if row else None,
+        uncertainty=row.uncertainty if row else None,
+        revision=item.revision,
+        created_at=item.created_at,
+    )
 
 
 @router.get("/{name}/items")

@@ -36,11 +36,13 @@ class InvalidSearch(Unprocessable):
 
 
 class NeighborView(BaseModel):
-    """`thumbnail_url` is null for an item without one: it was imported, or the gallery keeps none."""
+    """`uncertainty` is the squared error (l2) that h expects of the item's embedding, null where no h made it or h does
+    not say. `thumbnail_url` is null for an item without one: it was imported, or the gallery keeps none."""
 
     id: str
     distance: float
     origin: str
+    uncertainty: float | None
     label: str | None
     metadata: dict[str, Any]
     thumbnail_url: str | None
@@ -285,6 +287,7 @@ def _view(gallery: str, neighbor: Neighbor) -> NeighborView:
         id=neighbor.id,
         distance=neighbor.distance,
         origin=neighbor.origin,
+        uncertainty=neighbor.uncertainty,
         label=neighbor.label,
         metadata=neighbor.metadata,
         thumbnail_url=path if neighbor.has_thumbnail else None,

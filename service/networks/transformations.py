@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import (
@@ -38,17 +39,28 @@ class PoisonedItem(Exception):
 
 @dataclass(frozen=True)
 class Hop:
-    """One transformation, ready to run: `(φ (B, D_from), ψ (B, S) | None) -> (h (B, D_to), g (B, S_to) | None)`."""
+    """One transformation, ready to run."""
 
     h: TransformationNetwork
     g: TransformationNetwork | None
     normalize: bool
 
-    def __call__(self, embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
-        transformed = self.h(embedding, side_information)
+    def __call__(self, embedding: Vectors, side_information: Vectors | None) -> "Transformed":
+        """(B, D_from) and (B, S) | None -> h's and g's outputs."""
+        transformed, uncertainty = self.h.with_uncertainty(embedding, side_information)
         if self.normalize:  # the target's embeddings have unit norm, so what stands in for them has too
             transformed = l2_normalize(transformed)
-        return transformed, self.g(embedding, side_information) if self.g else None
+        return Transformed(transformed, self.g(embedding, side_information) if self.g else None, uncertainty)
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What a hop gives: embedding (B, D_to), side_information (B, S_to) without a g None, uncertainty (B,) the squared
+    error that h expects of the embedding, None where it does not say; all float32."""
+
+    embedding: Vectors
+    side_information: Vectors | None
+    uncertainty: Vectors | None
 
 
 def computing_at_once(settings: Settings) -> int:
@@ -149,9 +161,10 @@ def check_transformation_network(data: bytes, before: ModelVersion, to_dim: int,
 
 
 def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFormat) -> EmbeddingRows:
-    embedding, side_information = rows.embedding, rows.side_information
+    embedding, side_information, uncertainty = rows.embedding, rows.side_information, None
     for hop in hops:
-        embedding, side_information = hop(embedding, side_information)
+        found = hop(embedding, side_information)
+        embedding, side_information, uncertainty = found.embedding, found.side_information, found.uncertainty
     stored_side = None
     try:
         stored_embedding = to_storage(embedding, wanted.dtype)
@@ -160,4 +173,10 @@ def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFor
             stored_side = to_storage(side_information, wanted.dtype)
     except NotStorable as error:
         raise PoisonedItem(int(rows.item_id[error.row]), error.reason) from error
-    return replace(rows, embedding=stored_embedding, side_information=stored_side)
+    return replace(
+        rows,
+        hops=rows.hops + np.int16(len(hops)),
+        uncertainty=np.full(len(rows), np.nan, np.float32) if uncertainty is None else uncertainty,
+        embedding=stored_embedding,
+        side_information=stored_side,
+    )

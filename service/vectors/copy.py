@@ -26,8 +26,8 @@ def read_rows(
 ) -> Iterator[EmbeddingRows]:
     """Run a query as COPY and give its rows in chunks of up to `rows_per_chunk`.
 
-    The query selects item_id, revision, origin, embedding and, if the format has it, side_information. The connection
-    is busy until the iterator ends. Raises `UnexpectedRow` when a row has another width, such as one with a NULL.
+    The query selects the format's columns. The connection is busy until the iterator ends. Raises `UnexpectedRow` when
+    a row has another width, such as one with a NULL.
     """
     statement = f"COPY ({query}) TO STDOUT (FORMAT BINARY)"
     with connection.cursor() as cursor:
@@ -115,6 +115,8 @@ def _parse(data: bytes, vector_format: VectorFormat) -> EmbeddingRows:
         item_id=array["item_id"].astype(np.int64),
         revision=array["revision"].astype(np.int64),
         origin=array["origin"].astype(np.int16),
+        hops=array["hops"].astype(np.int16),
+        uncertainty=array["uncertainty"].astype(np.float32),
         embedding=array["embedding"].astype(native),
         side_information=array["side_information"].astype(native) if has_side_information else None,
     )

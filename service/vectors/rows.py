@@ -51,15 +51,20 @@ class VectorFormat:
     side_information_dim: int | None
     dtype: StoredDtype
 
-    def sql_type(self, dim: int) -> str:
-        """Return the column type of vectors of `dim` numbers."""
-        return f"{'halfvec' if self.dtype == 'float16' else 'vector'}({int(dim)})"
+    @property
+    def sql_types(self) -> dict[str, str]:
+        """Return the types of a row's columns by name, in COPY's order."""
+        vector = "halfvec" if self.dtype == "float16" else "vector"
+        types = {"item_id": "bigint", "revision": "bigint", "origin": "smallint", "hops": "smallint"}
+        types |= {"uncertainty": "real", "embedding": f"{vector}({int(self.embedding_dim)})"}
+        if self.side_information_dim is not None:
+            types["side_information"] = f"{vector}({int(self.side_information_dim)})"
+        return types
 
     @property
     def column_names(self) -> list[str]:
         """Return the columns of a row, in COPY's order."""
-        names = ["item_id", "revision", "origin", "embedding"]
-        return names if self.side_information_dim is None else [*names, "side_information"]
+        return list(self.sql_types)
 
     @cached_property
     def row_dtype(self) -> np.dtype[np.void]:
@@ -73,6 +78,10 @@ class VectorFormat:
             ("revision", ">i8"),
             ("origin_length", ">i4"),
             ("origin", ">i2"),
+            ("hops_length", ">i4"),
+            ("hops", ">i2"),
+            ("uncertainty_length", ">i4"),
+            ("uncertainty", ">f4"),
         ]
         for name, dim in (("embedding", self.embedding_dim), ("side_information", self.side_information_dim)):
             if dim is not None:
@@ -84,9 +93,10 @@ class VectorFormat:
     def template(self) -> NDArray[np.void]:
         """One row with every count and length filled in and every value zero."""
         row = np.zeros(1, self.row_dtype)
-        row["field_count"] = 4 if self.side_information_dim is None else 5
+        row["field_count"] = len(self.column_names)
         row["item_id_length"] = row["revision_length"] = 8
-        row["origin_length"] = 2
+        row["origin_length"] = row["hops_length"] = 2
+        row["uncertainty_length"] = 4
         item_bytes = 2 if self.dtype == "float16" else 4
         for name, dim in (("embedding", self.embedding_dim), ("side_information", self.side_information_dim)):
             if dim is not None:
@@ -97,12 +107,18 @@ class VectorFormat:
 
 @dataclass
 class EmbeddingRows:
-    """Rows of one generation: item_id and revision (N,) int64, origin (N,) int16, embedding (N, D) and side_information
-    (N, S) or None, both in the stored dtype."""
+    """Rows of one generation: item_id and revision (N,) int64, origin and hops (N,) int16, uncertainty (N,) float32,
+    embedding (N, D) and side_information (N, S) or None, both in the stored dtype.
+
+    `hops` counts the transformations since the pixels or the import. `uncertainty` is the squared error that h expects
+    of its output: 0 where there was no h, NaN where h does not say.
+    """
 
     item_id: NDArray[np.int64]
     revision: NDArray[np.int64]
     origin: NDArray[np.int16]
+    hops: NDArray[np.int16]
+    uncertainty: NDArray[np.float32]
     embedding: NDArray[Any]
     side_information: NDArray[Any] | None
 
@@ -116,6 +132,8 @@ class EmbeddingRows:
             item_id=self.item_id[positions],
             revision=self.revision[positions],
             origin=self.origin[positions],
+            hops=self.hops[positions],
+            uncertainty=self.uncertainty[positions],
             embedding=self.embedding[positions],
             side_information=None if side is None else side[positions],
         )
@@ -128,6 +146,8 @@ class EmbeddingRows:
             item_id=np.concatenate([part.item_id for part in parts]),
             revision=np.concatenate([part.revision for part in parts]),
             origin=np.concatenate([part.origin for part in parts]),
+            hops=np.concatenate([part.hops for part in parts]),
+            uncertainty=np.concatenate([part.uncertainty for part in parts]),
             embedding=np.concatenate([part.embedding for part in parts]),
             side_information=np.concatenate(side) if side else None,
         )

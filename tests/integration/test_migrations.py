@@ -3,13 +3,19 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from migrations import upgrade_database
 from service.db import Database
 from service.tables import Base
+from tests.rows import all_rows
+from tests.scenario import post_images, register_transformation, register_version, start_upgrade
+from tests.working import run_until
+from workers.app import WorkerParts
 
 # Everything that `Base.metadata` can say about a table, as the server itself spells it; the order of columns is free.
 CATALOG = {
@@ -104,6 +110,39 @@ def test_a_migration_that_fails_says_why_and_leaves_neither_tables_nor_its_lock(
     with empty.connect() as connection:
         locks = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database WHERE locktype = 'advisory'"
         assert connection.scalar(text(f"{locks} AND datname = current_database()")) == 0
+
+
+def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error_is_not_known(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    register_version(gallery, "v2")
+    register_transformation(gallery, "v1", "v2")
+    post_images(gallery, range(2))
+    upgrade_id = start_upgrade(gallery, "v2")
+    post_images(gallery, [2])
+    run_until(worker, gallery, upgrade_id, "ready")
+    generations = [rows.embedding for rows in all_rows(worker, upgrade_id)]
+    with worker.database.engine.begin() as connection:
+        for number in connection.scalars(text("SELECT id FROM generations")).all():
+            connection.execute(text(f"ALTER TABLE embeddings_{number} DROP COLUMN hops, DROP COLUMN uncertainty"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
+        connection.execute(
+            text(
+                "INSERT INTO generations (gallery_id, model_version_id, has_side_information, state)"
+                " SELECT id, 1, false, 'dropped' FROM galleries"
+            )
+        )
+
+    upgrade_database(worker.database.engine)
+
+    old, new = all_rows(worker, upgrade_id)
+    assert (old.hops.tolist(), old.uncertainty.tolist()) == ([0, 0, 0], [0, 0, 0])
+    assert new.hops.tolist() == [1, 1, 0]
+    np.testing.assert_array_equal(new.uncertainty, np.float32([np.nan, np.nan, 0]))
+    for before, after in zip(generations, (old, new), strict=True):
+        np.testing.assert_array_equal(after.embedding, before)
+    post_images(gallery, [3])
+    assert all_rows(worker, upgrade_id)[1].hops.tolist() == [1, 1, 0, 0]
 
 
 def test_galleries_of_before_get_the_number_of_their_items_and_are_searched_for_items(database: Database) -> None:

@@ -25,7 +25,7 @@ from service.tables import (
     embeddings_table,
 )
 from service.vectors.copy import write_rows
-from service.vectors.rows import EmbeddingRows, VectorFormat
+from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,7 @@ def add_generation(
     session.add(generation)
     session.flush()  # its id names the table
 
-    vector_format = format_of(gallery, generation, version)
-    side_dim = vector_format.side_information_dim
-    create_embeddings_table(
-        session,
-        generation.id,
-        vector_format.sql_type(vector_format.embedding_dim),
-        None if side_dim is None else vector_format.sql_type(side_dim),
-    )
+    create_embeddings_table(session, generation.id, format_of(gallery, generation, version))
     return generation
 
 
@@ -170,20 +163,19 @@ def previous_generation(session: Session, active_generation_id: int | None) -> i
 
 def stage_embeddings(session: Session, staging: str, rows: EmbeddingRows, vector_format: VectorFormat) -> None:
     """COPY rows into a new temporary table named `staging`, gone at the end of the transaction."""
-    side_dim = vector_format.side_information_dim
-    side = "" if side_dim is None else f", side_information {vector_format.sql_type(side_dim)}"
-    session.execute(
-        text(
-            f"CREATE TEMP TABLE {staging} (item_id bigint, revision bigint, origin smallint,"
-            f" embedding {vector_format.sql_type(vector_format.embedding_dim)}{side}) ON COMMIT DROP"
-        )
-    )
+    columns = ", ".join(f"{name} {sql_type}" for name, sql_type in vector_format.sql_types.items())
+    session.execute(text(f"CREATE TEMP TABLE {staging} ({columns}) ON COMMIT DROP"))
     write_rows(driver_connection(session), staging, rows, vector_format)
 
 
 def columns_of(vector_format: VectorFormat) -> str:
-    """Return the vector columns, as they follow item_id, revision and origin."""
-    return "embedding" if vector_format.side_information_dim is None else "embedding, side_information"
+    """Return the columns that follow item_id and revision."""
+    return ", ".join(vector_format.column_names[2:])
+
+
+def known_uncertainty(row: str) -> str:
+    """Return the SQL of a row's uncertainty as it is told: NULL where h did not make the row, or does not say."""
+    return f"CASE {row}.origin WHEN {int(Origin.TRANSFORMED)} THEN nullif({row}.uncertainty, 'NaN') END"
 
 
 def upsert_clause(table: str, vector_format: VectorFormat) -> str:
@@ -192,8 +184,7 @@ def upsert_clause(table: str, vector_format: VectorFormat) -> str:
     So work that runs twice, or too late, has the effect of having run once (promise 4), and a transformed row never
     overwrites an encoded row of the same revision.
     """
-    columns = ["revision", "origin", *columns_of(vector_format).split(", ")]
-    assignments = ", ".join(f"{column} = excluded.{column}" for column in columns)
+    assignments = ", ".join(f"{column} = excluded.{column}" for column in vector_format.column_names[1:])
     return f"ON CONFLICT (item_id) DO UPDATE SET {assignments} WHERE {table}.revision < excluded.revision"
 
 

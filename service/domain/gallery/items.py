@@ -1,9 +1,12 @@
 """Items: looking at them, one by one or in pages, and deleting them."""
 
+from dataclasses import dataclass
+
 from sqlalchemy import Select, select, text
 from sqlalchemy.orm import Session, defer
 
 from service.domain.gallery.galleries import get_gallery
+from service.domain.gallery.generations import known_uncertainty
 from service.domain.gallery.new_items import check_external_id
 from service.domain.gallery.writes import GalleryWriter, delete_items
 from service.errors import NotFound
@@ -41,12 +44,26 @@ def _live_items(gallery_id: int) -> Select[Item]:
     return query.where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None))
 
 
-def origins_of(session: Session, gallery_name: str, item_ids: list[int]) -> dict[int, str]:
-    """Return each item's origin in the active generation."""
+@dataclass(frozen=True)
+class Provenance:
+    """How an item's embedding came about: `hops` counts the transformations since the pixels or the import, and
+    `uncertainty` is the squared error that the last h expects; None where no h made it, or h does not say."""
+
+    origin: str
+    hops: int
+    uncertainty: float | None
+
+
+def provenance_of(session: Session, gallery_name: str, item_ids: list[int]) -> dict[int, Provenance]:
+    """Return where each item's row in the active generation comes from."""
     gallery = get_gallery(session, gallery_name)
     table = embeddings_table(gallery.active_generation_id or 0)
-    rows = session.execute(text(f"SELECT item_id, origin FROM {table} WHERE item_id = ANY(:ids)"), {"ids": item_ids})
-    return {item_id: Origin(origin).label for item_id, origin in rows}
+    columns = f"e.item_id, e.origin, e.hops, {known_uncertainty('e')}"
+    query = text(f"SELECT {columns} FROM {table} e WHERE e.item_id = ANY(:ids)")
+    return {
+        item_id: Provenance(Origin(origin).label, hops, uncertainty)
+        for item_id, origin, hops, uncertainty in session.execute(query, {"ids": item_ids})
+    }
 
 
 def get_thumbnail(session: Session, gallery_name: str, external_id: str) -> bytes:

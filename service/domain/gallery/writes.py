@@ -113,6 +113,8 @@ def new_rows(
         item_id=np.arange(first_position, first_position + count, dtype=np.int64),
         revision=np.zeros(count, np.int64),
         origin=np.full(count, origin, np.int16),
+        hops=np.zeros(count, np.int16),
+        uncertainty=np.zeros(count, np.float32),
         embedding=embedding,
         side_information=side_information,
     )
@@ -165,8 +167,8 @@ def _upsert_rows(session: Session, generation: StoredGeneration) -> None:
     columns = columns_of(generation.vector_format)
     session.execute(
         text(
-            f"INSERT INTO {generation.table} (item_id, revision, origin, {columns})"
-            f" SELECT i.id, i.revision, e.origin, {columns} FROM {_staging(generation.id)} e"
+            f"INSERT INTO {generation.table} (item_id, revision, {columns})"
+            f" SELECT i.id, i.revision, {columns} FROM {_staging(generation.id)} e"
             " JOIN staging_items s ON s.position = e.item_id"
             " JOIN items i ON i.gallery_id = :gallery_id AND i.external_id = s.external_id"
             f" ORDER BY i.id {upsert_clause(generation.table, generation.vector_format)}"

@@ -1,21 +1,38 @@
-"""Search filters: a JSON condition on `id`, `label` and `metadata.<path>`, compiled to one SQL expression.
+"""Search filters: a JSON condition on `id`, `label`, `uncertainty` and `metadata.<path>`, compiled to SQL.
 
 {"label": "cat"}                          equality, of any JSON scalar
 {"metadata.year": {"gte": 2020, "lt": 2024}}   gt, gte, lt, lte, ne, in
 {"and": [...]}, {"or": [...]}, {"not": {...}}; several keys in one object mean "and"
 
-A dot in a path goes one object deeper, so a metadata key that holds a dot cannot be named.
+A dot in a path goes one object deeper, so a metadata key that holds a dot cannot be named. `uncertainty` is that of the
+item's embedding in the generation that answers: 0 where no transformation made it, missing where h does not say.
 """
 
 import math
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, cast, false, func, literal, not_, or_, select, true
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    ColumnElement,
+    Text,
+    and_,
+    cast,
+    column,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    table,
+    true,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from service.db import is_storable
 from service.errors import Unprocessable
-from service.tables import Item
+from service.tables import Item, embeddings_table
 
 MAX_DEPTH = 16
 MAX_CONDITIONS = 1_000
@@ -27,18 +44,19 @@ class InvalidFilter(Unprocessable):
     """The filter is not in the grammar above."""
 
 
-def compile_filter(condition: object) -> ColumnElement[bool]:
+def compile_filter(condition: object, generation_id: int) -> ColumnElement[bool]:
     """Return the condition as SQL over `items`; a field that is missing fails every comparison but `ne`.
 
     Raises `InvalidFilter` (422) with a sentence.
     """
-    return _Compiler().compile(condition, 0)
+    return _Compiler(generation_id).compile(condition, 0)
 
 
 class _Compiler:
     """Compiles one filter, and counts its conditions: each costs a bound parameter, planning and a pass over rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation_id: int) -> None:
+        self._rows = table(embeddings_table(generation_id), column("item_id", BigInteger), column("uncertainty", REAL))
         self._conditions = 0
 
     def compile(self, condition: object, depth: int) -> ColumnElement[bool]:
@@ -56,7 +74,12 @@ class _Compiler:
             return and_(true(), *parts) if key == "and" else or_(false(), *parts)
         if key == "not":
             return not_(self.compile(value, depth + 1))
-        field = _field(key)
+        if key == "uncertainty":
+            known = func.to_jsonb(func.nullif(self._rows.c.uncertainty, math.nan))
+            return Item.id.in_(select(self._rows.c.item_id).where(self._comparisons(known, key, value)))
+        return self._comparisons(_field(key), key, value)
+
+    def _comparisons(self, field: ColumnElement[Any], key: str, value: Any) -> ColumnElement[bool]:
         if not isinstance(value, dict):
             return self._compare(field, key, "eq", value)
         if not value or set(value) - _COMPARISONS:
@@ -76,7 +99,7 @@ def _field(key: str) -> ColumnElement[Any]:
         return func.to_jsonb(Item.external_id if key == "id" else Item.label)
     path = key.removeprefix("metadata.")
     if path in ("", key) or not is_storable(path):
-        raise InvalidFilter(f"{key!r} is not id, label, metadata.<path>, and, or, or not.")
+        raise InvalidFilter(f"{key!r} is not id, label, uncertainty, metadata.<path>, and, or, or not.")
     # Given as a real array: SQLAlchemy's own JSON path is one text, in which commas, braces and spaces mean something.
     keys = literal(path.split("."), ARRAY(Text))
     return Item.metadata_.op("#>", return_type=JSONB())(keys)

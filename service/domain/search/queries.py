@@ -14,7 +14,7 @@ from service import logs
 from service.db import Database
 from service.domain.gallery.current_rows import read_current_vectors
 from service.domain.gallery.galleries import find_serving
-from service.domain.gallery.generations import get_stored_generation
+from service.domain.gallery.generations import get_stored_generation, known_uncertainty
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import check_external_id
 from service.domain.indexes.query_samples import QuerySamples
@@ -50,9 +50,13 @@ class InvalidQuery(Unprocessable):
 
 @dataclass(frozen=True)
 class Neighbor:
+    """`uncertainty` is the squared error that h expects of the item's embedding; None where no h made it, or h does not
+    say."""
+
     id: str
     distance: float
     origin: str
+    uncertainty: float | None
     label: str | None
     metadata: dict[str, Any]
     has_thumbnail: bool
@@ -167,7 +171,7 @@ class Search:
         with self.database.reading() as connection:
             allowed, excluded = None, probe.own_ids
             if query.condition is not None:
-                allowed = _allowed(connection, served.gallery_id, query.condition)
+                allowed = _allowed(connection, served, query.condition)
             if query.exclude_id is not None:
                 excluded = _excluded(connection, served.gallery_id, query.exclude_id, len(probe.vectors))
             found = _nearest(served, probe.vectors, query, allowed, excluded)
@@ -246,10 +250,11 @@ def _pair(replicas: Replicas, gallery_id: int, active_id: int, query: Query) -> 
     return replicas.active(gallery_id, active_id)
 
 
-def _allowed(connection: Connection, gallery_id: int, condition: dict[str, Any]) -> Ids:
+def _allowed(connection: Connection, served: ServedGeneration, condition: dict[str, Any]) -> Ids:
     """Return the ids of the items that pass, in no order; as one value, since a row each takes longer than a search."""
     joined = func.string_agg(func.int8send(Item.id), literal(b""))
-    query = select(joined).where(Item.gallery_id == gallery_id, Item.deleted_at.is_(None), compile_filter(condition))
+    passes = compile_filter(condition, served.generation_id)
+    query = select(joined).where(Item.gallery_id == served.gallery_id, Item.deleted_at.is_(None), passes)
     return np.frombuffer(connection.scalar(query) or b"", ">i8").astype(np.int64)
 
 
@@ -265,7 +270,8 @@ def _describe(connection: Connection, generation_id: int, found: SearchResult) -
     ids = [int(id_) for id_ in np.unique(found.ids) if id_ >= 0]
     rows = connection.execute(
         text(
-            "SELECT i.id, i.external_id, e.origin, i.label, i.metadata, i.thumbnail IS NOT NULL FROM items i"
+            f"SELECT i.id, i.external_id, e.origin, {known_uncertainty('e')}, i.label, i.metadata,"
+            " i.thumbnail IS NOT NULL FROM items i"
             f" JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
             " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
         ),

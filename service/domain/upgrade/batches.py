@@ -213,8 +213,8 @@ def _write(session: Session, target: StoredGeneration, rows: EmbeddingRows, stag
     columns = columns_of(target.vector_format)
     inserted = session.scalar(
         text(
-            f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, origin, {columns})"
-            f" SELECT s.item_id, s.revision, s.origin, {columns} FROM {staging} s"
+            f"WITH inserted AS (INSERT INTO {target.table} (item_id, revision, {columns})"
+            f" SELECT s.item_id, s.revision, {columns} FROM {staging} s"
             f" JOIN items i ON {is_current('s')}"
             " WHERE i.id BETWEEN :first AND :last"
             f" ORDER BY s.item_id {upsert_clause(target.table, target.vector_format)} RETURNING 1)"

@@ -10,8 +10,8 @@ from service.errors import GalleryError
 from service.settings import Settings
 from service.vectors.rows import VectorFormat
 
-# PostgreSQL's own share of a row of a generation's table: tuple header, line pointer, id, revision, origin, padding,
-# the vectors' headers, and the entry in the primary key.
+# PostgreSQL's own share of a row of a generation's table: tuple header, line pointer, the columns before the
+# vectors, the vectors' headers, and the entry in the primary key.
 _ROW_OVERHEAD_BYTES = 24 + 4 + 24 + 16 + 20
 # A HNSW index keeps float16 codes and 64 links of 4 bytes; a flat one, of at most some ten thousand rows, float32.
 _INDEX_LINK_BYTES = 64 * 4 + 8

@@ -34,13 +34,9 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
 
 def create_table(connection: psycopg.Connection, vector_format: VectorFormat, not_null: str = "NOT NULL") -> None:
     """Make an empty TABLE, also when there was one."""
-    columns = f"embedding {vector_format.sql_type(vector_format.embedding_dim)} {not_null}"
-    if vector_format.side_information_dim is not None:
-        columns += f", side_information {vector_format.sql_type(vector_format.side_information_dim)} {not_null}"
+    columns = ", ".join(f"{name} {sql_type} {not_null}" for name, sql_type in vector_format.sql_types.items())
     connection.execute(f'DROP TABLE IF EXISTS "{TABLE}"')
-    connection.execute(
-        f'CREATE TEMPORARY TABLE "{TABLE}" (item_id bigint, revision bigint, origin smallint, {columns})'
-    )
+    connection.execute(f'CREATE TEMPORARY TABLE "{TABLE}" ({columns})')
 
 
 def some_rows(count: int, vector_format: VectorFormat) -> EmbeddingRows:
@@ -54,6 +50,8 @@ def some_rows(count: int, vector_format: VectorFormat) -> EmbeddingRows:
         item_id=np.arange(count, dtype=np.int64) * 2**40 + 1,
         revision=random.integers(0, 2**62, count),
         origin=random.integers(1, 5, count).astype(np.int16),
+        hops=random.integers(0, 5, count).astype(np.int16),
+        uncertainty=np.where(random.random(count) < 0.5, np.nan, random.random(count)).astype(np.float32),
         embedding=values(vector_format.embedding_dim),
         side_information=None if side_dim is None else values(side_dim),
     )
@@ -64,7 +62,7 @@ def read_all(connection: psycopg.Connection, vector_format: VectorFormat, **opti
 
 
 def assert_same_bits(left: EmbeddingRows, right: EmbeddingRows) -> None:
-    for name in ("item_id", "revision", "origin", "embedding", "side_information"):
+    for name in ("item_id", "revision", "origin", "hops", "uncertainty", "embedding", "side_information"):
         expected, found = getattr(left, name), getattr(right, name)
         if expected is None:
             assert found is None
@@ -88,13 +86,16 @@ def rows_of_a_format(draw: st.DrawFn) -> tuple[VectorFormat, EmbeddingRows]:
     dims = st.integers(1, 5)
     vector_format = VectorFormat(draw(dims), draw(st.none() | dims), draw(st.sampled_from(DTYPES)))
     count = draw(st.integers(0, 6))
+    small_numbers = hnp.arrays(np.int16, count, elements=st.integers(-(2**15), 2**15 - 1))
     whole_numbers = hnp.arrays(np.int64, count, elements=st.integers(-(2**63), 2**63 - 1))
     ids = draw(hnp.arrays(np.int64, count, elements=st.integers(-(2**63), 2**63 - 1), unique=True))
     side_dim = vector_format.side_information_dim
     return vector_format, EmbeddingRows(
         item_id=np.sort(ids),
         revision=draw(whole_numbers),
-        origin=draw(hnp.arrays(np.int16, count, elements=st.integers(-(2**15), 2**15 - 1))),
+        origin=draw(small_numbers),
+        hops=draw(small_numbers),
+        uncertainty=draw(hnp.arrays(np.float32, count, elements=st.floats(width=32))),
         embedding=draw(storable(vector_format.dtype, (count, vector_format.embedding_dim))),
         side_information=None if side_dim is None else draw(storable(vector_format.dtype, (count, side_dim))),
     )
@@ -127,16 +128,20 @@ def test_sql_sees_the_values_that_were_written(connection: psycopg.Connection, v
     write_rows(connection, TABLE, rows, vector_format)
 
     seen = connection.execute(
-        sql.SQL("SELECT item_id, revision, origin, embedding::text{} FROM {} ORDER BY item_id").format(
+        sql.SQL(
+            "SELECT item_id, revision, origin, hops, uncertainty, embedding::text{} FROM {} ORDER BY item_id"
+        ).format(
             sql.SQL(", side_information::text" if rows.side_information is not None else ""), sql.Identifier(TABLE)
         )
     ).fetchall()
     assert [row[0] for row in seen] == rows.item_id.tolist()
     assert [row[1] for row in seen] == rows.revision.tolist()
     assert [row[2] for row in seen] == rows.origin.tolist()
-    np.testing.assert_array_equal(_parsed([row[3] for row in seen], vector_format), rows.embedding)
+    assert [row[3] for row in seen] == rows.hops.tolist()
+    np.testing.assert_array_equal(np.array([row[4] for row in seen], np.float32), rows.uncertainty)
+    np.testing.assert_array_equal(_parsed([row[5] for row in seen], vector_format), rows.embedding)
     if rows.side_information is not None:
-        np.testing.assert_array_equal(_parsed([row[4] for row in seen], vector_format), rows.side_information)
+        np.testing.assert_array_equal(_parsed([row[6] for row in seen], vector_format), rows.side_information)
 
 
 @pytest.mark.parametrize("vector_format", FORMATS)
@@ -144,7 +149,9 @@ def test_what_sql_wrote_is_read(connection: psycopg.Connection, vector_format: V
     create_table(connection, vector_format)
     side = ", '[-0.5,2,1e-4]'" if vector_format.side_information_dim else ""
     connection.execute(
-        sql.SQL("INSERT INTO {} VALUES (7, -9, 3, '[1,-2.5,0,6e-8,65504]'{})").format(  # 6e-8 is subnormal in float16
+        sql.SQL(
+            "INSERT INTO {} VALUES (7, -9, 3, 2, 0.25, '[1,-2.5,0,6e-8,65504]'{})"
+        ).format(  # 6e-8 is subnormal in float16
             sql.Identifier(TABLE), sql.SQL(side)
         )
     )
@@ -152,6 +159,7 @@ def test_what_sql_wrote_is_read(connection: psycopg.Connection, vector_format: V
     rows = read_all(connection, vector_format)
 
     assert (rows.item_id.tolist(), rows.revision.tolist(), rows.origin.tolist()) == ([7], [-9], [3])
+    assert (rows.hops.tolist(), rows.uncertainty.tolist()) == ([2], [0.25])
     expected = np.array([[1, -2.5, 0, 6e-8, 65504]], vector_format.dtype)
     np.testing.assert_array_equal(rows.embedding, expected)
     if rows.side_information is not None:

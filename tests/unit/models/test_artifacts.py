@@ -10,6 +10,8 @@ from torch import nn
 
 from models.artifacts import ArtifactError, load_encoder, load_transformation_network, save_network
 from models.backbones import ConvEncoder, SmallResNet
+from models.precision import Precision
+from models.transformation import Transformation
 from tests.networks import PublicForm, torchscript_bytes, transformation
 from tests.unit.models.artifact_files import Images, normal, onnx_bytes, onnx_encoder, onnx_matrix, onnx_sum
 
@@ -139,6 +141,24 @@ def test_our_own_transformation_makes_the_round_trip(side_dim: int | None) -> No
 
     inputs = [torch.from_numpy(values) if values is not None else None for values in (embedding, side)]
     assert np.allclose(found, network(*inputs).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_errors_that_our_own_transformation_expects_make_the_round_trip(precision: Precision) -> None:
+    network = Transformation(6, 5, 4, inner_dim=8, members=2, linear=True, error_head=True).eval()
+    embedding, side = normal(7, 6), normal(7, 5)
+    dims = {"from_dim": 6, "side_information_dim": 5, "to_dim": 4}
+
+    read = load_transformation_network(save_network(network), **dims, precision=precision)
+    output, expected = read.with_uncertainty(embedding, side)
+
+    _, due = network.with_uncertainty(torch.from_numpy(embedding), torch.from_numpy(side))
+    assert due is not None
+    assert expected is not None
+    assert np.allclose(expected, due.detach().numpy(), rtol=1e-4 if precision == "float32" else 0.05)
+    assert np.array_equal(output, read(embedding, side))
+    foreign = load_transformation_network(onnx_matrix(np.ones((11, 4), np.float32)), **(dims | {"from_dim": 11}))
+    assert foreign.with_uncertainty(normal(7, 11), side)[1] is None
 
 
 def test_our_own_transformation_without_side_information_ignores_what_is_stored() -> None:

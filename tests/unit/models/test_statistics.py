@@ -3,14 +3,14 @@
 from fractions import Fraction
 from itertools import product
 from math import comb
-from statistics import NormalDist
+from statistics import NormalDist, correlation
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.statistics import DifferenceInterval, mcnemar_test, paired_bootstrap
+from models.statistics import DifferenceInterval, mcnemar_test, paired_bootstrap, reliability
 
 
 def test_the_interval_of_many_queries_is_the_normal_distributions() -> None:
@@ -133,3 +133,38 @@ def test_mcnemars_test_takes_tens_of_thousands_of_flips() -> None:
 def test_hits_of_other_queries_are_an_error() -> None:
     with pytest.raises(ValueError, match="same queries"):
         mcnemar_test(np.ones(2, bool), np.ones(3, bool))
+
+
+def test_expected_errors_are_compared_in_groups_from_the_least_on() -> None:
+    found = reliability(np.float32([3, 1, 2, 4, 5]), np.float32([30, 10, 20, 50, 40]), groups=2)
+
+    assert found.expected == (2.0, 4.5)
+    assert found.true == (20.0, 45.0)
+    assert found.rank_correlation == pytest.approx(0.9)  # 1 - 6·Σd²/(n·(n² - 1))
+
+
+def test_fewer_items_than_groups_make_fewer_and_none_is_refused() -> None:
+    found = reliability(np.float32([2, 1]), np.float32([1, 1]))
+
+    assert (found.expected, found.true) == ((1.0, 2.0), (1.0, 1.0))
+    assert np.isnan(found.rank_correlation)
+    with pytest.raises(ValueError, match="no item"):
+        reliability(np.float32([]), np.float32([]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))
+def test_the_rank_correlation_is_that_of_ranks_that_equals_share(pairs: list[tuple[int, int]]) -> None:
+    first, second = np.array(pairs, np.float32).T
+
+    found = reliability(first, second).rank_correlation
+
+    def slow_ranks(values: list[float]) -> list[float]:
+        return [
+            sum(other < value for other in values) + sum(other == value for other in values) / 2 for value in values
+        ]
+
+    ranks = [slow_ranks(values.tolist()) for values in (first, second)]
+    if any(len(set(values)) == 1 for values in ranks):
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(correlation(*ranks))

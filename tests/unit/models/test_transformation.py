@@ -130,3 +130,39 @@ def test_the_linear_map_alone_is_the_floor_under_its_members() -> None:
     assert torch.equal(floor(*inputs), network.linear_map(*inputs).relu())
     assert floor.config() == network.config() | {"members": None}
     assert Transformation(6, 5, 4).linear_alone() is None
+
+
+@pytest.mark.parametrize("side_dim", [None, 5])
+@pytest.mark.parametrize(("members", "linear"), [(1, False), (3, False), (2, True), (None, True)])
+def test_the_error_head_reads_the_item_the_output_and_how_far_the_members_and_the_map_lie_apart(
+    side_dim: int | None, members: int | None, linear: bool
+) -> None:
+    network = Transformation(6, side_dim, 4, inner_dim=8, members=members, linear=linear, error_head=True).eval()
+    embedding, side = torch.randn(10, 6), None if side_dim is None else torch.randn(10, 5)
+    assert network.error_head is not None
+
+    output, expected = network.with_uncertainty(embedding, side)
+
+    described = [embedding, output] if side is None else [embedding, side, output]
+    if members is not None:
+        estimates = network.estimates(embedding, side)
+        mean = estimates.mean(dim=0)
+        if members > 1:
+            described.append((estimates - mean).square().sum(dim=2).mean(dim=0).log()[:, None])
+        if network.linear_map is not None:
+            described.append((mean - network.linear_map(embedding, side)).square().sum(dim=1).log()[:, None])
+    weights = network.error_head.weights
+    logarithm = torch.cat(described, dim=1) @ weights.weight[0] + weights.bias
+    assert expected is not None
+    torch.testing.assert_close(expected, logarithm.exp())
+    assert torch.equal(output, network(embedding, side))
+
+
+def test_without_a_head_no_error_is_expected_and_however_far_an_item_is_it_is_finite() -> None:
+    assert Transformation(6, None, 4, inner_dim=8).eval().with_uncertainty(torch.randn(3, 6))[1] is None
+
+    network = Transformation(6, None, 4, inner_dim=8, error_head=True).eval()
+    _, expected = network.with_uncertainty(torch.tensor([[1e30], [-1e30]]).expand(2, 6))
+
+    assert expected is not None
+    assert bool(expected.isfinite().all())

@@ -1,12 +1,14 @@
 """What is said of a trained h and g, against a slow and obvious count."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.artifacts import TransformationNetwork
 from service.domain.training.files import FeatureRows
 from workers.held_out import held_out_metrics
 
@@ -15,17 +17,19 @@ CLASSES = 4
 
 
 class Shifted:
-    """A `TransformationNetwork` that adds a number, and notes the size of each batch."""
+    """A `network` that adds a number, and notes the size of each batch; `expects` says its errors from the input."""
 
-    def __init__(self, by: float, dim: int) -> None:
+    def __init__(self, by: float, dim: int, expects: Callable[[Vectors], Vectors] | None = None) -> None:
         self.batches: list[int] = []
+        self.network = TransformationNetwork(self._run)
         self._by = by
         self._dim = dim
+        self._expects = expects
 
-    def __call__(self, embedding: Vectors, side_information: Vectors | None) -> Vectors:
+    def _run(self, embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
         self.batches.append(len(embedding))
         source = embedding if side_information is None else side_information
-        return source[:, : self._dim] + np.float32(self._by)
+        return source[:, : self._dim] + np.float32(self._by), self._expects and self._expects(embedding)
 
 
 def rows_of(count: int, *, labels: bool = True, side_information: bool = True) -> FeatureRows:
@@ -46,7 +50,7 @@ def rows_of(count: int, *, labels: bool = True, side_information: bool = True) -
 
 
 def measured(rows: FeatureRows, h: Shifted, g: Shifted | None = None, *, normalize: bool = False) -> dict[str, Any]:
-    return held_out_metrics(rows, h, g, normalize=normalize, device="cpu")
+    return held_out_metrics(rows, h.network, None if g is None else g.network, normalize=normalize, device="cpu")
 
 
 def slow_own_item_first(query: Vectors, gallery: Vectors) -> float:
@@ -118,10 +122,30 @@ def test_what_h_gives_is_normalised_where_the_new_version_is() -> None:
 def test_the_linear_map_is_compared_beside_h() -> None:
     rows = rows_of(8, side_information=False)
 
-    metrics = held_out_metrics(rows, Shifted(0.5, 5), None, Shifted(0.1, 5), normalize=False, device="cpu")
+    metrics = held_out_metrics(
+        rows, Shifted(0.5, 5).network, None, Shifted(0.1, 5).network, normalize=False, device="cpu"
+    )
 
     shifted = measured(rows, Shifted(0.1, 5))
     assert metrics["linear"] == shifted["h"] != metrics["h"]
+
+
+def test_expected_errors_are_compared_with_those_that_were_made() -> None:
+    rows = rows_of(40, side_information=False)
+    errors = np.square(rows.embedding_from + np.float32(0.5) - rows.embedding_to).sum(axis=1)
+    order = np.argsort(errors)
+
+    right = measured(rows, Shifted(0.5, 5, lambda _: errors))["uncertainty"]
+    wrong = measured(rows, Shifted(0.5, 5, lambda _: -errors))["uncertainty"]
+
+    assert right["rank_correlation"] == pytest.approx(1)
+    assert wrong["rank_correlation"] == pytest.approx(-1)
+    means = [float(errors[order[start : start + 4]].mean()) for start in range(0, 40, 4)]
+    assert right["squared_errors"] == [
+        {"expected": pytest.approx(mean, rel=1e-4), "true": pytest.approx(mean, rel=1e-4)} for mean in means
+    ]
+    assert [group["true"] for group in wrong["squared_errors"]] == pytest.approx(means[::-1], rel=1e-4)
+    assert "uncertainty" not in measured(rows, Shifted(0.5, 5))
 
 
 def test_retrieval_is_what_a_slow_count_says_and_the_gap_follows_from_it() -> None:

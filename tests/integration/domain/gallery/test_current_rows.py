@@ -103,6 +103,8 @@ def add_gallery(session: Session, name: str, items: list[Drawn]) -> StoredGenera
         item_id=np.array([item.id for item in with_row], np.int64),
         revision=np.array([item.row for item in with_row], np.int64),
         origin=np.ones(len(with_row), np.int16),
+        hops=np.zeros(len(with_row), np.int16),
+        uncertainty=np.zeros(len(with_row), np.float32),
         embedding=np.array([item.vector for item in with_row], np.float32).reshape(-1, DIM),
         side_information=None,
     )

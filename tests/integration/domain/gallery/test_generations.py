@@ -27,11 +27,13 @@ def test_rows_of_any_width_come_back_and_those_of_half_a_page_stay_in_one_piece(
         item_id=np.arange(COUNT),
         revision=np.ones(COUNT, np.int64),
         origin=np.ones(COUNT, np.int16),
+        hops=np.zeros(COUNT, np.int16),
+        uncertainty=np.zeros(COUNT, np.float32),
         embedding=np.random.default_rng(0).standard_normal((COUNT, dim)).astype(np.float16),
         side_information=np.random.default_rng(1).standard_normal((COUNT, dim)).astype(np.float16),
     )
     with database.session_scope() as session:
-        create_embeddings_table(session, 1, vector_format.sql_type(dim), vector_format.sql_type(dim))
+        create_embeddings_table(session, 1, vector_format)
         write_rows(driver_connection(session), "embeddings_1", rows, vector_format)
         outside = session.scalars(
             text("SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE relname = 'embeddings_1'")

@@ -155,6 +155,7 @@ def test_an_image_takes_the_place_of_an_imported_vector(gallery: TestClient) -> 
         "id": "image-3.png",
         "distance": 0,
         "origin": "encoded",
+        "uncertainty": None,
         "label": "class 0",
         "metadata": {"seed": 3},
         "thumbnail_url": "/v1/galleries/g/items/image-3.png/thumbnail",

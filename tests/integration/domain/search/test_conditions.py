@@ -1,15 +1,17 @@
 """Search filters: what each one selects among five items, and that nonsense is refused before it reaches SQL."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from service.db import Database
 from service.domain.search.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, InvalidFilter, compile_filter
-from service.tables import Gallery, Item
+from service.tables import Gallery, Item, create_embeddings_table
+from service.vectors.rows import VectorFormat
 
 ITEMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "a": ("cat", {"year": 2019, "camera": {"lens": "wide", "f": [1.4, 2]}, "raw": True}),
@@ -18,6 +20,8 @@ ITEMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "d": (None, {"year": None, "camera.lens": "flat", "": "nameless", "null": 0}),
     "e": ("it's", {"nested": {"ü": {"0": "猫"}}}),
 }
+UNCERTAINTY = {"a": 0.0, "b": 0.25, "c": math.nan, "d": 3.0, "e": 0.1}
+GENERATION = 7
 
 
 @pytest.fixture
@@ -29,17 +33,37 @@ def session(database: Database) -> Iterator[Session]:
         for name, (label, metadata) in ITEMS.items():
             session.add(Item(gallery_id=gallery.id, external_id=name, label=label, metadata_=metadata, revision=1))
         session.flush()
+        create_embeddings_table(session, GENERATION, VectorFormat(1, None, "float16"))
+        for name, uncertainty in UNCERTAINTY.items():
+            session.execute(
+                text(
+                    f"INSERT INTO embeddings_{GENERATION} SELECT id, 1, 3, 1, :uncertainty, '[0]'"
+                    " FROM items WHERE external_id = :name"
+                ),
+                {"name": name, "uncertainty": uncertainty},
+            )
         yield session
 
 
 def matches(session: Session, condition: object) -> str:
     """Return the ids of the items that pass, as one word."""
-    return "".join(session.scalars(select(Item.external_id).where(compile_filter(condition)).order_by(Item.id)))
+    passes = compile_filter(condition, GENERATION)
+    return "".join(session.scalars(select(Item.external_id).where(passes).order_by(Item.id)))
 
 
 SELECTED: list[tuple[dict[str, Any], str]] = [
     ({}, "abcde"),
     ({"id": "b"}, "b"),
+    ({"uncertainty": 0}, "a"),
+    ({"uncertainty": 0.1}, "e"),
+    ({"uncertainty": {"lte": 0.25}}, "abe"),
+    ({"uncertainty": {"gt": 0.1, "lt": 3}}, "b"),
+    ({"uncertainty": {"gte": 0.2}}, "bd"),
+    ({"uncertainty": {"ne": 3}}, "abce"),
+    ({"uncertainty": {"in": [0.25, 3]}}, "bd"),
+    ({"uncertainty": {"lt": "1"}}, ""),
+    ({"not": {"uncertainty": {"lt": 1}}}, "cd"),
+    ({"uncertainty": {"lt": 1}, "label": "cat"}, "a"),
     ({"label": "cat"}, "ac"),
     ({"label": "it's"}, "e"),
     ({"label": {"ne": "cat"}}, "bde"),
@@ -142,7 +166,7 @@ def test_nonsense_is_refused_with_a_sentence(name: str) -> None:
     condition, sentence = REFUSED[name]
 
     with pytest.raises(InvalidFilter) as refusal:
-        compile_filter(condition)
+        compile_filter(condition, GENERATION)
 
     assert refusal.value.status_code == 422
     assert sentence in refusal.value.message

@@ -51,7 +51,7 @@ def test_rows_of_items_deleted_under_a_batch_do_not_stay(gallery: TestClient, wo
         target = get_upgrade(session, upgrade_id).to_generation_id
         session.execute(
             text(
-                f"INSERT INTO embeddings_{target} SELECT i.id, 1, 3, e.embedding, e.side_information FROM items i,"
+                f"INSERT INTO embeddings_{target} SELECT i.id, 1, 3, 1, 0, e.embedding, e.side_information FROM items i,"
                 f" (SELECT * FROM embeddings_{target} LIMIT 1) e WHERE i.external_id = 'image-3.png'"
             )
         )

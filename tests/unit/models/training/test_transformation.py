@@ -35,6 +35,7 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
         "non_negative": True,
         "classes": None,
         "linear": True,
+        "error_head": False,
     }
     assert not network.training
     assert epochs == list(range(1, 61))
@@ -93,3 +94,61 @@ def test_an_error_of_the_progress_callback_stops_the_training() -> None:
 
     with pytest.raises(Stopped):
         train_transformation(pairs, TransformationTraining(inner_dim=8), stop)
+
+
+def uneven_pairs(count: int, seed: int) -> tuple[PairedFeatures, Tensor]:
+    """Return pairs whose targets are as noisy as the embedding's first number says, and each item's expected error."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(count, 6, generator=generator)
+    scale = torch.exp(embedding[:, :1] - 1)
+    noise = scale * torch.randn(count, 4, generator=generator)
+    return PairedFeatures(embedding, None, embedding[:, 1:5] + noise, None), 4 * scale[:, 0].square()
+
+
+def test_the_default_recipe_says_of_items_never_seen_which_error_to_expect() -> None:
+    pairs, _ = uneven_pairs(4_000, seed=0)
+    others, due = uneven_pairs(1_000, seed=1)
+    config = TransformationTraining(epochs=8, batch=256, inner_dim=32)
+
+    network = train_transformation(pairs, config, with_uncertainty=True).network
+
+    with torch.inference_mode():
+        output, expected = network.with_uncertainty(others.embedding)
+    assert expected is not None
+    errors = (output - others.target).square().sum(dim=1)
+    assert float(expected.mean()) == pytest.approx(float(errors.mean()), rel=0.25)
+    ranks = torch.stack([values.argsort().argsort().double() for values in (expected, due)])
+    assert float(torch.corrcoef(ranks)[0, 1]) > 0.9
+
+
+def test_where_outputs_are_served_with_unit_norm_the_error_is_that_of_unit_vectors() -> None:
+    pairs, _ = uneven_pairs(2_000, seed=0)
+    unit = PairedFeatures(pairs.embedding, None, nn.functional.normalize(pairs.target), None)
+    config = TransformationTraining(epochs=4, batch=256, inner_dim=16)
+
+    network = train_transformation(unit, config, with_uncertainty=True, unit_norm=True).network
+
+    others, _ = uneven_pairs(2_000, seed=1)
+    with torch.inference_mode():
+        output, expected = network.with_uncertainty(others.embedding)
+    assert expected is not None
+    target = nn.functional.normalize(others.target)
+    errors, raw = ((values - target).square().sum(dim=1) for values in (nn.functional.normalize(output), output))
+    assert float((errors / expected).mean()) == pytest.approx(1, abs=0.25)
+    assert float((raw / expected).mean()) > 1.5
+
+
+def test_nothing_is_said_of_errors_in_the_papers_recipe_nor_where_none_is_made_nor_unless_asked() -> None:
+    pairs, _ = uneven_pairs(200, seed=0)
+    constant = PairedFeatures(pairs.embedding, None, torch.zeros(200, 4), None)
+    default = TransformationTraining(epochs=1, inner_dim=8)
+    paper = TransformationTraining(epochs=1, inner_dim=8, recipe="paper")
+
+    def says(pairs: PairedFeatures, config: TransformationTraining, with_uncertainty: bool = True) -> bool:
+        network = train_transformation(pairs, config, with_uncertainty=with_uncertainty).network
+        return network.with_uncertainty(pairs.embedding)[1] is not None
+
+    assert says(pairs, default)
+    assert not says(pairs, default, with_uncertainty=False)
+    assert not says(pairs, paper)
+    assert not says(constant, default)
