@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.paper import beyond, open_classes, set_ups, tables
+from benchmarks.paper.backfilling import Backfilling
 from benchmarks.paper.beyond import Beyond
 from benchmarks.paper.costs import costs
 from benchmarks.paper.judging import Galleries
@@ -65,7 +66,7 @@ def sections(features: Features) -> dict[str, Callable[[], str]]:
     """Return the page's sections by their titles, each made when it is called."""
     galleries, others = Galleries(features), OtherSetUps(features)
     of_paper, opened = Tables(galleries, features), OpenClasses(galleries, features)
-    ways = Beyond(galleries, features)
+    ways, backfilling = Beyond(galleries, features), Backfilling(galleries, features.folder)
     return {
         "Table 1: an upgrade from 50 to 100 classes": of_paper.table_1,
         "Table 2: ψ of another domain": others.other_domain,
@@ -78,6 +79,7 @@ def sections(features: Features) -> dict[str, Callable[[], str]]:
         "Classes that the new model does not know": opened.unknown_to_new,
         "Few pairs": opened.few_pairs,
         "ArcFace, compared by angle": of_paper.arcface,
+        "Backfilling": backfilling.curves,
         "ResNet-18 at 128 pixels": others.large,
         "Beyond the paper's recipe": ways.ways,
         "At the paper's size and length (inner dimension 2,048, 80 epochs, one seed)": ways.full_size,
