@@ -18,6 +18,7 @@ from benchmarks.paper import beyond, open_classes, set_ups, tables
 from benchmarks.paper.backfilling import Backfilling
 from benchmarks.paper.beyond import Beyond
 from benchmarks.paper.costs import costs
+from benchmarks.paper.instances import Instances
 from benchmarks.paper.judging import Galleries
 from benchmarks.paper.networks import train_networks
 from benchmarks.paper.open_classes import OpenClasses
@@ -64,7 +65,7 @@ def wanted() -> list[Spec]:
 
 def sections(features: Features) -> dict[str, Callable[[], str]]:
     """Return the page's sections by their titles, each made when it is called."""
-    galleries, others = Galleries(features), OtherSetUps(features)
+    galleries, others, instances = Galleries(features), OtherSetUps(features), Instances(features)
     of_paper, opened = Tables(galleries, features), OpenClasses(galleries, features)
     ways, backfilling = Beyond(galleries, features), Backfilling(galleries, features.folder)
     return {
@@ -77,10 +78,12 @@ def sections(features: Features) -> dict[str, Callable[[], str]]:
         "Classes that h has not learned from": opened.recipes,
         "The same at the paper's size and length, one seed": opened.full_size,
         "Classes that the new model does not know": opened.unknown_to_new,
+        "The item itself, by a second view": instances.small,
         "Few pairs": opened.few_pairs,
         "ArcFace, compared by angle": of_paper.arcface,
         "Backfilling": backfilling.curves,
         "ResNet-18 at 128 pixels": others.large,
+        "ResNet-18 at 128 pixels: the item itself, by a second view": instances.large,
         "Beyond the paper's recipe": ways.ways,
         "At the paper's size and length (inner dimension 2,048, 80 epochs, one seed)": ways.full_size,
         "Costs": partial(costs, features, wanted()),
