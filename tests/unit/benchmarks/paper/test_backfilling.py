@@ -1,11 +1,15 @@
 """What a backfilling curve would get wrong without a sign: its points, its mean, and who is encoded first."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks.paper.backfilling import POINTS, Order, backfilling_curve, orders
-from benchmarks.paper.transformations import Vectors
+from benchmarks.paper.backfilling import POINTS, Backfilling, Order, backfilling_curve, orders
+from benchmarks.paper.judging import RECIPES, Galleries
+from benchmarks.paper.transformations import SEEDS, Spec, Vectors
 from models.metrics import retrieval_metrics
+from tests.unit.benchmarks.paper.features import LABELS, FewFeatures, save_h
 
 _COUNT = 100
 
@@ -82,3 +86,35 @@ def test_the_random_order_is_that_of_its_seed() -> None:
 
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+def test_the_table_has_the_uncertainty_that_is_brought_and_no_curve_is_drawn_twice(tmp_path: Path) -> None:
+    specs = [Spec("old", "simclr", "new", recipe, seed) for recipe in RECIPES for seed in SEEDS]
+    for spec in specs:
+        save_h(tmp_path, spec)
+    galleries = Galleries(FewFeatures(tmp_path))
+    encoded = galleries.vectors("new")
+    errors = {spec: np.square(galleries.gallery(spec) - encoded).sum(axis=1) for spec in specs}
+
+    without = Backfilling(galleries, tmp_path).curves()
+    drawn = set((tmp_path / "backfilling").iterdir())
+    brought = Backfilling(galleries, tmp_path, errors).curves()
+
+    assert f"| {Order.UNCERTAINTY} |" not in without
+    areas = [line.split(" | ") for line in brought.splitlines() if line.startswith("| paper |")]
+    by_order = {cells[1]: cells[2:] for cells in areas}
+    assert list(by_order) == list(Order)
+    assert by_order[Order.UNCERTAINTY] == by_order[Order.ORACLE]  # it was the true error, and is the same curve
+    assert set((tmp_path / "backfilling").iterdir()) == drawn
+    assert len(drawn) == len(specs) * 3
+
+
+def test_a_curve_begins_where_new_h_is_and_ends_where_new_new_is(tmp_path: Path) -> None:
+    save_h(tmp_path, Spec("old", "simclr", "new"))
+    galleries = Galleries(FewFeatures(tmp_path))
+    transformed, encoded = galleries.gallery(Spec("old", "simclr", "new")), galleries.vectors("new")
+
+    curve = backfilling_curve(transformed, encoded, LABELS, np.arange(60))
+
+    np.testing.assert_allclose(curve.points[0], galleries.judged([(encoded, transformed)]).values()[0])
+    np.testing.assert_allclose(curve.points[-1], galleries.direct("new", "new").values()[0])

@@ -3,50 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from benchmarks.paper.judging import Galleries, Judged, Table, own_item_ranks, shares_closed
-from benchmarks.paper.transformations import Features, Spec, Vectors
-from models.artifacts import save_network
+from benchmarks.paper.judging import RECIPES, Galleries, Judged, Table, own_item_ranks, shares_closed
+from benchmarks.paper.transformations import SEEDS, Spec, Vectors
 from models.metrics import RetrievalPerQuery
-from models.transformation import Transformation
-
-_LABELS = np.arange(60) % 6
-_DIM = 4
-
-
-class FewFeatures(Features):
-    """Vectors instead of images and encoders."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, folder)
-        generator = np.random.default_rng(0)
-        means = generator.standard_normal((6, _DIM))
-        self._vectors = {
-            name: (means[_LABELS] + generator.standard_normal((60, _DIM))).astype(np.float32) for name in ("old", "new")
-        }
-
-    def test(self, name: str) -> Vectors:
-        return self._vectors[name]
-
-    def second_view(self, name: str) -> Vectors:
-        return self._vectors[name] + np.float32(0.01)
-
-    def labels(self, part: str, name: str = "new") -> torch.Tensor:
-        return torch.from_numpy(_LABELS)
+from tests.unit.benchmarks.paper.features import LABELS, FewFeatures, save_h
 
 
 def _judged(ranks: list[int], own: list[int]) -> Judged:
     found = RetrievalPerQuery(np.array(ranks), np.ones(len(ranks)))
     return Judged((found,), (np.array(own),))
-
-
-def _save_h(folder: Path, variant: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    path = Spec("old", None, "new", variant, seed).file(folder)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(save_network(Transformation(_DIM, None, _DIM, 8).eval()))
 
 
 def _rows(text: str) -> dict[tuple[str, str], list[str]]:
@@ -91,8 +58,8 @@ def test_a_gallery_of_some_classes_has_no_item_of_others(tmp_path: Path) -> None
 
     galleries = Galleries(features, classes=[1, 4])
 
-    chosen = np.isin(_LABELS, [1, 4])
-    np.testing.assert_array_equal(galleries.labels, _LABELS[chosen])
+    chosen = np.isin(LABELS, [1, 4])
+    np.testing.assert_array_equal(galleries.labels, LABELS[chosen])
     np.testing.assert_array_equal(galleries.vectors("old"), features.test("old")[chosen])
     np.testing.assert_array_equal(galleries.second_views("old"), features.second_view("old")[chosen])
 
@@ -113,12 +80,9 @@ def test_a_part_of_the_queries_still_asks_the_whole_gallery(tmp_path: Path) -> N
 def test_a_table_has_old_old_new_h_h_h_and_new_new_by_each_recipe_with_a_deviation_over_the_seeds(
     tmp_path: Path,
 ) -> None:
-    for seed in (0, 1, 2):
-        _save_h(tmp_path, "paper", seed)
-        _save_h(tmp_path, "default", seed + 10)
-        Spec("old", None, "new", "default", seed + 10).file(tmp_path).rename(
-            Spec("old", None, "new", "default", seed).file(tmp_path)
-        )
+    for recipe in RECIPES:
+        for seed in SEEDS:
+            save_h(tmp_path, Spec("old", None, "new", recipe, seed))
     galleries = Galleries(FewFeatures(tmp_path))
     table = Table(galleries, parts={"all": np.ones(60, bool)})
 
@@ -139,5 +103,5 @@ def test_a_table_has_old_old_new_h_h_h_and_new_new_by_each_recipe_with_a_deviati
 def _hits(vectors: Vectors) -> NDArray[np.bool_]:
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=2)
     np.fill_diagonal(distances, np.inf)
-    hits: NDArray[np.bool_] = _LABELS[distances.argmin(axis=1)] == _LABELS
+    hits: NDArray[np.bool_] = LABELS[distances.argmin(axis=1)] == LABELS
     return hits
