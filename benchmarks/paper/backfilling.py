@@ -26,14 +26,14 @@ _TEXT = (
 
 
 class Order(StrEnum):
-    """Which items are encoded first."""
+    """Which items are encoded first: random ones; those of the largest predicted squared error of h; the farthest from
+    the mean of what h gives of the gallery's items of their label; those of the largest true squared error, which only
+    encoding all of them tells."""
 
     RANDOM = "random"
-    UNCERTAINTY = "uncertainty"  # the largest predicted squared error of h
-    OWN_CLASS_MEAN = (
-        "distance to own class mean"  # the farthest from the mean of h over the gallery's items of its label
-    )
-    ORACLE = "true squared error"  # the largest, which only encoding all of them tells
+    UNCERTAINTY = "uncertainty"
+    OWN_CLASS_MEAN = "distance to own class mean"
+    ORACLE = "true squared error"
 
 
 def orders(
