@@ -19,10 +19,13 @@ from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.paper.networks import read, trained
+from benchmarks.paper.classes import SETS
+from benchmarks.paper.networks import NETWORKS, read, trained
+from benchmarks.paper.views import second_views
 from models.artifacts import read_config, save_network
 from models.normalize import l2_normalize
 from models.training.checkpoints import load_checkpoint, part_of
+from models.training.data import TrainingImages
 from models.training.features import PairedFeatures, cached_features
 from models.training.linear_map import fit_linear_map
 from models.training.transformation import ExtraLoss, TransformationTraining, train_transformation
@@ -57,8 +60,8 @@ class Spec:
     """One network: from φ `old` and ψ `side` (several names joined by "+" are concatenated) to `new`.
 
     With `through`, it learns from what the transformations from `through` to `old` and `side` give, instead of from
-    what the encoders `old` and `side` give; with `classes`, from images of so many classes alone, the first by index,
-    and with `pairs` from so many images alone, drawn by `seed`.
+    what the encoders `old` and `side` give; with `classes`, from images of that set of classes alone, and with `pairs`
+    from so many images alone, drawn by `seed`.
     """
 
     old: str
@@ -67,12 +70,12 @@ class Spec:
     variant: str = "paper"
     seed: int = 0
     through: tuple[str, str] | None = None
-    classes: int | None = None
+    classes: str | None = None
     pairs: int | None = None
 
     def file(self, folder: Path) -> Path:
         parts = [self.old, self.side or "none", self.new, self.variant, str(self.seed), *(self.through or ())]
-        parts += [] if self.classes is None else [f"{self.classes}-classes"]
+        parts += [] if self.classes is None else [self.classes]
         parts += [] if self.pairs is None else [f"{self.pairs}-pairs"]
         return folder / "h" / ("--".join(parts) + ".safetensors")
 
@@ -103,6 +106,8 @@ VARIANTS: dict[str, Variant] = {
     "by class": Variant(replace(_DEFAULT, task="class")),
     "full size": Variant(TransformationTraining(recipe="paper", precision="bfloat16")),
     "full size default": Variant(TransformationTraining(precision="bfloat16")),
+    "longer": Variant(replace(_PAPER, epochs=80)),
+    "longer default": Variant(replace(_DEFAULT, epochs=80)),
     "one view": Variant(_PAPER, views=1),
     "contrastive": Variant(_PAPER, extra_loss=_contrastive),
     "class-mean entropy": Variant(_PAPER, extra_loss=_class_mean_entropy),
@@ -116,7 +121,8 @@ VARIANTS: dict[str, Variant] = {
 
 @dataclass
 class Features:
-    """What the encoders give: of the training images, in views, and of the test images as they are."""
+    """What the encoders give: of the training images, in views, of the test images as they are, and of a second view of
+    each of these."""
 
     place: Path
     folder: Path
@@ -131,13 +137,25 @@ class Features:
         features: Vectors = self._features(name, "test", 1)[0]
         return features
 
-    def labels(self, part: str) -> Tensor:
-        return read(self.place, part, self.folder).labels
+    def second_view(self, name: str) -> Vectors:
+        """(N, D), of `second_views` of the test images."""
+        features: Vectors = self._features(name, "second view", 1)[0]
+        return features
+
+    def labels(self, part: str, name: str = "new") -> Tensor:
+        """(N,) int64, of the images that the encoder `name` is given."""
+        return self._images(name, part).labels
+
+    def _images(self, name: str, part: str) -> TrainingImages:
+        size = NETWORKS[name.split("+")[0]].size
+        if part == "second view":
+            return second_views(read(self.place, "test", self.folder, size))
+        return read(self.place, part, self.folder, size)
 
     def _features(self, name: str, part: str, views: int) -> Vectors:
         if (name, part) not in self._kept:
             networks = [trained(self.folder, single) for single in name.split("+")]
-            images = read(self.place, part, self.folder)
+            images = self._images(name, part)
             found = [cached_features(self.folder / "features", network, images, views) for network in networks]
             if "arcface" in name and len(found) == 1:  # its embeddings are compared by their angles
                 found = [l2_normalize(found[0].reshape(-1, found[0].shape[2])).reshape(found[0].shape)]
@@ -171,7 +189,7 @@ def _train(place: Path, folder: Path, spec: Spec) -> float:
     views = variant.views
     old, side = _inputs(features, spec, views)
     target = _target(features, spec, old, side)
-    labels = None if spec.new.endswith("simclr") else features.labels("train")  # g needs none
+    labels = None if spec.new.endswith("simclr") else features.labels("train", spec.old)  # g needs none
     pairs = _chosen(PairedFeatures(old, side, target, labels, views), spec)
     config = TransformationTraining(**{**vars(variant.config), "seed": spec.seed})
     began = time.monotonic()
@@ -191,7 +209,8 @@ def _train(place: Path, folder: Path, spec: Spec) -> float:
 def _chosen(pairs: PairedFeatures, spec: Spec) -> PairedFeatures:
     if spec.classes is not None:
         assert pairs.labels is not None
-        pairs = pairs.take(torch.nonzero(pairs.labels < spec.classes).flatten())
+        chosen = torch.isin(pairs.labels, torch.tensor(SETS[spec.classes]))
+        pairs = pairs.take(torch.nonzero(chosen).flatten())
     if spec.pairs is not None:
         generator = torch.Generator().manual_seed(spec.seed)
         pairs = pairs.take(torch.randperm(len(pairs), generator=generator)[: spec.pairs])
