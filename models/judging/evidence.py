@@ -109,10 +109,12 @@ class Answers:
 @dataclass(frozen=True)
 class Evidence:
     """All that there is; each part may be missing, except the galleries. `references` and `queries` are other images
-    than each other. `held_out` are rows that were kept from h's training: shown, and no gate's."""
+    than each other. `held_out` are rows that were kept from h's training: shown, and no gate's. trained_on: (T, D_old)
+    embeddings by φ_old that h learned from, a few thousand."""
 
     galleries: Galleries
     references: References | None = None
     queries: Queries | None = None
     held_out: References | None = None
     shadowed: Answers | None = None
+    trained_on: Vectors | None = None

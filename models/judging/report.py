@@ -12,12 +12,22 @@ from typing import Any
 import numpy as np
 
 from models.judging.evidence import Answers, Evidence, Galleries, Queries, References
+from models.judging.examples import Examples, choose_examples
 from models.judging.intervals import DRAWS, Draws, Interval, hit_difference
 from models.judging.rankings import hubness, occurrences, overlap, own_first, rank_biased_overlap
 from models.judging.references import OwnItem, ReferencesReport, judge_references, own_item, paired_distances
 from models.judging.search import NO_ID, Chunks, Ids, NearestItems, Neighbours
 from models.judging.served import ServedReport, judge_served, ordered
-from models.judging.spaces import ItemSample, SpaceCheck, SpaceReport, Threshold, pair_distances, remap, thresholds
+from models.judging.spaces import (
+    ItemSample,
+    SpaceCheck,
+    SpaceReport,
+    Threshold,
+    outside_share,
+    pair_distances,
+    remap,
+    thresholds,
+)
 from models.metrics import Metric, Vectors
 
 _K = 10
@@ -67,7 +77,8 @@ class Hubs:
 @dataclass(frozen=True)
 class Spaces:
     """pairs: distances that let certain shares of random pairs of query and item pass, in both spaces; nearest: the
-    same of queries and their nearest items; remapped: the thresholds that were asked for, by pairs."""
+    same of queries and their nearest items; remapped: the thresholds that were asked for, by pairs; outside_training:
+    the share of a sample of items that is farther from what h learned from than all but 1 % of that is from itself."""
 
     before: SpaceReport
     after: SpaceReport
@@ -76,6 +87,7 @@ class Spaces:
     pairs: tuple[Threshold, ...]
     nearest: tuple[Threshold, ...]
     remapped: tuple[Threshold, ...]
+    outside_training: float | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class Measurements:
     churn: Churn | None
     churn_of_queries: Churn | None
     spaces: Spaces
+    examples: Examples
 
 
 @dataclass(frozen=True)
@@ -108,16 +121,21 @@ def measure(evidence: Evidence, reading: Reading = READING) -> Measurements:
     before = _read(asked, "before", galleries.before, galleries.metric, reading)
     after = _read(asked, "after", galleries.after, galleries.metric, reading)
     judged = evidence.held_out
+    served, examples = None, Examples()
+    if asked:
+        answers, nobody = (before.nearest, after.nearest), np.empty(0, np.int64)
+        served = judge_served(asked, answers, galleries, (before.sample, after.sample), reading.draws)
+        flipped = (served.lost, served.gained) if served else (nobody, nobody)
+        examples = choose_examples(asked, *answers, *flipped, reading.draws.seed)
     return Measurements(
         judge_references(references, galleries.metric, reading.draws) if references else None,
         _own_items(references, before.nearest, after.nearest, galleries, reading.draws) if references else None,
-        judge_served(asked, (before.nearest, after.nearest), galleries, (before.sample, after.sample), reading.draws)
-        if asked
-        else None,
+        served.report if served else None,
         judge_references(judged, galleries.metric, reading.draws) if judged else None,
         _churn(evidence.shadowed) if evidence.shadowed else None,
         _churn(Answers(before.nearest.ids, after.nearest.ids)) if asked else None,
-        _spaces(asked, before, after, galleries.metric, reading),
+        _spaces(asked, before, after, evidence, reading),
+        examples,
     )
 
 
@@ -173,7 +191,8 @@ def _hubs(read: _Read) -> Hubs | None:
     return Hubs(hubness(answers, items), float(counts[:10].sum()) / float(counts.sum()))
 
 
-def _spaces(asked: Sequence[Queries], before: _Read, after: _Read, metric: Metric, reading: Reading) -> Spaces:
+def _spaces(asked: Sequence[Queries], before: _Read, after: _Read, evidence: Evidence, reading: Reading) -> Spaces:
+    metric = evidence.galleries.metric
     pairs: tuple[Threshold, ...] = ()
     nearest: tuple[Threshold, ...] = ()
     remapped: tuple[Threshold, ...] = ()
@@ -191,7 +210,10 @@ def _spaces(asked: Sequence[Queries], before: _Read, after: _Read, metric: Metri
         pairs, remapped = thresholds(old, new), remap(reading.thresholds, old, new)
         answered = np.isfinite(before.nearest.distances[:, 0]) & np.isfinite(after.nearest.distances[:, 0])
         nearest = thresholds(*(np.sort(read.nearest.distances[answered, 0].astype(float)) for read in (before, after)))
-    return Spaces(before.space, after.space, _hubs(before), _hubs(after), pairs, nearest, remapped)
+    outside = None
+    if evidence.trained_on is not None and len(before.sample[0]):
+        outside = outside_share(before.sample[1], evidence.trained_on, metric)
+    return Spaces(before.space, after.space, _hubs(before), _hubs(after), pairs, nearest, remapped, outside)
 
 
 def to_json(record: Any) -> bytes:

@@ -42,14 +42,23 @@ class ServedReport:
     minority_gaps: tuple[MinorityGap, ...]
 
 
+@dataclass(frozen=True)
+class Served:
+    """The report, and the places of the queries that lost and gained their hit at rank 1: (L,), (G,) int64."""
+
+    report: ServedReport
+    lost: NDArray[np.int64]
+    gained: NDArray[np.int64]
+
+
 def judge_served(
     asked: Sequence[Queries],
     answers: tuple[Neighbours, Neighbours],
     galleries: Galleries,
     samples: tuple[tuple[Ids, Vectors], tuple[Ids, Vectors]],
     draws: Draws,
-) -> ServedReport | None:
-    """Return the report; None where no query has a positive. `answers`: of all queries, in order, before and after,
+) -> Served | None:
+    """Return what was found; None where no query has a positive. `answers`: of all queries, in order, before and after,
     without their own items; `samples`: ids and vectors of items that are no query's own, before and after."""
     positions = [judged_rows(queries, galleries) for queries in asked]
     chosen = np.concatenate([start + rows for start, rows in zip(_starts(asked), positions, strict=True)])
@@ -60,7 +69,7 @@ def judge_served(
     attributes = {name: values[chosen] for name, values in _joined_attributes(asked).items()}
     before, after = (found < 1 for found in ranks)
     sources = [queries.source for queries, rows in zip(asked, positions, strict=True) if len(rows)]
-    return ServedReport(
+    report = ServedReport(
         len(chosen),
         ", ".join(dict.fromkeys(sources)),
         flips(before, after, labels, draws),
@@ -70,6 +79,7 @@ def judge_served(
         found_rules(attributes, before, after, labels, draws),
         minority_gaps(attributes, before, after),
     )
+    return Served(report, chosen[before & ~after], chosen[after & ~before])
 
 
 def judged_rows(queries: Queries, galleries: Galleries) -> NDArray[np.int64]:

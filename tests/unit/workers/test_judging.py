@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from models.judging.evidence import Answers, Evidence, Galleries, Queries, References, RelevantItems
 from models.judging.intervals import Draws
+from models.judging.linear_floor import cross_fitted
 from models.judging.report import Reading, to_json
 from models.judging.search import NO_ID
-from models.metrics import retrieval_metrics
+from models.metrics import Metric, retrieval_metrics
 from service.domain.judging.gates import Gate, GateMetric, GateRule, Outcome, Verdict
 from workers.judging import Judging, Known, Report, judge
 
@@ -265,3 +266,59 @@ def test_churn_of_shadowed_queries_is_shown_and_no_gates() -> None:
 )
 def test_what_rows_say_is_gated_too(known: Known, verdict: Verdict) -> None:
     assert judge(evidence(HONEST), replace(SETTINGS, known=known)).verdict is verdict
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_other_metrics_tell_an_honest_h_from_a_rotated_one(metric: Metric) -> None:
+    def verdict_of(transformed: Vectors) -> Verdict:
+        whole = evidence(transformed)
+        return judge(replace(whole, galleries=replace(whole.galleries, metric=metric)), in_class).verdict
+
+    in_class = replace(SETTINGS, task="class")
+    assert verdict_of(HONEST) is Verdict.PASS
+    assert verdict_of(rotated(HONEST)) is Verdict.FAIL
+
+
+@pytest.mark.parametrize("sabotage", ["rotated", "shuffled side-information", "another target", "hardly trained"])
+def test_query_sets_alone_refuse_what_harms_them(sabotage: str) -> None:
+    asked = World.of(1500, 9)
+    queries = Queries(asked.old, asked.new, np.full(1500, NO_ID), "query sets", asked.labels)
+
+    report = judge(replace(evidence(SABOTAGED[sabotage]()), references=None, queries=queries), SETTINGS)
+
+    assert report.verdict is Verdict.FAIL
+    assert GateMetric.OVERLAP not in gates_of(report)
+
+
+@pytest.mark.parametrize(("transformed", "verdict"), [(HONEST, Verdict.PASS), (rotated(HONEST), Verdict.FAIL)])
+def test_the_references_own_linear_map_is_a_floor_where_none_was_kept(transformed: Vectors, verdict: Verdict) -> None:
+    whole = evidence(transformed, labels=False)
+    assert whole.references is not None
+    some = slice(0, REFERENCES)
+    linear = cross_fitted(GALLERY.old[some], GALLERY.side[some], GALLERY.new[some])
+    given = replace(
+        whole, references=replace(whole.references, linear=linear), galleries=replace(whole.galleries, linear=None)
+    )
+
+    report = judge(given, replace(SETTINGS, task="class"))
+
+    assert report.verdict is verdict
+    assert gates_of(report)[GateMetric.OVERLAP].outcome.value == verdict.value
+
+
+def test_examples_are_queries_that_flipped() -> None:
+    found = judge(evidence(HONEST), SETTINGS).measurements
+    label_of = dict(zip(IDS.tolist(), GALLERY.labels.tolist(), strict=True))
+
+    assert len(found.examples.negative_flips) == len(found.examples.positive_flips) == 20
+    for example in found.examples.negative_flips:
+        label = GALLERY.labels[example.query]
+        assert example.item_id == IDS[example.query]
+        assert label_of[example.before[0]] == label != label_of[example.after[0]]
+    assert found.examples.hubs[0].after >= found.examples.hubs[-1].after > 10
+
+
+def test_items_outside_of_what_h_learned_from_are_counted() -> None:
+    found = judge(replace(evidence(HONEST), trained_on=LEARNED.old[:2000]), SETTINGS).measurements.spaces
+
+    assert found.outside_training == pytest.approx(0.01, abs=0.015)

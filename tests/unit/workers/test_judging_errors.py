@@ -6,6 +6,7 @@ The trials draw what each query scores; everything after that is what judges an 
 import numpy as np
 import pytest
 
+from models.judging.examples import Examples
 from models.judging.flips import flips
 from models.judging.intervals import Draws, Hits, Labels
 from models.judging.report import Measurements, Spaces
@@ -16,7 +17,7 @@ from service.domain.judging.gates import DEFAULT_RULES, GateMetric, Outcome, Ver
 from workers.judging import Known, measured
 
 SPACE = SpaceReport(10_000, 0, 0, 0, 1.0, 0.0, None, None)
-SPACES = Spaces(SPACE, SPACE, None, None, (), (), ())
+SPACES = Spaces(SPACE, SPACE, None, None, (), (), (), None)
 
 
 def hits(
@@ -37,7 +38,7 @@ def verdict_of(before: Hits, after: Hits, labels: Labels, attributes: Attributes
     slices = named_slices(attributes, before, after, labels, draws)
     found = flips(before, after, labels, draws)
     served = ServedReport(len(before), "query sets", found, found, None, slices, (), ())
-    measurements = Measurements(None, None, served, None, None, None, SPACES)
+    measurements = Measurements(None, None, served, None, None, None, SPACES, Examples())
     gates = judge_gates(DEFAULT_RULES, measured(measurements, Known(10_000, 0, None, 0, "")))
     return verdict(gates), next(gate.outcome for gate in gates if gate.metric is GateMetric.CMC_AT_1)
 
