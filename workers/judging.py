@@ -94,8 +94,8 @@ def _of_queries(measurements: Measurements) -> list[Measured]:
     for slice_ in served.slices:
         found.append(_compared(GateMetric.CMC_AT_1, slice_.difference, served.source, slice_.name))
         if slice_.corrected_high is not None:
-            interval = replace(slice_.difference, high=slice_.corrected_high)
-            found.append(_compared(GateMetric.WORST_SLICE, interval, served.source, slice_.name))
+            same = _compared(GateMetric.WORST_SLICE, slice_.difference, served.source, slice_.name)
+            found.append(replace(same, high=slice_.corrected_high))
     return found
 
 

@@ -322,3 +322,20 @@ def test_items_outside_of_what_h_learned_from_are_counted() -> None:
     found = judge(replace(evidence(HONEST), trained_on=LEARNED.old[:2000]), SETTINGS).measurements.spaces
 
     assert found.outside_training == pytest.approx(0.01, abs=0.015)
+
+
+def test_galleries_without_items_and_no_evidence_at_all_are_not_judged() -> None:
+    empty = Evidence(Galleries("l2", [], []))
+
+    report = judge(empty, replace(SETTINGS, known=Known(0, 0, None, 0, "")))
+
+    assert report.verdict is Verdict.NOT_JUDGED
+    assert json.loads(to_json(report))["measurements"]["spaces"]["after"]["items"] == 0
+
+
+def test_a_queryless_gallery_still_has_its_space_checked() -> None:
+    report = judge(replace(evidence(broken()), references=None), SETTINGS)
+
+    assert report.measurements.spaces.after.non_finite == ITEMS
+    assert report.verdict is Verdict.FAIL
+    assert gates_of(report)[GateMetric.COMPLETENESS].value == 0
