@@ -112,7 +112,7 @@ def query_metrics(
             scores = _judge(distances, room.ranked(distances), *positives.of(rows, device))
             found.first_match_ranks[rows], found.average_precisions[rows] = (column.cpu().numpy() for column in scores)
 
-    _spread(judge, _blocks(positives.others, len(gallery), device, sizes), device)
+    spread(judge, _blocks(positives.others, len(gallery), device, sizes), device)
     return found
 
 
@@ -234,7 +234,7 @@ def _blocks(positives: Rows, gallery_size: int, device: str, sizes: BlockSizes) 
     return [judged[start : start + size] for start in range(0, len(judged), size)]
 
 
-def _spread(judge: Callable[[list[Rows]], None], blocks: list[Rows], device: str) -> None:
+def spread(judge: Callable[[list[Rows]], None], blocks: list[Rows], device: str) -> None:
     """Share the blocks among as many threads as torch would use, each of them computing with one; a GPU takes one."""
     threads = torch.get_num_threads()
     workers = min(len(blocks), threads if device == "cpu" else 1)
