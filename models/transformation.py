@@ -100,7 +100,7 @@ class Transformation(nn.Module):
         self.linear_map = LinearMap(from_dim, side_information_dim or 0, to_dim) if linear else None
         self.class_means = None if classes is None else ClassMeans(classes, to_dim)
         spread = (len(made) > 1) + (bool(made) and linear)
-        self.error_head = ErrorHead(from_dim + (side_information_dim or 0) + to_dim + spread) if error_head else None
+        self.error_head = ErrorHead(to_dim + spread) if error_head else None
         self.register_load_state_dict_pre_hook(_read_plain_names)  # type: ignore[no-untyped-call]  # torch leaves it
 
     def config(self) -> dict[str, Any]:
@@ -143,15 +143,14 @@ class Transformation(nn.Module):
         return output, None if self.error_head is None else self.error_head(description)
 
     def described(self, embedding: Tensor, side_information: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what `forward` gives, and (B, F) what the head reads: [φ_old, ψ_old, output, spread]."""
+        """Return what `forward` gives, and (B, F) what the head reads: [output, spread]."""
         side = None if self.side_information_dim is None else self._side(embedding, side_information)
         output, spread = self._combined(embedding, side)
         if self.non_negative:
             output = output.relu()
         if self.class_means is not None:
             output = self.class_means(output)
-        inputs = [embedding] if side is None else [embedding, side]
-        return output, torch.cat([*inputs, output, *spread], dim=1)
+        return output, torch.cat([output, *spread], dim=1)
 
     def _combined(self, embedding: Tensor, side: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return the members' mean with its share of the linear map, and how far they lie apart: (B, 1) each, the
@@ -192,10 +191,10 @@ def _read_plain_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_res
 
 
 class ErrorHead(nn.Module):
-    """The squared error that is expected of an output: exp(w·f + b) of f = [φ_old, ψ_old, output, spread].
+    """The squared error that is expected of an output: exp(w·f + b) of f = [output, spread].
 
     FastFill's σ (Jaeckle et al., ICLR 2023, section 3.2) is linear in h's output; how far the members and the linear
-    map lie apart says more of items that are unlike those that h learned from.
+    map lie apart says a little more.
     """
 
     def __init__(self, inputs: int) -> None:

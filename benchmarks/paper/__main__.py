@@ -24,7 +24,8 @@ from benchmarks.paper.networks import train_networks
 from benchmarks.paper.open_classes import OpenClasses
 from benchmarks.paper.set_ups import OtherSetUps
 from benchmarks.paper.tables import Tables
-from benchmarks.paper.transformations import SEEDS, VIEWS, Features, Spec, train_transformations
+from benchmarks.paper.transformations import SEEDS, VIEWS, Features, Spec, expected_errors, train_transformations
+from benchmarks.paper.uncertainty import Uncertainty
 from benchmarks.setting import commit, machine
 
 _INTRODUCTION = """# Results
@@ -67,7 +68,8 @@ def sections(features: Features) -> dict[str, Callable[[], str]]:
     """Return the page's sections by their titles, each made when it is called."""
     galleries, others, instances = Galleries(features), OtherSetUps(features), Instances(features)
     of_paper, opened = Tables(galleries, features), OpenClasses(galleries, features)
-    ways, backfilling = Beyond(galleries, features), Backfilling(galleries, features.folder)
+    ways, uncertainty = Beyond(galleries, features), Uncertainty(galleries, features)
+    backfilling = Backfilling(galleries, features.folder, partial(expected_errors, features))
     return {
         "Table 1: an upgrade from 50 to 100 classes": of_paper.table_1,
         "Table 2: ψ of another domain": others.other_domain,
@@ -79,6 +81,7 @@ def sections(features: Features) -> dict[str, Callable[[], str]]:
         "The same at the paper's size and length, one seed": opened.full_size,
         "Classes that the new model does not know": opened.unknown_to_new,
         "The item itself, by a second view": instances.small,
+        "The error that h expects, per item": uncertainty.tables,
         "Few pairs": opened.few_pairs,
         "ArcFace, compared by angle": of_paper.arcface,
         "Backfilling": backfilling.curves,

@@ -2,7 +2,7 @@
 FastFill has it (Jaeckle et al., ICLR 2023, and its released code)."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -119,15 +119,15 @@ def _write(path: Path, values: NDArray[np.float64]) -> None:
 
 
 class Backfilling:
-    """The table of areas, and the curves. `uncertainty` has h's predicted squared errors of the gallery's items, (N,),
-    for every h of the table or for none."""
+    """The table of areas, and the curves. `expected_errors` gives the squared errors, (N,), that an h expects of the
+    gallery's items; the paper's recipe does not say."""
 
     def __init__(
-        self, galleries: Galleries, folder: Path, uncertainty: Mapping[Spec, NDArray[np.float32]] | None = None
+        self, galleries: Galleries, folder: Path, expected_errors: Callable[[Spec], NDArray[np.float32]]
     ) -> None:
         self._galleries = galleries
         self._folder = folder / "backfilling"
-        self._uncertainty = uncertainty or {}
+        self._expected_errors = expected_errors
 
     def curves(self) -> str:
         found = {recipe: self._of_recipe(recipe) for recipe in RECIPES}
@@ -140,7 +140,8 @@ class Backfilling:
         for seed in SEEDS:
             spec = replace(_SPEC, variant=recipe, seed=seed)
             transformed = self._galleries.gallery(spec)
-            by_order = orders(transformed, encoded, labels, seed, self._uncertainty.get(spec))
+            expected = None if recipe == "paper" else self._expected_errors(spec)
+            by_order = orders(transformed, encoded, labels, seed, expected)
             for order, positions in by_order.items():
                 curve = _kept_curve(self._folder, transformed, encoded, labels, positions)
                 found.setdefault(order, []).append(curve)

@@ -106,6 +106,7 @@ VARIANTS: dict[str, Variant] = {
     "by class": Variant(replace(_DEFAULT, task="class")),
     "full size": Variant(TransformationTraining(recipe="paper", precision="bfloat16")),
     "full size default": Variant(TransformationTraining(precision="bfloat16")),
+    "one epoch": Variant(replace(_PAPER, epochs=1)),
     "longer": Variant(replace(_PAPER, epochs=80)),
     "longer default": Variant(replace(_DEFAULT, epochs=80)),
     "one view": Variant(_PAPER, views=1),
@@ -196,7 +197,10 @@ def _train(place: Path, folder: Path, spec: Spec) -> float:
     if variant.averaged:
         network, choices = _train_averaged(pairs, config, variant.extra_loss), {}
     else:
-        fitted = train_transformation(pairs, config, extra_loss=variant.extra_loss)
+        is_h = not spec.new.endswith("simclr")
+        fitted = train_transformation(
+            pairs, config, extra_loss=variant.extra_loss, with_uncertainty=is_h, unit_norm="arcface" in spec.new
+        )
         network, choices = fitted.network, fitted.choices
     seconds = time.monotonic() - began
     path = spec.file(folder)
@@ -297,6 +301,16 @@ def apply(network: Callable[[Tensor, Tensor | None], Tensor], old: Tensor, side:
         parts = torch.split(torch.arange(len(old)), 10_000)
         found = [network(old[part], None if side is None else side[part]) for part in parts]
     return torch.cat(found).clone()
+
+
+def expected_errors(features: Features, spec: Spec) -> NDArray[np.float32]:
+    """Return (N,) the squared errors that h expects of what it makes of the test images."""
+    assert spec.side is not None
+    old, side = (torch.from_numpy(features.test(name)) for name in (spec.old, spec.side))
+    with torch.inference_mode():
+        _, expected = load(features.folder, spec).with_uncertainty(old, side)
+    assert expected is not None, "this h does not say"
+    return expected.numpy()
 
 
 def seconds_of(folder: Path, spec: Spec) -> float:

@@ -147,9 +147,10 @@ def test_our_own_transformation_makes_the_round_trip(side_dim: int | None) -> No
 def test_the_errors_that_our_own_transformation_expects_make_the_round_trip(precision: Precision) -> None:
     network = Transformation(6, 5, 4, inner_dim=8, members=2, linear=True, error_head=True).eval()
     embedding, side = normal(7, 6), normal(7, 5)
-    dims = {"from_dim": 6, "side_information_dim": 5, "to_dim": 4}
 
-    read = load_transformation_network(save_network(network), **dims, precision=precision)
+    read = load_transformation_network(
+        save_network(network), from_dim=6, side_information_dim=5, to_dim=4, precision=precision
+    )
     output, expected = read.with_uncertainty(embedding, side)
 
     _, due = network.with_uncertainty(torch.from_numpy(embedding), torch.from_numpy(side))
@@ -157,8 +158,9 @@ def test_the_errors_that_our_own_transformation_expects_make_the_round_trip(prec
     assert expected is not None
     assert np.allclose(expected, due.detach().numpy(), rtol=1e-4 if precision == "float32" else 0.05)
     assert np.array_equal(output, read(embedding, side))
-    foreign = load_transformation_network(onnx_matrix(np.ones((11, 4), np.float32)), **(dims | {"from_dim": 11}))
-    assert foreign.with_uncertainty(normal(7, 11), side)[1] is None
+    matrix = onnx_matrix(np.ones((6, 4), np.float32))
+    foreign = load_transformation_network(matrix, from_dim=6, side_information_dim=5, to_dim=4)
+    assert foreign.with_uncertainty(embedding, side)[1] is None
 
 
 def test_our_own_transformation_without_side_information_ignores_what_is_stored() -> None:

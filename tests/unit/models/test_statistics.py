@@ -136,7 +136,7 @@ def test_hits_of_other_queries_are_an_error() -> None:
 
 
 def test_expected_errors_are_compared_in_groups_from_the_least_on() -> None:
-    found = reliability(np.float32([3, 1, 2, 4, 5]), np.float32([30, 10, 20, 50, 40]), groups=2)
+    found = reliability(np.array([3, 1, 2, 4, 5], np.float32), np.array([30, 10, 20, 50, 40], np.float32), groups=2)
 
     assert found.expected == (2.0, 4.5)
     assert found.true == (20.0, 45.0)
@@ -144,12 +144,12 @@ def test_expected_errors_are_compared_in_groups_from_the_least_on() -> None:
 
 
 def test_fewer_items_than_groups_make_fewer_and_none_is_refused() -> None:
-    found = reliability(np.float32([2, 1]), np.float32([1, 1]))
+    found = reliability(np.array([2, 1], np.float32), np.array([1, 1], np.float32))
 
     assert (found.expected, found.true) == ((1.0, 2.0), (1.0, 1.0))
     assert np.isnan(found.rank_correlation)
     with pytest.raises(ValueError, match="no item"):
-        reliability(np.float32([]), np.float32([]))
+        reliability(np.array([], np.float32), np.array([], np.float32))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))

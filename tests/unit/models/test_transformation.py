@@ -134,7 +134,7 @@ def test_the_linear_map_alone_is_the_floor_under_its_members() -> None:
 
 @pytest.mark.parametrize("side_dim", [None, 5])
 @pytest.mark.parametrize(("members", "linear"), [(1, False), (3, False), (2, True), (None, True)])
-def test_the_error_head_reads_the_item_the_output_and_how_far_the_members_and_the_map_lie_apart(
+def test_the_error_head_reads_the_output_and_how_far_the_members_and_the_map_lie_apart(
     side_dim: int | None, members: int | None, linear: bool
 ) -> None:
     network = Transformation(6, side_dim, 4, inner_dim=8, members=members, linear=linear, error_head=True).eval()
@@ -143,7 +143,7 @@ def test_the_error_head_reads_the_item_the_output_and_how_far_the_members_and_th
 
     output, expected = network.with_uncertainty(embedding, side)
 
-    described = [embedding, output] if side is None else [embedding, side, output]
+    described = [output]
     if members is not None:
         estimates = network.estimates(embedding, side)
         mean = estimates.mean(dim=0)

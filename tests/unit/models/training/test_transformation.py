@@ -97,10 +97,10 @@ def test_an_error_of_the_progress_callback_stops_the_training() -> None:
 
 
 def uneven_pairs(count: int, seed: int) -> tuple[PairedFeatures, Tensor]:
-    """Return pairs whose targets are as noisy as the embedding's first number says, and each item's expected error."""
+    """Return pairs whose targets are as noisy as the embedding's second number says, and each item's expected error."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(count, 6, generator=generator)
-    scale = torch.exp(embedding[:, :1] - 1)
+    scale = torch.exp(embedding[:, 1:2] / 2 - 1)
     noise = scale * torch.randn(count, 4, generator=generator)
     return PairedFeatures(embedding, None, embedding[:, 1:5] + noise, None), 4 * scale[:, 0].square()
 
