@@ -17,7 +17,18 @@ from sklearn.metrics import average_precision_score
 
 from demo.client import Client, serving
 from demo.data import LabelledImages, load_digits, load_images, split
-from demo.report import DEFAULT, PAPER, Example, Measured, StepTime, quality_table, time_table, write_page
+from demo.report import (
+    DEFAULT,
+    PAPER,
+    Example,
+    Findings,
+    Measured,
+    StepTime,
+    quality_table,
+    time_table,
+    verdict_table,
+    write_page,
+)
 from demo.training import DIGITS, PHOTOGRAPHS, Networks, Recipe, embed, train_everything
 from models.image_sets import NoImages
 from models.metrics import RetrievalMetrics
@@ -84,19 +95,20 @@ def run(
         steps = Steps(bars)
         networks = train_everything(training, recipe, steps.bar)
         with serving(Path(folder), steps.bar("start the service")) as client:
-            metrics, examples, depth = measure(client, networks, recipe, gallery, queries, steps)
+            found = measure(client, networks, recipe, gallery, queries, steps)
 
-    tables = [quality_table(metrics, depth, len(gallery)), time_table(steps.times)]
+    quality = quality_table(found.metrics, found.depth, len(gallery))
+    tables = [quality, verdict_table(found.report), time_table(steps.times)]
     for table in tables:
         console.print(table)
-    write_page(output, tables, examples, gallery)
+    write_page(output, tables, found.examples, gallery)
     console.print(f"A few queries, before and after: {output.resolve()}")
 
 
 def measure(
     client: Client, networks: Networks, recipe: Recipe, gallery: LabelledImages, queries: int, steps: Steps
-) -> tuple[dict[str, Measured], list[Example], int]:
-    """Do everything that goes over HTTP; return the metrics, examples, and how deep the rankings were."""
+) -> Findings:
+    """Do everything that goes over HTTP."""
     with steps.step("register versions, h and g"):
         client.register_version("v1", recipe, networks.old_encoder, networks.old_side_information)
         client.register_version("v2", recipe, networks.new_encoder, networks.new_side_information)
@@ -120,13 +132,13 @@ def measure(
         answers["new/old"] = client.search_vectors("photos", vectors, depth, progress)
 
     with steps.step("upgrade v1 -> v2", len(gallery)) as progress:
-        client.upgrade("photos", "v2", h, progress)
+        report = client.upgrade("photos", "v2", h, gallery, progress)
     with steps.step("query new/h(old)", len(files)) as progress:
         answers[DEFAULT] = client.search_images("photos", files, depth, progress)
 
     with steps.step("the same with the paper's recipe, to compare", 2 * len(gallery)) as progress:
         client.post_images("by-the-paper", gallery, progress)
-        client.upgrade("by-the-paper", "v2", paper_h, progress)
+        client.upgrade("by-the-paper", "v2", paper_h, gallery, progress)
         answers[PAPER] = client.search_images("by-the-paper", files, depth, progress)
     with steps.step("ingest under v2, to compare", len(gallery)) as progress:
         client.post_images("re-encoded", gallery, progress)
@@ -134,7 +146,7 @@ def measure(
         answers["new/new"] = client.search_images("re-encoded", files, depth, progress)
 
     metrics = {row: _metrics(found, asked, gallery) for row, found in answers.items()}
-    return metrics, _examples(answers, asked, gallery), depth
+    return Findings(metrics, depth, report, _examples(answers, asked, gallery))
 
 
 def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> Measured:

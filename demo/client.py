@@ -21,6 +21,8 @@ from demo.data import LabelledImages
 from demo.training import Recipe
 from models.artifacts import save_network
 
+_REFERENCES = 1_000
+_REFERENCES = 1_000
 _POST_FILES = 256
 _QUERY_THREADS = 4
 _QUERY_VECTORS = 64
@@ -124,18 +126,42 @@ class Client:
             progress(len(answers), len(vectors))
         return answers
 
-    def upgrade(self, gallery: str, to_version: str, transformation: int, progress: Any) -> dict[str, Any]:
-        """Start an upgrade, follow it until it is ready, and cut it over."""
-        wanted = {"to_version": to_version, "transformation": transformation}
+    def upgrade(
+        self, gallery: str, to_version: str, transformation: int, images: LabelledImages, progress: Any
+    ) -> dict[str, Any]:
+        """Start an upgrade, have it judged by images of some items, and let it go live by itself, on a pass alone;
+        return the report."""
+        wanted = {"to_version": to_version, "transformation": transformation, "cutover": "auto"}
         upgrade = self._post(f"/v1/galleries/{gallery}/upgrades", json=wanted)
         while upgrade["state"] != "ready":
             if upgrade["state"] == "failed":
                 raise RuntimeError(upgrade["error"])
             time.sleep(0.1)
-            upgrade = self._http.get(f"/v1/upgrades/{upgrade['id']}").raise_for_status().json()
+            upgrade = self._get(f"/v1/upgrades/{upgrade['id']}")
             phase = upgrade["progress"]["transforming"]
             progress(phase["done"], phase["total"] or 1)
-        return self._post(f"/v1/upgrades/{upgrade['id']}/cutover")
+
+        self._give_references(upgrade["id"], images)
+        number = self._post(f"/v1/upgrades/{upgrade['id']}/evaluate")["report"]
+        while (report := self._get(f"/v1/upgrades/{upgrade['id']}/report"))["report"] < number:
+            time.sleep(0.1)
+        if report["verdict"] != "pass":
+            raise RuntimeError(f"the upgrade of {gallery} did not pass: {report['content']['gates']}")
+        while self._get(f"/v1/upgrades/{upgrade['id']}")["state"] != "live":
+            time.sleep(0.1)
+        return report
+
+    def _give_references(self, upgrade_id: int, images: LabelledImages) -> None:
+        """Give those images again that the service asks for: by both versions they are the evidence."""
+        asked = self._get(f"/v1/upgrades/{upgrade_id}/references", wanted=_REFERENCES)["ids"]
+        for start in range(0, len(asked), _POST_FILES):
+            part = asked[start : start + _POST_FILES]
+            files = [("files", (name, images.files[int(name)])) for name in part]
+            self._post(f"/v1/upgrades/{upgrade_id}/references", files=files)
+
+    def _get(self, path: str, **parameters: Any) -> dict[str, Any]:
+        body: dict[str, Any] = self._http.get(path, params=parameters).raise_for_status().json()
+        return body
 
     def _post(self, path: str, **request: Any) -> dict[str, Any]:
         answer = self._http.post(path, **request)

@@ -27,6 +27,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What was found over HTTP: metrics by row of the table, how deep the rankings were, and the service's own report
+    on the upgrade by the default h."""
+
+    metrics: dict[str, Measured]
+    depth: int
+    report: dict[str, Any]
+    examples: list["Example"]
+
+
+@dataclass(frozen=True)
 class StepTime:
     name: str
     seconds: float
@@ -54,6 +65,18 @@ def quality_table(metrics: dict[str, Measured], depth: int, gallery: int) -> Tab
     for row, title in ((PAPER, "gap closed, paper's recipe"), (DEFAULT, "gap closed")):
         compared = (_values(metrics[name].retrieval) for name in ("old/old", row, "new/new"))
         table.add_row(title, *(f"{gap_closed(*column):.1%}" for column in zip(*compared, strict=True)))
+    return table
+
+
+def verdict_table(report: dict[str, Any]) -> Table:
+    """Return the gates of the report by which the service let its default h go live."""
+    title = f"What let the upgrade go live: {report['verdict']}, by {report['evidence']:,} images given again"
+    table = Table("gate", "measured", "95 % interval", "not below", "n", "outcome", title=title)
+    for gate in report["content"]["gates"]:
+        interval = f"{gate['low']:+.3f} to {gate['high']:+.3f}"
+        name = gate["metric"] if gate["slice"] is None else f"{gate['metric']} ({gate['slice']})"
+        cells = (name, f"{gate['value']:+.3f}", interval, f"{gate['limit']:g}", f"{gate['n']:,}", gate["outcome"])
+        table.add_row(*cells)
     return table
 
 

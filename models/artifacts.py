@@ -189,6 +189,18 @@ def load_transformation_network(
     raise ArtifactError(" ".join(refusals))
 
 
+def load_linear_map(data: bytes, device: str = "cpu") -> TransformationNetwork | None:
+    """Return the linear map that stands beside h in one of our own networks, in float32; None where there is none.
+
+    Raises `ArtifactError`.
+    """
+    if artifact_kind(data) != "safetensors":
+        return None
+    network, _, _ = _read_network(data)
+    alone = network.linear_alone() if isinstance(network, Transformation) else None
+    return None if alone is None else _bind(_Loaded(_run_torch(alone, device), 2), ())
+
+
 def _check_transformation(loaded: _Loaded, from_dim: int, side_information_dim: int | None, to_dim: int) -> None:
     if loaded.input_count not in (1, 2):
         raise ArtifactError(
@@ -261,7 +273,8 @@ def _load_onnx(data: bytes, device: str) -> _Loaded:
     return _Loaded(run, len(names))
 
 
-def _load_safetensors(data: bytes, device: str, precision: Precision) -> _Loaded:
+def _read_network(data: bytes) -> tuple[nn.Module, str, dict[str, Any]]:
+    """Return one of our own networks, ready to run, its name and its configuration."""
     described = read_config(data)
     name, config = described["network"], described["config"]
     network = _build(name, config)
@@ -274,7 +287,11 @@ def _load_safetensors(data: bytes, device: str, precision: Precision) -> _Loaded
         raise ArtifactError(f"The weights do not fit the network: {_first_line(error)}") from error
     network = network.float().eval()
     _check_finite(network)
+    return network, name, config
 
+
+def _load_safetensors(data: bytes, device: str, precision: Precision) -> _Loaded:
+    network, name, config = _read_network(data)
     if not isinstance(network, Transformation):
         return _Loaded(_run_torch(network, device), 1, name, config)
     run = _run_torch(in_precision(network, "float32"), device)

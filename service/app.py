@@ -15,6 +15,7 @@ from service.api import (
     images,
     items,
     jobs,
+    judging,
     model_versions,
     search,
     transformations,
@@ -99,6 +100,7 @@ def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = mak
         search,
         items,
         upgrades,
+        judging,
         jobs,
     ):
         app.include_router(module.router, prefix="/v1")

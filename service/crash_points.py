@@ -2,7 +2,8 @@
 
 Armed by `GALLERY_CRASH_AT=<name>`; in a process that is not armed, a point does nothing. The names are listed where
 the steps are: in `service.domain.upgrade` (`batches`, `cutover`), `service.domain.indexes` (`faiss_engine`,
-`milvus_engine`, `removal`), and `service.index.files`. `tests/chaos/test_crash_points.py` dies at each of them.
+`milvus_engine`, `removal`), `service.index.files`, and
+`workers.upgrading`. `tests/chaos/test_crash_points.py` dies at each of them.
 """
 
 import os

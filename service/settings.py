@@ -76,7 +76,8 @@ class Settings(BaseSettings):
     # How many queries, or else rows, of a gallery an index's width is chosen by; and how many queries are kept for it.
     recall_sample_items: int = Field(default=200, ge=1)
     query_sample_items: int = Field(default=1_000, ge=0)
-    evaluation_sample_items: int = 2_000
+    # How many items that both model versions encoded an upgrade is judged by at most.
+    evaluation_sample_items: int = Field(default=5_000, ge=2)
 
     @property
     def blob_location(self) -> str:

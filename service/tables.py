@@ -6,16 +6,13 @@
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Literal, get_args
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     DateTime,
-    Dialect,
     Double,
     ForeignKey,
     Identity,
@@ -23,7 +20,6 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     func,
     text,
@@ -31,10 +27,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from service.column_types import EnumeratedText, Leg, LegsJson
 from service.domain.batch_state import BatchState
 from service.domain.generation_stage import GenerationStage
 from service.domain.job_state import UNFINISHED, JobState
 from service.domain.upgrade_state import OPEN, State
+from service.domain.verdict import Verdict
 from service.index.protocol import IndexOption, Metric
 from service.vectors.rows import StoredDtype, VectorFormat
 
@@ -44,48 +42,6 @@ CutoverOption = Literal["auto", "manual"]
 Task = Literal["instance", "class"]
 BatchPhase = Literal["transforming", "catching_up"]
 JobKind = Literal["index_build", "transformation_training"]
-
-
-class _EnumeratedText(TypeDecorator[StrEnum]):
-    """Text in the database, a member of an enumeration here."""
-
-    impl = Text
-    cache_ok = True
-
-    def __init__(self, enumeration: type[StrEnum]) -> None:
-        super().__init__()
-        self.enumeration = enumeration
-
-    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's
-        return None if value is None else self.enumeration(value).value
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002 - likewise
-        return None if value is None else self.enumeration(value)
-
-
-@dataclass(frozen=True)
-class Leg:
-    """A generation to read and the transformations to apply to its rows, first to last."""
-
-    generation_id: int
-    transformation_ids: tuple[int, ...]
-
-    def to_json(self) -> dict[str, object]:
-        return {"generation": self.generation_id, "transformations": list(self.transformation_ids)}
-
-
-class _LegsJson(TypeDecorator[list[Leg]]):
-    """[{"generation": id, "transformations": [ids]}] in the database, legs here."""
-
-    impl = JSONB
-    cache_ok = True
-    coerce_compared_value = JSONB().coerce_compared_value  # a condition looks into the JSON
-
-    def process_bind_param(self, value: list[Leg] | None, dialect: Dialect) -> Any:  # noqa: ARG002 - SQLAlchemy's
-        return None if value is None else [leg.to_json() for leg in value]
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> list[Leg]:  # noqa: ARG002 - likewise
-        return [Leg(leg["generation"], tuple(leg["transformations"])) for leg in value]
 
 
 def _one_of(column: str, values: Iterable[str]) -> str:
@@ -110,11 +66,12 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         Json: JSONB,
         list[Any]: JSONB,
-        list[Leg]: _LegsJson,
-        State: _EnumeratedText(State),
-        JobState: _EnumeratedText(JobState),
-        BatchState: _EnumeratedText(BatchState),
-        GenerationStage: _EnumeratedText(GenerationStage),
+        list[Leg]: LegsJson,
+        State: EnumeratedText(State),
+        JobState: EnumeratedText(JobState),
+        BatchState: EnumeratedText(BatchState),
+        GenerationStage: EnumeratedText(GenerationStage),
+        Verdict: EnumeratedText(Verdict),
         Metric: Text,
         StoredDtype: Text,
         IndexOption: Text,
@@ -252,7 +209,9 @@ class Upgrade(Base):
 
     `legs` are tried in order for every item: the first is the path of fewest hops, a second one starts at the active
     generation when the first does not. Every live item with a revision up to `verified_revision` has a current row in
-    the next generation; `live_revision` is the gallery's revision at the cutover.
+    the next generation; `live_revision` is the gallery's revision at the cutover. `gates` replace or add to the default
+    ones, and with `observe` no verdict holds anything up. `evaluate_seed` is that of a report that was asked for and is
+    not written yet. `decision` is on what verdict it goes live, or went, and who wanted it.
     """
 
     __tablename__ = "upgrades"
@@ -271,7 +230,10 @@ class Upgrade(Base):
     live_revision: Mapped[int | None]
     batches_planned_at: Mapped[datetime | None]
     cutover_requested_at: Mapped[datetime | None]
-    evaluation: Mapped[Json | None]
+    gates: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
+    observe: Mapped[bool] = mapped_column(server_default=text("false"))
+    evaluate_seed: Mapped[int | None]
+    decision: Mapped[Json | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -333,6 +295,45 @@ class UpgradeEvent(Base):
     at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (Index(None, "upgrade_id", "id"),)
+
+
+class ReferencePair(Base):
+    """An image of an item as both model versions encode it: evidence of what an upgrade to a version does.
+
+    `embedding_from` and `embedding_to`, (D,) float32, little-endian, are those of the gallery's active version and of
+    `model_version_id`. It counts while the item has the same revision.
+    """
+
+    __tablename__ = "reference_pairs"
+
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), primary_key=True)
+    from_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id, ondelete="CASCADE"), primary_key=True)
+    to_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id, ondelete="CASCADE"), primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey(Item.id, ondelete="CASCADE"), primary_key=True)
+    revision: Mapped[int]
+    embedding_from: Mapped[bytes] = mapped_column(LargeBinary)
+    embedding_to: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Report(Base):
+    """What judging an upgrade found, never changed: `content` is JSON, to the byte the same for the same rows and seed.
+
+    `revision` is the gallery's when it was made, `evidence` how many images by both versions it was made of.
+    """
+
+    __tablename__ = "reports"
+
+    upgrade_id: Mapped[int] = mapped_column(ForeignKey(Upgrade.id, ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    verdict: Mapped[Verdict]
+    revision: Mapped[int]
+    evidence: Mapped[int]
+    content: Mapped[str]
+    seconds: Mapped[float]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (CheckConstraint(_one_of("verdict", Verdict), name="verdict"),)
 
 
 class Job(Base):

@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
@@ -69,9 +70,12 @@ def transformation_bytes(from_dim: int, side_dim: int | None, to_dim: int, seed:
     return save_network(transformation(from_dim, side_dim, to_dim, seed))
 
 
-def onnx_encoder_bytes(dim: int, seed: int, trailing: bool = False) -> bytes:
-    """Return an ONNX network (B, 3, 8, 8) -> (B, dim), or (B, dim, 1, 1) with `trailing`: one strided convolution."""
+def onnx_encoder_bytes(dim: int, seed: int, trailing: bool = False, turn: NDArray[np.float32] | None = None) -> bytes:
+    """Return an ONNX network (B, 3, 8, 8) -> (B, dim), or (B, dim, 1, 1) with `trailing`: one strided convolution, and
+    its output times a matrix (dim, dim) if there is one."""
     weights = np.random.default_rng(seed).standard_normal((dim, 3, SIZE, SIZE)).astype(np.float32)
+    if turn is not None:
+        weights = np.tensordot(turn.T, weights, axes=1)
     nodes = [helper.make_node("Conv", ["images", "weights"], ["features"])]
     output, trailing_axes = "features", [1, 1]
     if not trailing:

@@ -98,6 +98,9 @@ def import_vectors(client: httpx.Client, ids: Sequence[str], gallery: str = "g",
 
 
 def start_upgrade(client: httpx.Client, to_version: str, gallery: str = "g", **options: Any) -> int:
+    """Start an upgrade; with `cutover="auto"` it waits for no verdict unless `observe=False` says so."""
+    if options.get("cutover") == "auto":
+        options = {"observe": True, **options}
     answer = client.post(f"/v1/galleries/{gallery}/upgrades", json={"to_version": to_version, **options})
     assert answer.status_code == 202, answer.text
     identifier: int = answer.json()["id"]

@@ -11,12 +11,12 @@ from service.domain.judging.gates import (
     GateMetric,
     GateRule,
     Measured,
-    Verdict,
     judge_gates,
     rules_for,
     verdict,
     what_would_judge,
 )
+from service.domain.verdict import Verdict
 
 _NEIGHBOURS = 10  # of each query of the sample that recall was measured on
 

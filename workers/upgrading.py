@@ -1,7 +1,9 @@
 """Advancing an upgrade: what the next step is in each state, until there is none or the time slice ends.
 
 Any worker may run a step, a step may run twice, and it may be cut off anywhere. For batches that is safe by their
-claims; for the other steps, by an advisory lock and the guarded change of state.
+claims; for the other steps, by an advisory lock and the guarded change of state. Judging an upgrade writes nothing
+until it is measured (crash point `evaluation.measured`); the report is stored with the change of state
+(`evaluation.recorded`).
 """
 
 import time
@@ -12,13 +14,13 @@ from contextvars import copy_context
 
 from sqlalchemy.exc import DBAPIError
 
-from models.metrics import cmc
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
 from service.db import is_outage
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
+from service.domain.judging.reports import GatesHold, NewReport, clear_request, store_report, wants_report
 from service.domain.upgrade.batches import (
     Claim,
     claim_batch,
@@ -28,14 +30,14 @@ from service.domain.upgrade.batches import (
     work_on_batch,
 )
 from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, verify
-from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over
-from service.domain.upgrade.evaluation import labelled_sample, record_evaluation
+from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over, wants_cutover, withdraw_cutover
 from service.domain.upgrade.upgrades import UnknownUpgrade, change_state, fail_for_item, fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, IllegalTransition, State
 from service.index.replica import GenerationGone
 from service.networks.transformations import PoisonedItem
 from service.tables import Upgrade
 from workers.app import WorkerParts
+from workers.evaluating import evaluate
 
 events = logs.Events(__name__)
 
@@ -157,24 +159,46 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _evaluate(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    """Compare retrieval on labelled items, old/old against h/h, and record it."""
+    """Judge the next generation, and record the report with the change of state."""
     with _phase(parts, upgrade.id) as mine:
         if not mine:
             return False
-        with parts.database.session_scope(snapshot=True) as session:
-            sample = labelled_sample(session, upgrade.id, parts.settings.evaluation_sample_items)
+        report = _report(parts, upgrade)
+        if report is None:
+            return False
+        try:
+            with parts.database.session_scope() as session:
+                change_state(session, upgrade.id, Action.EVALUATED, evaluate_seed=None)
+                store_report(session, upgrade.id, report)
+        except IllegalTransition as error:  # a user's action was first
+            events.info("upgrade.step_overtaken", upgrade_id=upgrade.id, action="evaluated", reason=error.message)
+            return False
+        crash_point("evaluation.recorded")
+        return True
 
-        before = after = None
-        if sample is not None:
-            metric = sample.metric
-            before, after = (
-                cmc(vectors, sample.labels, vectors, sample.labels, ks=(1,), self_match=True, metric=metric)[1]
-                for vectors in (sample.before, sample.after)
-            )
 
-        with parts.database.session_scope() as session:
-            record_evaluation(session, upgrade.id, 0 if sample is None else len(sample.labels), before, after)
-        return _change(parts, upgrade.id, Action.EVALUATED)
+def _report(parts: WorkerParts, upgrade: Upgrade) -> NewReport | None:
+    """Judge the next generation; where that cannot be done, fail the upgrade with the reason and return None."""
+    try:
+        report = evaluate(parts, upgrade, upgrade.evaluate_seed or 0)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a lost database raises none of these
+        reason = f"{type(error).__name__}: {error}"
+        _fail(parts, upgrade.id, f"The upgrade could not be judged: {reason}. Retry when the cause is gone.")
+        return None
+    crash_point("evaluation.measured")
+    return report
+
+
+def _evaluate_again(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    """Record another report on an upgrade that is ready; return whether there is one."""
+    report = _report(parts, upgrade)
+    if report is None:
+        return False
+    with parts.database.session_scope() as session:
+        store_report(session, upgrade.id, report)
+        clear_request(session, upgrade.id)
+    crash_point("evaluation.recorded")
+    return True
 
 
 def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
@@ -187,9 +211,13 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
             return False
         if behind > parts.settings.cutover_max_changes:
             return _catch_up(parts, upgrade)
-    if upgrade.cutover == "manual" and upgrade.cutover_requested_at is None:
-        return False
-    return _cut_over(parts, upgrade)
+        with parts.database.session_scope() as session:
+            is_due = wants_report(session, upgrade)
+        if is_due and not _evaluate_again(parts, upgrade):
+            return False
+    with parts.database.session_scope() as session:
+        is_wanted = wants_cutover(session, get_upgrade(session, upgrade.id))
+    return is_wanted and _cut_over(parts, upgrade)
 
 
 def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
@@ -201,6 +229,10 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
         crash_point("switch.committed")
     except TooFarBehind:
         return True  # writers were faster than the look before; look again
+    except GatesHold as error:
+        events.info("upgrade.held", upgrade_id=upgrade.id, reason=error.message)
+        with parts.database.session_scope() as session:
+            withdraw_cutover(session, upgrade.id)
     except NotComplete as error:
         _fail(parts, upgrade.id, f"The cutover was refused: {error.message}")
     except PoisonedItem as error:

@@ -16,7 +16,8 @@ _FOR_PENALTY = 4  # one in so many of the rows that a map is fitted on chooses i
 def cross_fitted(
     embedding: Vectors, side_information: Vectors | None, target: Vectors, seed: int = 0, folds: int = _FOLDS
 ) -> Vectors:
-    """(N, D_old), (N, S) and (N, D_new) float32 -> (N, D_new) float32, as they come: not scaled to unit norm.
+    """(N, D_old), (N, S) and (N, D_new), float16 or float32 -> (N, D_new) float32, as they come: not scaled to unit
+    norm.
 
     Raises ValueError for fewer rows than would give each map a row to learn from and one to choose by.
     """
@@ -26,8 +27,10 @@ def cross_fitted(
     drawn = np.random.default_rng(seed).permutation(len(target))
 
     def pairs(rows: NDArray[np.int64]) -> PairedFeatures:
-        side = None if side_information is None else torch.from_numpy(side_information[rows])
-        return PairedFeatures(torch.from_numpy(embedding[rows]), side, torch.from_numpy(target[rows]), None)
+        side = None if side_information is None else torch.from_numpy(side_information[rows]).float()
+        return PairedFeatures(
+            torch.from_numpy(embedding[rows]).float(), side, torch.from_numpy(target[rows]).float(), None
+        )
 
     for fold in range(folds):
         answered = drawn[fold::folds]

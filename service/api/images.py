@@ -60,11 +60,12 @@ _FORM = body_of(
 @router.post("/{name}/images", openapi_extra=_FORM)
 def post_images(name: NamePath, form: UploadForm, parts: PartsDependency) -> ImagesAnswer:
     """Encode and store images. One bad file is rejected alone; 422 only if every file is."""
-    results = ingest_images(parts.writer, name, _uploads(form, parts.settings.max_image_bytes))
+    results = ingest_images(parts.writer, name, image_uploads(form, parts.settings.max_image_bytes))
     return ImagesAnswer(results=[ImageResultView(id=r.id, status=r.status, error=r.error) for r in results])
 
 
-def _uploads(form: FormData, max_image_bytes: int) -> list[ImageUpload]:
+def image_uploads(form: FormData, max_image_bytes: int) -> list[ImageUpload]:
+    """Return the form's files with what is said of them. Raises `InvalidUpload` (422)."""
     files = [value for key, value in form.multi_items() if key == "files" and isinstance(value, UploadFile)]
     others = {key for key in form if key not in ("files", "items")}
     if not files or others:

@@ -11,7 +11,10 @@ from service import logs
 from service.api.problems import problem
 
 # The routes whose bodies are forms, tables or images, which are read in parts.
-OF_FILES = re.compile(r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search))/?")
+OF_FILES = re.compile(
+    r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search)"
+    r"|upgrades/[^/]+/references)/?"
+)
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 

@@ -4,20 +4,22 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.domain.judging.gates import GateMetric, GateRule
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.dry_run import DryRun
 from service.domain.upgrade.planning import WantedUpgrade
 from service.domain.upgrade.progress import UpgradeDetails, UpgradeNews, describe_upgrades, news_of
 from service.domain.upgrade_state import Action
+from service.domain.verdict import Verdict
 from service.tables import CutoverOption, Upgrade
 
 if TYPE_CHECKING:
@@ -28,9 +30,21 @@ router = APIRouter(tags=["upgrades"])
 Speed = Annotated[float, Field(ge=0, le=1)]
 
 
+class GateRuleView(BaseModel):
+    """`metric` must not be below `limit`; of one slice (`attribute=value`, `cmc_at_1` alone) where there is one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    metric: GateMetric
+    limit: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+    slice: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
+
+
 class NewUpgrade(BaseModel):
-    """`transformation` is the id of one to use; else the path of fewest hops is found. `speed` is the share of the time
-    that each worker works on it. With `dry_run` nothing is written: the answer says what the upgrade would take."""
+    """`transformation` is the id of one to use; else the path of fewest hops is found. `cutover` `auto` goes live by
+    itself once its report passes. `speed` is the share of the time that each worker works on it. `gates` replace or add
+    to the default ones; with `observe` the upgrade is judged, and no verdict holds it up. With `dry_run` nothing is
+    written: the answer says what the upgrade would take."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +52,40 @@ class NewUpgrade(BaseModel):
     transformation: int | None = None
     cutover: CutoverOption = "manual"
     speed: Speed = 1.0
+    gates: Annotated[list[GateRuleView], Field(max_length=100)] = []
+    observe: bool = False
     dry_run: bool = False
+
+
+class Override(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000)]
+
+
+class NewCutover(BaseModel):
+    """`override` lets an upgrade go live although gates of its newest report failed; its reason is recorded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    override: Override | None = None
+
+
+class VerdictView(BaseModel):
+    """What the newest report, of this number, says: `pass`, `fail`, `inconclusive` or `not_judged`."""
+
+    report: int
+    verdict: Verdict
+
+
+class DecisionView(BaseModel):
+    """On what verdict, of which report, an upgrade went live: `by` itself (`auto`) or by `request`, and for what
+    `reason` past gates that failed."""
+
+    by: str
+    reason: str | None
+    verdict: Verdict
+    report: int | None
 
 
 class NewSpeed(BaseModel):
@@ -84,7 +131,10 @@ class UpgradeView(BaseModel):
     to_generation: int
     path: list[LegView]
     progress: dict[str, PhaseView]
-    evaluation: dict[str, Any] | None
+    observe: bool
+    gates: list[GateRuleView]
+    judged: VerdictView | None
+    decision: DecisionView | None
     error: str | None
     created_at: datetime
     updated_at: datetime
@@ -102,7 +152,7 @@ def _view(session: Session, upgrade: Upgrade) -> UpgradeView:
 
 
 def _view_of(details: UpgradeDetails) -> UpgradeView:
-    upgrade = details.upgrade
+    upgrade, report = details.upgrade, details.report
     return UpgradeView(
         id=upgrade.id,
         gallery=details.gallery,
@@ -115,7 +165,10 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
         to_generation=upgrade.to_generation_id,
         path=[LegView(**leg.to_json()) for leg in upgrade.legs],
         progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
-        evaluation=upgrade.evaluation,
+        observe=upgrade.observe,
+        gates=[GateRuleView(**rule) for rule in upgrade.gates],
+        judged=None if report is None else VerdictView(report=report.number, verdict=report.verdict),
+        decision=DecisionView(**upgrade.decision) if upgrade.decision and upgrade.live_at else None,
         error=upgrade.error,
         created_at=upgrade.created_at,
         updated_at=upgrade.updated_at,
@@ -129,7 +182,10 @@ def plan_upgrade(
     name: NamePath, new: NewUpgrade, parts: PartsDependency, response: Response
 ) -> UpgradeView | DryRunView:
     """Start an upgrade: the worker derives the next generation while the active one goes on answering."""
-    wanted = WantedUpgrade(name, new.to_version, new.transformation, new.cutover, new.speed, new.dry_run)
+    gates = [GateRule(rule.metric, rule.limit, rule.slice) for rule in new.gates]
+    wanted = WantedUpgrade(
+        name, new.to_version, new.transformation, new.cutover, new.speed, new.dry_run, gates, new.observe
+    )
     found = parts.upgrade_actions.plan(wanted)
     if isinstance(found, DryRun):
         response.status_code = 200
@@ -225,9 +281,11 @@ def cancel_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
 
 
 @router.post("/upgrades/{upgrade_id}/cutover")
-def cut_over(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
-    """Make a ready upgrade live; answered when queries here are answered by the new model version."""
-    parts.upgrade_actions.cut_over(upgrade_id)
+def cut_over(upgrade_id: IdPath, parts: PartsDependency, new: NewCutover | None = None) -> UpgradeView:
+    """Make a ready upgrade live; answered when queries here are answered by the new model version. 409 names the gates
+    that failed; it goes live past them with `override` alone."""
+    override = new.override.reason if new and new.override else None
+    parts.upgrade_actions.cut_over(upgrade_id, override)
     return _current_view(parts, upgrade_id)
 
 

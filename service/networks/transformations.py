@@ -13,6 +13,7 @@ from models.artifacts import (
     ArtifactError,
     TransformationNetwork,
     artifact_kind,
+    load_linear_map,
     load_transformation_network,
     read_config,
 )
@@ -83,6 +84,7 @@ class TransformationNetworks:
         self._blobs = blobs
         self._settings = settings
         self._hops: dict[int, Hop] = {}
+        self._linear_maps: dict[int, TransformationNetwork | None] = {}
         self._loading = threading.Lock()
         self._computing = threading.Semaphore(computing_at_once(settings))
 
@@ -100,6 +102,23 @@ class TransformationNetworks:
                     for start in range(0, len(rows), chunk)
                 ]
             )
+
+    def linear(self, rows: EmbeddingRows, path: tuple[int, ...]) -> Vectors | None:
+        """Return what the linear map that stands beside h gives for rows, (N, D_to) float32; None where h has none, and
+        where the path has several hops."""
+        if len(path) != 1:
+            return None
+        with self._database.session_scope() as session:
+            transformation = session.get_one(Transformation, path[0])
+            normalize = session.get_one(ModelVersion, transformation.to_version_id).normalize
+        with self._loading:
+            if path[0] not in self._linear_maps:
+                data = self._blobs.get(transformation.h_digest)
+                self._linear_maps[path[0]] = load_linear_map(data, self._settings.device)
+        network = self._linear_maps[path[0]]
+        return (
+            None if network is None else Hop(network, None, normalize)(rows.embedding, rows.side_information).embedding
+        )
 
     def load(self, transformation_ids: Iterable[int]) -> None:
         """Have the networks ready, so that nothing that holds a lock waits for them."""

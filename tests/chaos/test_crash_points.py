@@ -41,6 +41,8 @@ advance   index.synced       indexing      ready
 advance   index.renamed      indexing      ready
 advance   index.published    indexing      ready
 advance   index.named        indexing      ready
+advance   evaluation.measured evaluating   ready
+advance   evaluation.recorded ready        ready
 switch    switch.locked      ready         live
 switch    batch.transformed  ready         live
 switch    batch.staged       ready         live

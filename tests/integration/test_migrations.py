@@ -32,6 +32,14 @@ CATALOG = {
 }
 
 
+# What a test undoes of the last migrations, to have the tables of before.
+_UNDO_0009 = """
+DROP TABLE reports, reference_pairs;
+ALTER TABLE upgrades DROP COLUMN gates, DROP COLUMN observe, DROP COLUMN evaluate_seed, DROP COLUMN decision,
+    ADD COLUMN evaluation JSONB;
+"""
+
+
 def schema_of(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
     """Return what the catalog says of every table but Alembic's own."""
     with engine.connect() as connection:
@@ -123,6 +131,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
     run_until(worker, gallery, upgrade_id, "ready")
     generations = [rows.embedding for rows in all_rows(worker, upgrade_id)]
     with worker.database.engine.begin() as connection:
+        connection.execute(text(_UNDO_0009))
         for number in connection.scalars(text("SELECT id FROM generations")).all():
             connection.execute(text(f"ALTER TABLE embeddings_{number} DROP COLUMN hops, DROP COLUMN uncertainty"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
@@ -138,7 +147,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
     old, new = all_rows(worker, upgrade_id)
     assert (old.hops.tolist(), old.uncertainty.tolist()) == ([0, 0, 0], [0, 0, 0])
     assert new.hops.tolist() == [1, 1, 0]
-    np.testing.assert_array_equal(new.uncertainty, np.float32([np.nan, np.nan, 0]))
+    np.testing.assert_array_equal(new.uncertainty, np.array([np.nan, np.nan, 0], np.float32))
     for before, after in zip(generations, (old, new), strict=True):
         np.testing.assert_array_equal(after.embedding, before)
     post_images(gallery, [3])
@@ -147,6 +156,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
 
 def test_galleries_of_before_get_the_number_of_their_items_and_are_searched_for_items(database: Database) -> None:
     with database.engine.begin() as connection:
+        connection.execute(text(_UNDO_0009))
         connection.execute(text("ALTER TABLE galleries DROP COLUMN items, DROP COLUMN task"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
         connection.execute(

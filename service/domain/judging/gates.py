@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from service.domain.verdict import Verdict
 from service.errors import GalleryError
 
 LEAST_REFERENCES = 100  # among fewer, ten neighbours are found by chance
@@ -19,13 +20,6 @@ class Outcome(StrEnum):
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
     INCONCLUSIVE = "inconclusive"
-
-
-class Verdict(StrEnum):
-    PASS = "pass"  # noqa: S105 - no password
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"
-    NOT_JUDGED = "not_judged"  # there is no evidence by the new model; what else was measured did not fail
 
 
 class GateMetric(StrEnum):
@@ -88,7 +82,7 @@ DEFAULT_RULES = (
     GateRule(GateMetric.COMPLETENESS, 1.0),
     GateRule(GateMetric.ANN_RECALL, 0.98),
 )
-INSTANCE_RULES = (*DEFAULT_RULES, GateRule(GateMetric.OWN_ITEM_FIRST, 0.0))
+INSTANCE_RULES = (*DEFAULT_RULES, GateRule(GateMetric.OWN_ITEM_FIRST, -0.02))
 _BY_NEW_MODEL = frozenset(GateMetric) - {GateMetric.COMPLETENESS, GateMetric.ANN_RECALL}
 _ALWAYS_MEASURED = frozenset(GateMetric) - _BY_NEW_MODEL
 

@@ -14,6 +14,7 @@ from service.crash_points import crash_point
 from service.db import Database
 from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.removal import remove_dropped
+from service.domain.judging.reports import check_verdict
 from service.domain.upgrade import cutover
 from service.domain.upgrade.dry_run import DryRun, Networks, dry_run
 from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
@@ -38,7 +39,7 @@ class NoWorkerAnswered(Unavailable):
 
 
 # Why a cutover is refused beyond what `cutover` and the table of states say; a worker's own sentence goes before.
-_NOT_READY_ANY_MORE = "The upgrade is {state} now."
+_NOT_READY_ANY_MORE = "The upgrade is {state} now, and its cutover is not asked for any more."
 _NO_WORKER = "No worker cut the upgrade over within {seconds:.0f} s; is one running?"
 
 
@@ -64,14 +65,14 @@ class UpgradeActions:
         """Give up an upgrade that is not live."""
         self._give_up_a_generation(upgrade_id, cancel_upgrade)
 
-    def cut_over(self, upgrade_id: int) -> None:
-        """Have a worker make a ready upgrade live.
+    def cut_over(self, upgrade_id: int, override: str | None = None) -> None:
+        """Have a worker make a ready upgrade live; `override` is the reason to do so past gates that failed.
 
-        Raises `IllegalTransition` (409) when it is not ready, `CutoverRefused` (409) with the worker's sentence, and
-        `NoWorkerAnswered` (503), after which the request is withdrawn.
+        Raises `IllegalTransition` (409) when it is not ready, `GatesHold` (409) when a gate failed, `CutoverRefused`
+        (409) with the worker's sentence, and `NoWorkerAnswered` (503), after which the request is withdrawn.
         """
         with self.database.session_scope() as session:
-            cutover.request_cutover(session, upgrade_id)
+            cutover.request_cutover(session, upgrade_id, override)
             send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
         self._wait_until_live(upgrade_id)
         self._act(upgrade_id, get_upgrade)
@@ -94,7 +95,9 @@ class UpgradeActions:
                 upgrade = get_upgrade(session, upgrade_id)
             if upgrade.state in (State.LIVE, State.FINALIZED):
                 return
-            if upgrade.state is not State.READY:
+                if upgrade.state is State.READY and upgrade.cutover_requested_at is None:
+                    check_verdict(session, upgrade)
+            if upgrade.state is not State.READY or upgrade.cutover_requested_at is None:
                 raise CutoverRefused(upgrade.error or _NOT_READY_ANY_MORE.format(state=upgrade.state))
             time.sleep(_POLL_SECONDS)
 

@@ -26,9 +26,10 @@ from service.domain.gallery.galleries import find_open_upgrade, lock_gallery
 from service.domain.gallery.generations import GenerationKey, change_generation, drop_generation
 from service.domain.gallery.writes import delete_items
 from service.domain.generation_stage import GenerationAction
+from service.domain.judging.reports import GatesHold, check_verdict, newest_report
 from service.domain.upgrade.batches import ItemRange, Transform, transform_items
 from service.domain.upgrade.upgrades import change_state, lock_state
-from service.domain.upgrade_state import Action, State, advance
+from service.domain.upgrade_state import OPEN, Action, State, advance
 from service.errors import Conflict
 from service.tables import Gallery, Item, Upgrade
 
@@ -69,17 +70,38 @@ _EARLIER_UPGRADE_LIVE = "Upgrade {upgrade} could still be rolled back; finalize 
 _GENERATION_READ = "Upgrade {upgrade} reads the generation that this would drop; let it end first."
 
 
-def request_cutover(session: Session, upgrade_id: int) -> Upgrade:
-    """Ask the worker to cut over; refuse at once (409) unless the upgrade is ready or live."""
+def request_cutover(session: Session, upgrade_id: int, override: str | None = None) -> Upgrade:
+    """Ask the worker to cut over; refuse at once (409) unless the upgrade is ready or live, and where a gate failed
+    (`GatesHold`, which names it). `override` is the reason why it should go live although the newest report failed."""
     upgrade = lock_state(session, upgrade_id)
-    if advance(upgrade.state, Action.CUTOVER) != upgrade.state:
-        upgrade.cutover_requested_at = func.now()
+    if advance(upgrade.state, Action.CUTOVER) == upgrade.state:
+        return upgrade
+
+    report = newest_report(session, upgrade_id)
+    upgrade.cutover_requested_at = func.now()
+    upgrade.decision = {"by": "request", "reason": override, "report": None if report is None else report.number}
+    session.flush()
+    session.refresh(upgrade)
+    check_verdict(session, upgrade)
     return upgrade
+
+
+def wants_cutover(session: Session, upgrade: Upgrade) -> bool:
+    """Return whether a ready upgrade is to go live now: that was asked for, or it does so by itself on its verdict."""
+    if upgrade.cutover_requested_at is not None or upgrade.cutover == "manual":
+        return upgrade.cutover_requested_at is not None
+    try:
+        check_verdict(session, upgrade)
+    except GatesHold:
+        return False
+    return True
 
 
 def withdraw_cutover(session: Session, upgrade_id: int) -> Upgrade:
     """Take the request back; what has gone live meanwhile stays live."""
     upgrade = lock_state(session, upgrade_id)
+    if upgrade.state in OPEN:
+        upgrade.decision = None
     upgrade.cutover_requested_at = None
     return upgrade
 
@@ -87,12 +109,14 @@ def withdraw_cutover(session: Session, upgrade_id: int) -> Upgrade:
 def cut_over(session: Session, upgrade_id: int, transform: Transform, max_changes: int) -> Upgrade:
     """Transform the last remainder and make the next generation active.
 
-    Raises `TooFarBehind` when more than `max_changes` changes came since the verified revision, `NotComplete` when an
-    item cannot be transformed, and `IllegalTransition` unless the upgrade is ready.
+    Raises `GatesHold` when the verdict keeps it from going live, `TooFarBehind` when more than `max_changes` changes
+    came since the verified revision, `NotComplete` when an item cannot be transformed, and `IllegalTransition` unless
+    the upgrade is ready.
     """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.CUTOVER) == upgrade.state:
         return upgrade
+    decision = check_verdict(session, upgrade)
 
     # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
@@ -110,7 +134,8 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
 
     # 3.
     _switch(session, gallery, target, verified)
-    return change_state(session, upgrade_id, Action.CUTOVER, cutover_requested_at=None, live_revision=gallery.revision)
+    values = {"cutover_requested_at": None, "live_revision": gallery.revision, "decision": decision}
+    return change_state(session, upgrade_id, Action.CUTOVER, **values)
 
 
 def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -> Upgrade:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.column_types import Leg
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
 from service.errors import Conflict
-from service.tables import Leg, ModelVersion, Task, Transformation, Upgrade
+from service.tables import ModelVersion, Task, Transformation, Upgrade
 
 
 class NoPath(Conflict):

@@ -1,6 +1,7 @@
 """Planning an upgrade: what it would do, what refuses it, and the rows that it begins with."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
@@ -10,6 +11,7 @@ from service.domain import registry
 from service.domain.gallery.galleries import find_open_upgrade, get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
 from service.domain.generation_stage import GenerationStage
+from service.domain.judging.gates import GateRule, rules_for
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
 from service.domain.upgrade.paths import FoundLeg, find_legs
 from service.domain.upgrade_state import State
@@ -33,7 +35,7 @@ class AlreadyThere(Conflict):
 @dataclass(frozen=True)
 class WantedUpgrade:
     """What a client asks for: an upgrade, or with `dry_run` what it would take. Without a `transformation_id`, the path
-    of fewest hops is found."""
+    of fewest hops is found. `gates` replace or add to the default ones; with `observe` nothing waits for a verdict."""
 
     gallery_name: str
     to_version: str
@@ -41,6 +43,8 @@ class WantedUpgrade:
     cutover: CutoverOption = "manual"
     speed: float = 1.0
     dry_run: bool = False
+    gates: Sequence[GateRule] = ()
+    observe: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     version = registry.get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
     outline = _outline(session, gallery, version, wanted.transformation_id)
+    rules_for(gallery.task, wanted.gates)  # raises for one that cannot be
     check_room(settings, outline.bytes)
     legs = outline.legs
 
@@ -88,6 +93,8 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         legs=legs,
         cutover=wanted.cutover,
         speed=wanted.speed,
+        gates=[asdict(rule) for rule in wanted.gates],
+        observe=wanted.observe,
         state=State.PLANNED,
         start_revision=gallery.revision,
     )

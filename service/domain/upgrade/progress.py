@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session, aliased
 
 from service.domain.batch_state import BatchState
 from service.domain.jobs import INDEX_BUILD, BuildProgress
+from service.domain.judging.reports import newest_reports
 from service.domain.phases import Phase, phase_of, rate_of
 from service.domain.upgrade.upgrades import events_after, get_upgrade
 from service.domain.upgrade_state import OPEN, WORKING, State
-from service.tables import Gallery, Generation, Job, ModelVersion, Upgrade, UpgradeBatch, UpgradeEvent
+from service.tables import Gallery, Generation, Job, ModelVersion, Report, Upgrade, UpgradeBatch, UpgradeEvent
 
 _RATE_BATCHES = 33
 _STEADY_BATCHES = 6
@@ -28,13 +29,14 @@ _AFTER_EVALUATING = {State.READY, State.LIVE, State.FINALIZED, State.ROLLED_BACK
 
 @dataclass(frozen=True)
 class UpgradeDetails:
-    """An upgrade with the names around it and its progress."""
+    """An upgrade with the names around it, its progress and its newest report."""
 
     upgrade: Upgrade
     gallery: str
     from_version: str
     to_version: str
     progress: dict[str, Phase]
+    report: Report | None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def describe_upgrades(session: Session, upgrades: Sequence[Upgrade]) -> list[Upg
     )
 
     progress = progress_of(session, upgrades)
+    reports = newest_reports(session, [upgrade.id for upgrade in upgrades])
     return [
-        UpgradeDetails(upgrade, gallery, from_name, to_name, progress[upgrade.id])
+        UpgradeDetails(upgrade, gallery, from_name, to_name, progress[upgrade.id], reports.get(upgrade.id))
         for upgrade, gallery, from_name, to_name in session.execute(query.order_by(Upgrade.id))
     ]
 

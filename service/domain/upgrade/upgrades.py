@@ -13,6 +13,7 @@ from service.domain.gallery.galleries import get_gallery, lock_gallery
 from service.domain.gallery.generations import drop_generation
 from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import IndexEngine
+from service.domain.judging import reports
 from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_UPGRADE, send_after_commit
@@ -29,12 +30,36 @@ class UpgradeEnded(Conflict):
     """The upgrade is not open any more."""
 
 
+class NotReady(Conflict):
+    """The upgrade is not ready."""
+
+
 def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Return the upgrade as it is now, or raise `UnknownUpgrade` (404)."""
     upgrade = session.get(Upgrade, upgrade_id, populate_existing=True)
     if upgrade is None:
         raise UnknownUpgrade(f"There is no upgrade {upgrade_id}.")
     return upgrade
+
+
+def get_open_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Return an upgrade that is open, or raise `UpgradeEnded` (409) or `UnknownUpgrade` (404)."""
+    upgrade = get_upgrade(session, upgrade_id)
+    if upgrade.state not in OPEN:
+        raise UpgradeEnded(f"Upgrade {upgrade_id} is {upgrade.state}; there is nothing left to judge.")
+    return upgrade
+
+
+def ask_for_report(session: Session, upgrade_id: int, seed: int) -> int:
+    """Have a worker write another report on an upgrade that is ready, and return its number.
+
+    Raises `NotReady` (409) in another state.
+    """
+    upgrade = lock_state(session, upgrade_id)
+    if upgrade.state is not State.READY:
+        raise NotReady(f"Upgrade {upgrade_id} is {upgrade.state}; it can be judged again while it is ready.")
+    send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
+    return reports.ask_for_report(session, upgrade, seed)
 
 
 def events_after(session: Session, upgrade_id: int, event_id: int) -> list[UpgradeEvent]:

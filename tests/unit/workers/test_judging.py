@@ -14,7 +14,8 @@ from models.judging.linear_floor import cross_fitted
 from models.judging.report import Reading, to_json
 from models.judging.search import NO_ID
 from models.metrics import Metric, retrieval_metrics
-from service.domain.judging.gates import Gate, GateMetric, GateRule, Outcome, Verdict
+from service.domain.judging.gates import Gate, GateMetric, GateRule, Outcome
+from service.domain.verdict import Verdict
 from workers.judging import Judging, Known, Report, judge
 
 Vectors = NDArray[np.float32]

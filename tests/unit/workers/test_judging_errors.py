@@ -13,7 +13,8 @@ from models.judging.report import Measurements, Spaces
 from models.judging.served import ServedReport
 from models.judging.slices import Attributes, named_slices
 from models.judging.spaces import SpaceReport
-from service.domain.judging.gates import DEFAULT_RULES, GateMetric, Outcome, Verdict, judge_gates, verdict
+from service.domain.judging.gates import DEFAULT_RULES, GateMetric, Outcome, judge_gates, verdict
+from service.domain.verdict import Verdict
 from workers.judging import Known, measured
 
 SPACE = SpaceReport(10_000, 0, 0, 0, 1.0, 0.0, None, None)

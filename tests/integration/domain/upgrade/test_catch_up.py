@@ -31,7 +31,7 @@ def test_the_cutover_looks_only_at_what_changed_since_the_verified_revision(
 
 def test_more_changes_than_a_cutover_may_look_at_are_caught_up_first(gallery: TestClient, worker: WorkerParts) -> None:
     worker = with_settings(worker, cutover_max_changes=3)
-    upgrade_id = start_upgrade(gallery, "v2")
+    upgrade_id = start_upgrade(gallery, "v2", observe=True)
     run_until(worker, gallery, upgrade_id, "ready")
     import_vectors(gallery, [f"late-{number}" for number in range(8)])
 
@@ -51,7 +51,8 @@ def test_rows_of_items_deleted_under_a_batch_do_not_stay(gallery: TestClient, wo
         target = get_upgrade(session, upgrade_id).to_generation_id
         session.execute(
             text(
-                f"INSERT INTO embeddings_{target} SELECT i.id, 1, 3, 1, 0, e.embedding, e.side_information FROM items i,"
+                f"INSERT INTO embeddings_{target} SELECT i.id, 1, 3, 1, 0, e.embedding, e.side_information"
+                " FROM items i,"
                 f" (SELECT * FROM embeddings_{target} LIMIT 1) e WHERE i.external_id = 'image-3.png'"
             )
         )

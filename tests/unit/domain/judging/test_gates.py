@@ -13,13 +13,13 @@ from service.domain.judging.gates import (
     Measured,
     Outcome,
     UnknownGate,
-    Verdict,
     judge_gates,
     outcome,
     rules_for,
     verdict,
     what_would_judge,
 )
+from service.domain.verdict import Verdict
 
 COMPLETE = Measured(GateMetric.COMPLETENESS, 1.0, 1.0, 1.0, 1000, "rows")
 RECALL = Measured(GateMetric.ANN_RECALL, 0.995, 0.991, 0.998, 200, "queries")
@@ -164,7 +164,7 @@ def test_default_limits_are_those_of_the_promise() -> None:
         GateMetric.CMC_AT_1: -0.02,
         GateMetric.WORST_SLICE: -0.10,
         GateMetric.OVERLAP: -0.02,
-        GateMetric.OWN_ITEM_FIRST: 0.0,
+        GateMetric.OWN_ITEM_FIRST: -0.02,
         GateMetric.COMPLETENESS: 1.0,
         GateMetric.ANN_RECALL: 0.98,
     }

@@ -1,0 +1,157 @@
+"""`/v1/upgrades/{id}/references`, `/evaluate` and `/reports`: evidence in, verdict out."""
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.api.bodies import FILE, body_of, form_of
+from service.api.dependencies import IdPath, PartsDependency, SessionDependency
+from service.api.images import image_uploads
+from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.api.uploads import UploadForm
+from service.domain.judging import reference_pairs, reports
+from service.domain.judging.reference_pairs import ReferenceImage
+from service.domain.upgrade import upgrades
+from service.domain.verdict import Verdict
+from service.tables import Report
+
+router = APIRouter(prefix="/upgrades", tags=["judging"])
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class WantedReferencesView(BaseModel):
+    """Items whose images would be evidence, and how many of the gallery's have been `given` already."""
+
+    ids: list[str]
+    given: int
+
+
+class ReferenceResultView(BaseModel):
+    id: str
+    status: Literal["accepted", "rejected"]
+    error: str | None
+
+
+class ReferencesAnswer(BaseModel):
+    results: list[ReferenceResultView]
+
+
+class NewEvaluation(BaseModel):
+    """`seed` is that of what is drawn: the same rows and seed give the same report, to the byte."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: Seed = 0
+
+
+class EvaluationView(BaseModel):
+    """The number that the report will have."""
+
+    report: int
+
+
+class ReportLine(BaseModel):
+    """`revision` is the gallery's that the report was made at, and `evidence` the number of its images that both
+    versions encoded; `seconds` is what judging took."""
+
+    report: int
+    verdict: Verdict
+    revision: int
+    evidence: int
+    seconds: float
+    created_at: datetime
+
+
+class ReportView(ReportLine):
+    """`content` holds the gates and all that was measured: docs/judging.md."""
+
+    content: dict[str, Any]
+
+
+_FORM = body_of(
+    form_of(
+        {
+            "files": {"type": "array", "items": FILE},
+            "items": {"type": "string", "description": "JSON list of {id?}, one per file in file order"},
+        },
+        required=["files"],
+    )
+)
+
+
+@router.get("/{upgrade_id}/references")
+def draw_references(
+    upgrade_id: IdPath,
+    session: SessionDependency,
+    wanted: Annotated[int, Query(ge=1, le=100_000)] = 1_000,
+    seed: Annotated[int, Query(ge=0, lt=2**31)] = 0,
+) -> WantedReferencesView:
+    """Draw items whose images, given again, let the upgrade be judged: of each label about its share of the gallery."""
+    upgrade = upgrades.get_open_upgrade(session, upgrade_id)
+    found = reference_pairs.draw_references(session, upgrade, wanted, seed)
+    return WantedReferencesView(ids=found.ids, given=found.given)
+
+
+@router.post("/{upgrade_id}/references", openapi_extra=_FORM)
+def post_references(upgrade_id: IdPath, form: UploadForm, parts: PartsDependency) -> ReferencesAnswer:
+    """Take images of items, which both model versions encode; no image is kept. One that is not the item's image is
+    rejected alone; 422 only if every one is."""
+    uploads = image_uploads(form, parts.settings.max_image_bytes)
+    images = [ReferenceImage(upload.item.external_id, upload.read) for upload in uploads]
+    with parts.database.session_scope() as session:
+        upgrade = upgrades.get_open_upgrade(session, upgrade_id)
+    found = reference_pairs.add_references(parts.database, parts.search.encoders, parts.settings, upgrade, images)
+    return ReferencesAnswer(results=[ReferenceResultView(id=r.id, status=r.status, error=r.error) for r in found])
+
+
+@router.post("/{upgrade_id}/evaluate", status_code=202)
+def evaluate(
+    upgrade_id: IdPath, session: SessionDependency, response: Response, new: NewEvaluation | None = None
+) -> EvaluationView:
+    """Have a worker write another report on an upgrade that is ready, with the evidence that there is now."""
+    number = upgrades.ask_for_report(session, upgrade_id, (new or NewEvaluation()).seed)
+    response.headers["Location"] = f"/v1/upgrades/{upgrade_id}/reports/{number}"
+    return EvaluationView(report=number)
+
+
+@router.get("/{upgrade_id}/reports")
+def list_reports(
+    upgrade_id: IdPath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
+) -> Page[ReportLine]:
+    """Return an upgrade's reports, oldest first, without their content."""
+    upgrades.get_upgrade(session, upgrade_id)
+    found = reports.list_reports(session, upgrade_id, decode_cursor(cursor), limit + 1)
+    return page_of([_line(report) for report in found], [report.number for report in found], limit)
+
+
+@router.get("/{upgrade_id}/report")
+def get_newest_report(upgrade_id: IdPath, session: SessionDependency) -> ReportView:
+    """Return the newest report on an upgrade."""
+    upgrades.get_upgrade(session, upgrade_id)
+    return _view(reports.get_report(session, upgrade_id))
+
+
+@router.get("/{upgrade_id}/reports/{number}")
+def get_report(upgrade_id: IdPath, number: IdPath, session: SessionDependency) -> ReportView:
+    """Return a report on an upgrade; 404 until it is written."""
+    upgrades.get_upgrade(session, upgrade_id)
+    return _view(reports.get_report(session, upgrade_id, number))
+
+
+def _line(report: Report) -> ReportLine:
+    return ReportLine(
+        report=report.number,
+        verdict=report.verdict,
+        revision=report.revision,
+        evidence=report.evidence,
+        seconds=report.seconds,
+        created_at=report.created_at,
+    )
+
+
+def _view(report: Report) -> ReportView:
+    return ReportView(**_line(report).model_dump(), content=json.loads(report.content))

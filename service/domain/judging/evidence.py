@@ -1,0 +1,236 @@
+"""The rows that an upgrade is judged by: items that both model versions encoded, and both generations as they are.
+
+Two kinds of items have an embedding by the new version that no h made: references (`reference_pairs`), and images that
+came while the upgrade was open, which both versions encoded. What h gives for a reference is its row in the next
+generation; for the others it is computed, from the row that the upgrade reads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from service.db import driver_connection
+from service.domain.gallery.current_rows import (
+    count_missing,
+    current_rows_query,
+    is_current,
+    read_current_vectors,
+)
+from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation
+from service.index.protocol import Ids, Vectors
+from service.tables import Gallery, Generation, Task, Transformation, Upgrade
+from service.vectors.copy import read_rows
+from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
+
+_REFERENCE, _INGESTED = "reference", "ingested"
+_DECILES = 10
+_MOST_VALUES = 50  # of a metadata field by which queries are told apart
+_MOST_FIELDS = 20
+
+# (rows of a leg's generation, the format of the rows to give, transformation ids) -> those rows.
+Transform = Callable[[EmbeddingRows, VectorFormat, tuple[int, ...]], EmbeddingRows]
+
+
+@dataclass(frozen=True)
+class JudgedItems:
+    """N items by ascending id: before, (N, D_old), and after, (N, D_new), are what the active and the new version make
+    of their images, transformed, (N, D_new), what h gives, all float32; rows: what h read.
+
+    labels: (N,) int64 class numbers, -1 without a label; attributes: by name (N,) str, "" for none.
+    """
+
+    ids: Ids
+    before: Vectors
+    after: Vectors
+    transformed: Vectors
+    rows: EmbeddingRows
+    labels: NDArray[np.int64]
+    attributes: dict[str, NDArray[np.str_]]
+    references: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def source(self) -> str:
+        """Where the evidence comes from, in words."""
+        ingested = len(self) - self.references
+        kinds = {"references": self.references, "images that came while the upgrade was open": ingested}
+        return " and ".join(f"{count} {name}" for name, count in kinds.items() if count)
+
+
+@dataclass(frozen=True)
+class GalleryRows:
+    """Both generations at one revision, and the one that h reads.
+
+    items_waiting: live items that the next one lacks, of those up to the revision that was verified; recall: of its
+    index, None where none was measured; labelled_ids, labels: (M,) ids, ascending, and class numbers of the items that
+    have a label; networks: the digests of each h and g in turn.
+    """
+
+    before: StoredGeneration
+    after: StoredGeneration
+    read: StoredGeneration
+    revision: int
+    items: int
+    items_waiting: int
+    recall: float | None
+    recall_sample: int
+    labelled_ids: Ids
+    labels: NDArray[np.int64]
+    task: Task
+    networks: list[str]
+
+
+def gallery_rows(session: Session, upgrade: Upgrade) -> GalleryRows:
+    """Return what an upgrade leads from and to, as it is now."""
+    gallery = session.get_one(Gallery, upgrade.gallery_id)
+    before, after, read = (
+        get_stored_generation(session, gallery.id, generation_id)
+        for generation_id in (upgrade.from_generation_id, upgrade.to_generation_id, upgrade.legs[0].generation_id)
+    )
+    index = session.get_one(Generation, after.id).index_parameters or {}
+    labelled_ids, labels = _labelled(session, gallery.id)
+    return GalleryRows(
+        before=before,
+        after=after,
+        read=read,
+        revision=gallery.revision,
+        items=count_live(session, gallery.id),
+        items_waiting=count_missing(session, after.key, upgrade.verified_revision),
+        recall=index.get("recall_at_10"),
+        recall_sample=index.get("recall_sample_size") or 0,
+        labelled_ids=labelled_ids,
+        labels=labels,
+        task=gallery.task,
+        networks=[
+            digest
+            for id_ in upgrade.legs[0].transformation_ids
+            for digest in _digests(session.get_one(Transformation, id_))
+        ],
+    )
+
+
+def judged_items(
+    session: Session, upgrade: Upgrade, gallery: GalleryRows, most: int, seed: int, transform: Transform
+) -> JudgedItems | None:
+    """Return up to `most` items that both versions encoded, drawn by `seed`; None where there are none."""
+    query = f"SELECT i.id, p.embedding_from, p.embedding_to FROM {_evidence(gallery)} ORDER BY {_CHANCE} LIMIT :most"
+    drawn = list(session.execute(text(query), {**_parameters(gallery), "most": most, "seed": seed}))
+    if not drawn:
+        return None
+    drawn.sort(key=lambda row: row.id)
+    ids = np.array([row.id for row in drawn], np.int64)
+
+    rows = _whole_rows(session, gallery.read, ids)
+    given = transform(rows, gallery.after.vector_format, upgrade.legs[0].transformation_ids)
+    before, after = (
+        read_current_vectors(session, stored, len(ids), ids)[1] for stored in (gallery.before, gallery.after)
+    )
+    transformed = given.embedding.astype(np.float32)
+    for place, row in enumerate(drawn):
+        if row.embedding_to is not None:
+            transformed[place] = after[place]  # as it will be served
+            before[place] = np.frombuffer(row.embedding_from, "<f4")
+            after[place] = np.frombuffer(row.embedding_to, "<f4")
+
+    is_reference = [row.embedding_to is not None for row in drawn]
+    attributes: dict[str, NDArray[np.str_]] = {
+        **_metadata(session, ids),
+        "evidence": np.where(is_reference, _REFERENCE, _INGESTED),
+        "hops": given.hops.astype(np.str_),
+        "uncertainty decile": _deciles(given.uncertainty),
+    }
+    attributes = {name: values for name, values in attributes.items() if len(np.unique(values)) > 1}
+    labels = _labels_of(ids, gallery)
+    return JudgedItems(ids, before, after, transformed, rows, labels, attributes, sum(is_reference))
+
+
+def count_evidence(session: Session, upgrade: Upgrade) -> int:
+    """Return how many items both versions encoded."""
+    gallery = gallery_rows(session, upgrade)
+    return session.scalar(text(f"SELECT count(*) FROM {_evidence(gallery)}"), _parameters(gallery)) or 0
+
+
+_CHANCE = "hashint8extended(i.id, :seed)"
+
+
+def _evidence(gallery: GalleryRows) -> str:
+    """Return the SQL that follows FROM for items, as `i`, that both versions encoded, and their references, as `p`."""
+    from_pixels = f"IN ({int(Origin.ENCODED)}, {int(Origin.BACKFILLED)})"
+    return (
+        f"items i JOIN {gallery.before.table} b ON {is_current('b')} JOIN {gallery.after.table} a ON {is_current('a')}"
+        f" JOIN {gallery.read.table} r ON {is_current('r')}"
+        " LEFT JOIN reference_pairs p ON p.gallery_id = i.gallery_id AND p.item_id = i.id AND p.revision = i.revision"
+        " AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id"
+        " WHERE i.gallery_id = :gallery_id"
+        f" AND (p.item_id IS NOT NULL OR a.origin {from_pixels} AND b.origin {from_pixels})"
+    )
+
+
+def _parameters(gallery: GalleryRows) -> dict[str, int]:
+    return {
+        "gallery_id": gallery.after.gallery_id,
+        "from_version_id": gallery.before.version.id,
+        "to_version_id": gallery.after.version.id,
+    }
+
+
+def _digests(transformation: Transformation) -> list[str]:
+    return [digest for digest in (transformation.h_digest, transformation.g_digest) if digest is not None]
+
+
+def _whole_rows(session: Session, generation: StoredGeneration, ids: Ids) -> EmbeddingRows:
+    """Return the current rows of items that have one, with side-information, by item id."""
+    query = current_rows_query(generation, generation.vector_format, "i.id = ANY(%s)")
+    chunks = read_rows(driver_connection(session), query, (ids.tolist(),), generation.vector_format)
+    return EmbeddingRows.concatenate(list(chunks))
+
+
+def _labelled(session: Session, gallery_id: int) -> tuple[Ids, NDArray[np.int64]]:
+    """Return the ids of live items that have a label, ascending, and the numbers of their labels; by COPY."""
+    query = (
+        "COPY (SELECT id, dense_rank() OVER (ORDER BY label) FROM items WHERE gallery_id = %s AND deleted_at IS NULL"
+        " AND label IS NOT NULL ORDER BY id) TO STDOUT"
+    )
+    with driver_connection(session).cursor() as cursor, cursor.copy(query, (gallery_id,)) as copy:
+        data = b"".join(bytes(block) for block in copy)
+    numbers = np.fromstring(data, dtype=np.int64, sep=" ") if data else np.empty(0, np.int64)
+    return numbers[0::2], numbers[1::2]
+
+
+def _labels_of(ids: Ids, gallery: GalleryRows) -> NDArray[np.int64]:
+    """Return the class number of each item, -1 without a label."""
+    number_of = dict(zip(gallery.labelled_ids.tolist(), gallery.labels.tolist(), strict=True)) if len(ids) else {}
+    return np.array([number_of.get(id_, -1) for id_ in ids.tolist()], np.int64)
+
+
+def _metadata(session: Session, ids: Ids) -> dict[str, NDArray[np.str_]]:
+    """Return the labels, and the metadata fields that tell items apart: by name (N,) str, "" where one is missing."""
+    query = text("SELECT label, metadata FROM items WHERE id = ANY(:ids) ORDER BY id")
+    rows = session.execute(query, {"ids": ids.tolist()}).all()
+    columns: dict[str, list[str]] = {"label": [label or "" for label, _ in rows]}
+    names = sorted({name for _, metadata in rows for name in metadata})
+    for name in names:
+        values = [_told(metadata.get(name)) for _, metadata in rows]
+        if 2 <= len(set(values)) <= _MOST_VALUES and len(columns) <= _MOST_FIELDS:
+            columns[f"metadata.{name}"] = values
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def _told(value: Any) -> str:
+    return "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+def _deciles(uncertainty: NDArray[np.float32]) -> NDArray[np.str_]:
+    """Return each item's tenth by its expected error, 1 to 10; "" where it is not known."""
+    known = np.flatnonzero(~np.isnan(uncertainty))
+    names = np.full(len(uncertainty), "", "U2")
+    order = known[np.argsort(uncertainty[known], kind="stable")]
+    names[order] = (np.arange(len(order)) * _DECILES // max(len(order), 1) + 1).astype(np.str_)
+    return names

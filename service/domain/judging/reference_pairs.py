@@ -1,0 +1,235 @@
+"""References: items whose images an operator gives again, so that both model versions encode them.
+
+No image is kept: of each there are its embeddings under the gallery's active version and under the one that an upgrade
+leads to. They count for every later upgrade between these versions, while the item has the same revision.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import func, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from service.db import Database
+from service.domain.gallery.current_rows import is_current
+from service.domain.gallery.generations import StoredGeneration, get_stored_generation
+from service.errors import Unprocessable
+from service.index.protocol import Vectors
+from service.networks.encoders import Encoders
+from service.networks.images import InvalidImage
+from service.settings import Settings
+from service.tables import ReferencePair, Upgrade
+from service.vectors.rows import Origin
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LEAST_COSINE = 0.99  # between an image's embedding and the one stored of its item; less is another image
+_POOL = 20  # of how many times as many items as are wanted they are drawn, so that a large gallery is not sorted
+
+
+class NoReferenceAccepted(Unprocessable):
+    """Every image of the request was rejected; nothing was stored."""
+
+
+@dataclass(frozen=True)
+class ReferenceImage:
+    """An item's image, and how to read its bytes (they may be spooled on disk)."""
+
+    external_id: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """What became of one image."""
+
+    id: str
+    status: Literal["accepted", "rejected"]
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class WantedReferences:
+    """Items whose images would be evidence, and how many of the gallery's there are."""
+
+    ids: list[str]
+    given: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An item's row in the active generation."""
+
+    item_id: int
+    revision: int
+    origin: Origin
+    embedding: NDArray[np.float32]
+
+
+def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) -> WantedReferences:
+    """Draw up to `wanted` items that have a current embedding and are no reference yet, the same for the same seed and
+    items: of each label about its share of the gallery."""
+    source = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
+    versions = _versions(session, upgrade)
+    parameters = {
+        "gallery_id": upgrade.gallery_id,
+        "from_version_id": versions[0].version.id,
+        "to_version_id": versions[1].version.id,
+        "seed": seed,
+        "wanted": wanted,
+        "pool": wanted * _POOL,
+    }
+    chance = "hashint8extended(i.id, :seed)"
+    drawn = session.scalars(
+        text(
+            "WITH pool AS ("
+            f" SELECT i.id, i.external_id, i.label, {chance} AS chance FROM items i"
+            f" JOIN {source.table} e ON {is_current('e')}"
+            " WHERE i.gallery_id = :gallery_id AND NOT EXISTS ("
+            "  SELECT FROM reference_pairs p WHERE p.gallery_id = i.gallery_id AND p.item_id = i.id"
+            "  AND p.revision = i.revision AND p.from_version_id = :from_version_id"
+            "  AND p.to_version_id = :to_version_id)"
+            f" ORDER BY {chance} LIMIT :pool)"
+            " SELECT external_id FROM pool ORDER BY"
+            " row_number() OVER (PARTITION BY label ORDER BY chance)::float8 / count(*) OVER (PARTITION BY label),"
+            " chance LIMIT :wanted"
+        ),
+        parameters,
+    )
+    return WantedReferences(list(drawn), count_references(session, upgrade))
+
+
+def count_references(session: Session, upgrade: Upgrade) -> int:
+    """Return how many references there are whose items are as they were."""
+    before, after = _versions(session, upgrade)
+    query = text(
+        "SELECT count(*) FROM reference_pairs p JOIN items i ON i.id = p.item_id AND i.revision = p.revision"
+        " AND i.deleted_at IS NULL WHERE p.gallery_id = :gallery_id AND p.from_version_id = :from_version_id"
+        " AND p.to_version_id = :to_version_id"
+    )
+    parameters = {
+        "gallery_id": upgrade.gallery_id,
+        "from_version_id": before.version.id,
+        "to_version_id": after.version.id,
+    }
+    return session.scalar(query, parameters) or 0
+
+
+def add_references(
+    database: Database, encoders: Encoders, settings: Settings, upgrade: Upgrade, images: Sequence[ReferenceImage]
+) -> list[ReferenceResult]:
+    """Encode images by both versions and keep the embeddings, with one result per image in order.
+
+    An image whose embedding is far from what is stored of its item is another image, and rejected; where the stored one
+    was transformed itself, that cannot be told. Raises `NoReferenceAccepted` (422) when none is accepted.
+    """
+    with database.session_scope(snapshot=True) as session:
+        versions = _versions(session, upgrade)
+        stored = _stored_rows(session, versions[0], [image.external_id for image in images])
+
+    results: list[ReferenceResult] = []
+    at_once = settings.encode_batch_items
+    for start in range(0, len(images), at_once):
+        results += _add_some(database, encoders, versions, stored, images[start : start + at_once])
+
+    if all(result.status == "rejected" for result in results):
+        errors: list[dict[str, object]] = [{"id": result.id, "detail": result.error} for result in results]
+        raise NoReferenceAccepted("No image of the request is a reference.", errors)
+    return results
+
+
+def _add_some(
+    database: Database,
+    encoders: Encoders,
+    versions: tuple[StoredGeneration, StoredGeneration],
+    stored: dict[str, _Stored],
+    images: Sequence[ReferenceImage],
+) -> list[ReferenceResult]:
+    rejected: dict[int, str] = {}
+    decoded: dict[int, Image] = {}
+    for place, image in enumerate(images):
+        if image.external_id not in stored:
+            rejected[place] = "The gallery has no such item with a current embedding."
+            continue
+        try:
+            decoded[place] = encoders.images.decode(image.read())
+        except InvalidImage as error:
+            rejected[place] = error.message
+
+    before, after = (
+        encoders.get(version.version).encode(list(decoded.values())).embedding if decoded else np.empty((0, 1))
+        for version in versions
+    )
+    rows = []
+    for place, old, new in zip(decoded, before, after, strict=True):
+        row = stored[images[place].external_id]
+        if row.origin in (Origin.ENCODED, Origin.BACKFILLED) and _cosine(old, row.embedding) < LEAST_COSINE:
+            rejected[place] = "Its embedding is far from the one stored of this item: it is another image."
+            continue
+        rows.append(_row(versions, row, old, new))
+
+    if rows:
+        with database.session_scope() as session:
+            _write(session, rows)
+    return [
+        ReferenceResult(image.external_id, "rejected" if place in rejected else "accepted", rejected.get(place))
+        for place, image in enumerate(images)
+    ]
+
+
+def _row(
+    versions: tuple[StoredGeneration, StoredGeneration], row: _Stored, before: Vectors, after: Vectors
+) -> dict[str, object]:
+    return {
+        "gallery_id": versions[0].gallery_id,
+        "from_version_id": versions[0].version.id,
+        "to_version_id": versions[1].version.id,
+        "item_id": row.item_id,
+        "revision": row.revision,
+        "embedding_from": before.astype("<f4").tobytes(),
+        "embedding_to": after.astype("<f4").tobytes(),
+    }
+
+
+def _write(session: Session, rows: Sequence[dict[str, object]]) -> None:
+    """Add references; one that is there is replaced. In the order of item ids, so that no two wait in a circle."""
+    statement = insert(ReferencePair)
+    replaced = {name: statement.excluded[name] for name in ("revision", "embedding_from", "embedding_to")}
+    by_item = {int(str(row["item_id"])): row for row in rows}  # an item that occurs twice has its last image
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["gallery_id", "from_version_id", "to_version_id", "item_id"],
+            set_={**replaced, "created_at": func.now()},
+        ),
+        [by_item[item_id] for item_id in sorted(by_item)],
+    )
+
+
+def _stored_rows(session: Session, generation: StoredGeneration, external_ids: Sequence[str]) -> dict[str, _Stored]:
+    query = text(
+        f"SELECT i.external_id, i.id, i.revision, e.origin, e.embedding::real[] FROM items i"
+        f" JOIN {generation.table} e ON {is_current('e')}"
+        " WHERE i.gallery_id = :gallery_id AND i.external_id = ANY(:ids)"
+    )
+    found = session.execute(query, {"gallery_id": generation.gallery_id, "ids": list(external_ids)})
+    return {
+        name: _Stored(item_id, revision, Origin(origin), np.array(embedding, np.float32))
+        for name, item_id, revision, origin, embedding in found
+    }
+
+
+def _versions(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration]:
+    return (
+        get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id),
+        get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id),
+    )
+
+
+def _cosine(first: Vectors, second: Vectors) -> float:
+    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / lengths if lengths else float(np.array_equal(first, second))

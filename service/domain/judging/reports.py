@@ -1,0 +1,155 @@
+"""Reports of what judging an upgrade found, and whether its verdict lets it go live.
+
+A report is written once and never changed. It belongs to the rows that it was made of: when too many changed since, or
+when there is much more evidence, it is stale, and another one is made.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy.orm import Session, defer
+
+from service.domain.judging.evidence import count_evidence
+from service.domain.judging.gates import GateMetric, GateRule, Outcome
+from service.domain.verdict import Verdict
+from service.errors import Conflict, NotFound
+from service.tables import Gallery, Report, Upgrade
+
+_STALE_SHARE = 0.05  # of the gallery's items, changed since
+_STALE_EVIDENCE = 2  # times as much of it, where the verdict is no pass
+_LEAST_EVIDENCE = 100
+
+
+class UnknownReport(NotFound):
+    """The upgrade has no report of this number."""
+
+
+class GatesHold(Conflict):
+    """The verdict on the upgrade keeps it from going live."""
+
+
+# Why an upgrade does not go live.
+_FAILED = "Report {number} of the upgrade failed: {gates}. A cutover past it takes an override with its reason."
+_NOT_PASSED = "The verdict on the upgrade is {verdict}; of itself it goes live on a pass alone."
+
+
+@dataclass(frozen=True)
+class NewReport:
+    """What judging found: content is JSON, `evidence` the number of items that both versions encoded."""
+
+    verdict: Verdict
+    revision: int
+    evidence: int
+    content: str
+    seconds: float
+
+
+def store_report(session: Session, upgrade_id: int, new: NewReport) -> Report:
+    """Add a report with the next number; whoever judges holds the upgrade's phase lock."""
+    last = session.scalar(select(func.max(Report.number)).where(Report.upgrade_id == upgrade_id))
+    report = Report(
+        upgrade_id=upgrade_id,
+        number=(last or 0) + 1,
+        verdict=new.verdict,
+        revision=new.revision,
+        evidence=new.evidence,
+        content=new.content,
+        seconds=new.seconds,
+    )
+    session.add(report)
+    session.flush()
+    return report
+
+
+def newest_report(session: Session, upgrade_id: int) -> Report | None:
+    """Return the report that counts; None before the first one."""
+    return next(iter(newest_reports(session, [upgrade_id]).values()), None)
+
+
+def newest_reports(session: Session, upgrade_ids: Sequence[int]) -> dict[int, Report]:
+    """Return the report that counts of each upgrade that has one, by upgrade; without its content until that is asked
+    for."""
+    query = select(Report).options(defer(Report.content)).where(Report.upgrade_id.in_(upgrade_ids))
+    newest = query.ext(distinct_on(Report.upgrade_id)).order_by(Report.upgrade_id, Report.number.desc())
+    return {report.upgrade_id: report for report in session.scalars(newest)}
+
+
+def get_report(session: Session, upgrade_id: int, number: int | None = None) -> Report:
+    """Return a report, the newest without a number, or raise `UnknownReport` (404)."""
+    report = newest_report(session, upgrade_id) if number is None else session.get(Report, (upgrade_id, number))
+    if report is None:
+        raise UnknownReport(f"Upgrade {upgrade_id} has no report{'' if number is None else f' {number}'} yet.")
+    return report
+
+
+def list_reports(session: Session, upgrade_id: int, after_number: int, limit: int) -> list[Report]:
+    """Return up to `limit` reports with numbers above `after_number`, oldest first."""
+    query = select(Report).where(Report.upgrade_id == upgrade_id, Report.number > after_number)
+    return list(session.scalars(query.options(defer(Report.content)).order_by(Report.number).limit(limit)))
+
+
+def ask_for_report(session: Session, upgrade: Upgrade, seed: int) -> int:
+    """Have a worker judge the upgrade anew; return the number that the report will have."""
+    report = newest_report(session, upgrade.id)
+    upgrade.evaluate_seed = seed
+    return 1 if report is None else report.number + 1
+
+
+def clear_request(session: Session, upgrade_id: int) -> None:
+    """Say that the report that was asked for is written."""
+    session.execute(update(Upgrade).where(Upgrade.id == upgrade_id).values(evaluate_seed=None))
+
+
+def wants_report(session: Session, upgrade: Upgrade) -> bool:
+    """Return whether another report is due: one was asked for, or the newest is stale."""
+    if upgrade.evaluate_seed is not None:
+        return True
+    report = newest_report(session, upgrade.id)
+    if report is None:
+        return True
+    gallery = session.get_one(Gallery, upgrade.gallery_id)
+    if gallery.revision - report.revision > max(_LEAST_EVIDENCE, _STALE_SHARE * gallery.items):
+        return True
+    if report.verdict in (Verdict.PASS, Verdict.FAIL) or gallery.revision == report.revision:
+        return False
+    return count_evidence(session, upgrade) >= max(_LEAST_EVIDENCE, _STALE_EVIDENCE * report.evidence)
+
+
+def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:
+    """Return on what verdict the upgrade goes live, and by whose wish, or raise `GatesHold` (409).
+
+    Of itself it does so on a pass; when a person asked for it, unless a gate failed and that report's failure was not
+    overridden. An upgrade that only observes does so on any.
+    """
+    report = newest_report(session, upgrade.id)
+    verdict = Verdict.NOT_JUDGED if report is None else report.verdict
+    number = None if report is None else report.number
+    asked = upgrade.cutover_requested_at is not None
+    wish = upgrade.decision if asked and upgrade.decision is not None else {"by": "auto", "reason": None}
+
+    overridden = wish["reason"] is not None and wish.get("report") == number
+    if not upgrade.observe:
+        if report is not None and verdict is Verdict.FAIL and not overridden:
+            raise GatesHold(_FAILED.format(number=report.number, gates=_failed_gates(report)))
+        if not asked and verdict is not Verdict.PASS:
+            raise GatesHold(_NOT_PASSED.format(verdict=verdict))
+    return {**wish, "verdict": str(verdict), "report": number}
+
+
+def rules_of(upgrade: Upgrade) -> list[GateRule]:
+    """Return the gates that were asked for with the upgrade."""
+    return [GateRule(GateMetric(rule["metric"]), rule["limit"], rule["slice"]) for rule in upgrade.gates]
+
+
+def _failed_gates(report: Report) -> str:
+    """Return the gates of a report that failed, each with what was measured and its limit."""
+    failed = [gate for gate in json.loads(report.content)["gates"] if gate["outcome"] == Outcome.FAIL]
+    return "; ".join(
+        f"{gate['metric']}{'' if gate['slice'] is None else ' of ' + gate['slice']} {gate['value']:.3g}"
+        f" ({gate['low']:.3g} to {gate['high']:.3g}), not below {gate['limit']:g}"
+        for gate in failed
+    )

@@ -1,0 +1,213 @@
+"""An upgrade goes live by itself on a pass alone, and past a failed gate by a recorded override alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+
+from service.domain.upgrade.cutover import request_cutover
+from service.domain.upgrade.upgrades import ask_for_report
+from tests.judged import DIM, post_class_images, post_references, register_h, register_two_spaces
+from tests.scenario import start_upgrade, state_of
+from tests.working import run_until
+from workers.app import WorkerParts
+from workers.upgrading import advance_upgrade
+
+ITEMS = 300
+
+
+@pytest.fixture
+def turn(client: TestClient) -> NDArray[np.float32]:
+    """Gallery `g` of items in five classes, two versions of it, and the matrix that leads from one to the other."""
+    matrix = register_two_spaces(client)
+    post_class_images(client, range(ITEMS))
+    return matrix
+
+
+def report_of(client: TestClient, upgrade_id: int) -> dict[str, Any]:
+    answer = client.get(f"/v1/upgrades/{upgrade_id}/report")
+    assert answer.is_success, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def evaluate_again(client: TestClient, worker: WorkerParts, upgrade_id: int, seed: int = 0) -> dict[str, Any]:
+    asked = client.post(f"/v1/upgrades/{upgrade_id}/evaluate", json={"seed": seed})
+    assert asked.status_code == 202, asked.text
+    assert client.get(asked.headers["Location"]).status_code == 404
+    advance_upgrade(worker, upgrade_id)
+    body: dict[str, Any] = client.get(asked.headers["Location"]).json()
+    return body
+
+
+def cut_over(client: TestClient, worker: WorkerParts, upgrade_id: int, override: str | None = None) -> dict[str, Any]:
+    """Ask for a cutover as the service does, and let the worker do it; return the upgrade."""
+    with worker.database.session_scope() as session:
+        request_cutover(session, upgrade_id, override)
+    run_until(worker, client, upgrade_id, "live")
+    body: dict[str, Any] = client.get(f"/v1/upgrades/{upgrade_id}").json()
+    return body
+
+
+def judged(client: TestClient, worker: WorkerParts, matrix: NDArray[np.float32], **options: Any) -> int:
+    """Start an upgrade by an h and judge it with evidence; return its id."""
+    register_h(client, matrix)
+    upgrade_id = start_upgrade(client, "v2", **options)
+    run_until(worker, client, upgrade_id, "ready")
+    assert post_references(client, upgrade_id, range(ITEMS)).is_success
+    evaluate_again(client, worker, upgrade_id)
+    return upgrade_id
+
+
+def test_without_evidence_nothing_is_judged_and_nothing_goes_live_by_itself(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    register_h(client, turn)
+
+    upgrade_id = start_upgrade(client, "v2", cutover="auto", observe=False)
+    run_until(worker, client, upgrade_id, "ready")
+    advance_upgrade(worker, upgrade_id)
+
+    report = report_of(client, upgrade_id)
+    assert (report["report"], report["verdict"], report["evidence"]) == (1, "not_judged", 0)
+    assert "references" in report["content"]["wanted"]
+    assert state_of(client, upgrade_id) == "ready"
+
+
+def test_an_upgrade_goes_live_by_itself_once_its_references_pass(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    upgrade_id = judged(client, worker, turn, cutover="auto", observe=False)
+
+    report = report_of(client, upgrade_id)
+    assert (report["report"], report["verdict"], report["evidence"]) == (2, "pass", ITEMS)
+    run_until(worker, client, upgrade_id, "live")
+    body = client.get(f"/v1/upgrades/{upgrade_id}").json()
+    assert body["judged"] == {"report": 2, "verdict": "pass"}
+    assert body["decision"] == {"by": "auto", "reason": None, "verdict": "pass", "report": 2}
+
+
+WRONG: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
+    "into a wrong space": lambda turn: turn @ np.linalg.qr(np.random.default_rng(9).standard_normal((DIM, DIM)))[0],
+    "to zero in most of its outputs": lambda turn: turn * (np.arange(DIM) < 1),
+    "to another target": lambda turn: np.linalg.qr(np.random.default_rng(8).standard_normal((DIM, DIM)))[0],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_h_that_leads_elsewhere_fails_and_goes_live_by_an_override_alone(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32], name: str
+) -> None:
+    upgrade_id = judged(client, worker, WRONG[name](turn).astype(np.float32), cutover="auto", observe=False)
+
+    report = report_of(client, upgrade_id)
+    assert report["verdict"] == "fail"
+    advance_upgrade(worker, upgrade_id)
+    assert state_of(client, upgrade_id) == "ready"
+
+    refused = client.post(f"/v1/upgrades/{upgrade_id}/cutover")
+    assert refused.status_code == 409
+    assert "cmc_at_1" in refused.json()["detail"]
+    assert client.post(f"/v1/upgrades/{upgrade_id}/cutover", json={"override": {"reason": " "}}).status_code == 422
+    assert state_of(client, upgrade_id) == "ready"
+
+    live = cut_over(client, worker, upgrade_id, "we want it so")
+    assert live["decision"] == {"by": "request", "reason": "we want it so", "verdict": "fail", "report": 2}
+
+
+def test_with_observe_a_verdict_holds_nothing_up_and_is_recorded(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    upgrade_id = judged(client, worker, WRONG["to another target"](turn).astype(np.float32), observe=True)
+    assert report_of(client, upgrade_id)["verdict"] == "fail"
+
+    live = cut_over(client, worker, upgrade_id)
+
+    assert live["decision"] == {"by": "request", "reason": None, "verdict": "fail", "report": 2}
+
+
+def test_the_same_rows_and_seed_give_the_same_report(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    upgrade_id = judged(client, worker, turn)
+
+    again, other = (evaluate_again(client, worker, upgrade_id, seed) for seed in (0, 1))
+
+    assert again["content"] == client.get(f"/v1/upgrades/{upgrade_id}/reports/2").json()["content"]
+    assert other["content"] != again["content"]
+    numbers = [line["report"] for line in client.get(f"/v1/upgrades/{upgrade_id}/reports").json()["items"]]
+    assert numbers == [1, 2, 3, 4]
+
+
+def test_an_override_is_of_the_report_that_it_was_given_for(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    upgrade_id = judged(client, worker, WRONG["to another target"](turn).astype(np.float32))
+    with worker.database.session_scope() as session:
+        request_cutover(session, upgrade_id, "of report 2")
+        ask_for_report(session, upgrade_id, seed=1)
+
+    advance_upgrade(worker, upgrade_id)
+
+    body = client.get(f"/v1/upgrades/{upgrade_id}").json()
+    assert (body["state"], body["judged"], body["decision"]) == ("ready", {"report": 3, "verdict": "fail"}, None)
+
+
+def test_images_that_come_while_it_is_open_are_evidence_and_judge_it_anew(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    register_h(client, turn)
+    upgrade_id = start_upgrade(client, "v2", cutover="auto", observe=False)
+    run_until(worker, client, upgrade_id, "ready")
+    assert report_of(client, upgrade_id)["verdict"] == "not_judged"
+
+    post_class_images(client, range(ITEMS, 2 * ITEMS))
+    run_until(worker, client, upgrade_id, "live")
+
+    report = report_of(client, upgrade_id)
+    assert (report["report"], report["verdict"], report["evidence"]) == (2, "pass", ITEMS)
+
+
+def test_a_person_may_cut_over_what_was_not_judged_and_that_is_recorded(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    register_h(client, turn)
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+
+    live = cut_over(client, worker, upgrade_id)
+
+    assert live["decision"] == {"by": "request", "reason": None, "verdict": "not_judged", "report": 1}
+
+
+def test_rows_that_change_after_a_report_make_it_stale(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    upgrade_id = judged(client, worker, turn)
+
+    post_class_images(client, range(90))
+    advance_upgrade(worker, upgrade_id)
+    assert report_of(client, upgrade_id)["report"] == 2
+    post_class_images(client, range(90, 120))
+    advance_upgrade(worker, upgrade_id)
+
+    assert report_of(client, upgrade_id)["report"] == 3
+
+
+def test_gates_that_were_asked_for_take_the_place_of_the_default_ones(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    metrics = ("cmc_at_1", "overlap_at_10", "own_item_first")
+    gates = [{"metric": metric, "limit": -1} for metric in metrics]
+    wrong = WRONG["to another target"](turn).astype(np.float32)
+
+    upgrade_id = judged(client, worker, wrong, gates=gates)
+
+    report = report_of(client, upgrade_id)
+    assert report["verdict"] == "pass", report["content"]["gates"]
+    assert [gate["limit"] for gate in client.get(f"/v1/upgrades/{upgrade_id}").json()["gates"]] == [-1] * 3
+    sliced = {"to_version": "v2", "gates": [{"metric": "own_item_first", "limit": 0, "slice": "label=class 0"}]}
+    assert client.post("/v1/galleries/g/upgrades", json=sliced).status_code in (400, 409, 422)

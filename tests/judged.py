@@ -1,0 +1,62 @@
+"""A gallery that can be judged: images in classes, and transformations that are right, or wrong in known ways."""
+
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.networks import SIZE, onnx_encoder_bytes
+from tests.registrations import post_transformation, post_version
+from tests.scenario import create_gallery
+from tests.unit.models.artifact_files import onnx_matrix
+
+DIM = 12
+CLASSES = 5
+_NOISE = 25.0
+
+
+def class_image(number: int) -> bytes:
+    """Return an image of class `number % CLASSES`, as PNG."""
+    base = np.random.default_rng(number % CLASSES).integers(0, 256, (SIZE, SIZE, 3))
+    noise = np.random.default_rng(1_000 + number).normal(0, _NOISE, (SIZE, SIZE, 3))
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(base + noise, 0, 255).astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def post_class_images(client: httpx.Client, numbers: Iterable[int]) -> None:
+    numbers = list(numbers)
+    files = [("files", (f"{number}.png", class_image(number), "image/png")) for number in numbers]
+    items: list[dict[str, Any]] = [{"label": f"class {number % CLASSES}"} for number in numbers]
+    answer = client.post("/v1/galleries/g/images", files=files, data={"items": json.dumps(items)})
+    assert answer.is_success, answer.text
+
+
+def post_references(
+    client: httpx.Client, upgrade_id: int, numbers: Iterable[int], of: dict[int, int] | None = None
+) -> httpx.Response:
+    """Post images as references; `of` says which image is sent under a number's id."""
+    files = [
+        ("files", (f"{number}.png", class_image((of or {}).get(number, number)), "image/png")) for number in numbers
+    ]
+    return client.post(f"/v1/upgrades/{upgrade_id}/references", files=files)
+
+
+def register_two_spaces(client: httpx.Client) -> NDArray[np.float32]:
+    """Register v1 and v2, whose embedding is v1's times an orthogonal matrix, and create gallery `g` under v1; return
+    the matrix: what a perfect h is."""
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((DIM, DIM)))[0].astype(np.float32)
+    for name, matrix in (("v1", np.eye(DIM, dtype=np.float32)), ("v2", turn)):
+        phi = onnx_encoder_bytes(DIM, seed=1, turn=matrix)
+        assert post_version(client, name, phi, embedding_dim=DIM).is_success
+    create_gallery(client)
+    return turn
+
+
+def register_h(client: httpx.Client, matrix: NDArray[np.float32]) -> None:
+    assert post_transformation(client, "v1", "v2", onnx_matrix(matrix)).is_success

@@ -1,0 +1,106 @@
+"""Evaluating an upgrade: its evidence is read, and judged, and a report is made of it."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+
+from models.judging.evidence import Evidence, Galleries, Queries, References
+from models.judging.intervals import Draws
+from models.judging.linear_floor import cross_fitted
+from models.judging.report import Reading, to_json
+from models.normalize import l2_normalize
+from service.domain.gallery.current_rows import stream_rows, stream_whole_rows
+from service.domain.judging.evidence import GalleryRows, JudgedItems, gallery_rows, judged_items
+from service.domain.judging.gates import LEAST_REFERENCES
+from service.domain.judging.reports import NewReport, rules_of
+from service.index.protocol import Ids, Vectors
+from service.tables import Upgrade
+from workers.app import WorkerParts
+from workers.judging import Judging, Known, judge
+
+_ROWS_AT_ONCE = 50_000
+_LEAST_NEIGHBOURS = 2
+
+
+def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
+    """Return a report on an upgrade's next generation: the same for the same rows and seed. Writes nothing.
+
+    Memory holds the evidence, a sample of the gallery, and of the rest some 30 bytes an item.
+    """
+    began = time.monotonic()
+    most = parts.settings.evaluation_sample_items
+    with parts.database.session_scope(snapshot=True) as session:
+        gallery = gallery_rows(session, upgrade)
+        items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
+
+    evidence = _evidence(parts, upgrade, gallery, items, seed)
+    report = judge(evidence, _judging(upgrade, gallery, seed, most))
+    return NewReport(
+        verdict=report.verdict,
+        revision=gallery.revision,
+        evidence=0 if items is None else len(items),
+        content=to_json(report).decode(),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _evidence(
+    parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, seed: int
+) -> Evidence:
+    """Return what there is. The linear map that h is compared with stands beside it in its artifact; of a foreign h and
+    of several hops, it is fitted on the references, each answered by a map that was fitted on others."""
+    before, after = (
+        stream_rows(parts.database, generation, gallery.revision, _ROWS_AT_ONCE)
+        for generation in (gallery.before, gallery.after)
+    )
+    galleries = Galleries(
+        metric=gallery.after.metric,
+        before=before,
+        after=after,
+        item_ids=gallery.labelled_ids,
+        labels=gallery.labels,
+    )
+    if items is None or len(items) < _LEAST_NEIGHBOURS:
+        return Evidence(galleries)
+
+    queries = Queries(
+        before=items.before,
+        after=items.after,
+        item_ids=items.ids,
+        source=items.source,
+        labels=items.labels,
+        attributes=items.attributes,
+    )
+    linear = parts.networks.linear(items.rows, upgrade.legs[0].transformation_ids)
+    if linear is not None:
+        galleries = replace(galleries, linear=_linear_rows(parts, upgrade, gallery))
+    elif len(items) >= LEAST_REFERENCES:
+        linear = cross_fitted(items.rows.embedding, items.rows.side_information, items.after, seed)
+        linear = l2_normalize(linear) if gallery.after.version.normalize else linear
+    return Evidence(galleries, References(queries, items.transformed, linear))
+
+
+def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> Iterator[tuple[Ids, Vectors]]:
+    """Give what the linear map would make of the whole gallery."""
+    for rows in stream_whole_rows(parts.database, gallery.read, gallery.revision, _ROWS_AT_ONCE):
+        found = parts.networks.linear(rows, upgrade.legs[0].transformation_ids)
+        assert found is not None
+        yield rows.item_id, found
+
+
+def _judging(upgrade: Upgrade, gallery: GalleryRows, seed: int, most: int) -> Judging:
+    known = Known(
+        items=gallery.items,
+        items_waiting=gallery.items_waiting,
+        ann_recall=gallery.recall,
+        recall_sample_size=gallery.recall_sample,
+        recall_source="the index's own sample",
+    )
+    about: dict[str, str | int | float] = {
+        "code_version": version("gallery-upgrade"),
+        "revision": gallery.revision,
+        "most_evidence": most,
+        "networks": " ".join(gallery.networks),
+    }
+    return Judging(known, gallery.task, tuple(rules_of(upgrade)), Reading(Draws(seed)), about)
