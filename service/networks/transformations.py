@@ -89,6 +89,14 @@ class TransformationNetworks:
                 ]
             )
 
+    def apply(
+        self, transformation_id: int, embedding: Vectors, side_information: Vectors | None
+    ) -> tuple[Vectors, Vectors | None]:
+        """Return what one transformation gives for (B, D_from) and (B, S) or None, float32, as `Hop` does."""
+        hop = self._hop(transformation_id)
+        with self._computing:
+            return hop(embedding, side_information)
+
     def load(self, transformation_ids: Iterable[int]) -> None:
         """Have the networks ready, so that nothing that holds a lock waits for them."""
         for transformation_id in transformation_ids:
