@@ -132,7 +132,7 @@ def _train_default(
         setting = NOT_USED
         if "probe" in networks:
             probe = _extended(networks["probe"], non_negative=network.non_negative)
-            setting = choose_setting(probe, learned, held_out, left_out)
+            setting = choose_setting(probe, learned, held_out.first_view(), left_out)
         choices["class_means"] = None if setting is NOT_USED else asdict(setting)
         choices["classes_left_out"] = len(left_out)
         if setting is not NOT_USED:
@@ -216,10 +216,10 @@ class _Fit:
 
 
 def _split(pairs: PairedFeatures, generator: torch.Generator) -> tuple[PairedFeatures, PairedFeatures]:
-    """Return (to learn from, held out); the held-out images have one view each."""
+    """Return (to learn from, held out), each with all views."""
     order = torch.randperm(len(pairs), generator=generator)
     count = min(_MOST_HELD_OUT, int(_HELD_OUT * len(pairs)))
-    return pairs.take(order[count:]), pairs.take(order[:count]).first_view()
+    return pairs.take(order[count:]), pairs.take(order[:count])
 
 
 def _with_linear_map(network: Transformation, learned: PairedFeatures, held_out: PairedFeatures) -> Transformation:
