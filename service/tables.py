@@ -125,6 +125,10 @@ class Transformation(Base):
         """Whether h moves items towards the means of their classes, which makes them alike."""
         return self.architecture.get("h", {}).get("config", {}).get("classes") is not None
 
+    def may_serve(self, task: Task) -> bool:
+        """Whether a gallery of this task may be upgraded by it: one that is searched for items keeps them apart."""
+        return task == "class" or not self.draws_to_classes
+
 
 class Gallery(Base):
     """A named set of items, of which `items` are live. `revision` counts its changes; its row lock orders every write

@@ -1,5 +1,7 @@
 """How good a trained h and g are on rows that they never saw."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,14 @@ def held_out_metrics(
     g: TransformationNetwork | None,
     linear: TransformationNetwork | None = None,
     *,
+    chained_transformations: Sequence[int] = (),
     normalize: bool,
     device: str,
 ) -> dict[str, Any]:
     """Return h's, the linear map's and g's errors on held-out rows, how often an item's new embedding finds the item's
     own transformed one first, whether h's expected errors are the true ones and, with labels, retrieval old/old, new/h
-    and new/new (l2).
+    and new/new (l2). `chained` has h's and g's on what each chained transformation gives for the same images, in the
+    order of their ids.
 
     `normalize` is the new version's: what stands in for its embeddings has unit norm too. `mean_predictor_error` is the
     mean squared error of giving every row the held-out rows' mean. `retrieval` is null when no two rows share a label.
@@ -38,10 +42,31 @@ def held_out_metrics(
         metrics["uncertainty"] = _reliability(expected, transformed, rows)
     if linear is not None:
         metrics["linear"] = _compared(_apply(linear, rows, normalize)[0], rows, device)
-    if g is not None and rows.side_information_to is not None:
-        metrics["g"] = vector_errors(_apply(g, rows)[0], rows.side_information_to)
+    metrics |= _of_g(g, rows)
+    metrics["chained"] = []
+    for number, transformation_id in enumerate(chained_transformations):
+        given = _given_by_chain(rows, number)
+        found = {"h": _compared(_apply(h, given, normalize)[0], given, device), **_of_g(g, given)}
+        metrics["chained"].append({"transformation": transformation_id, **found})
     metrics["retrieval"] = None if rows.labels is None else _retrieval(rows, rows.labels, transformed, device)
     return metrics
+
+
+def _given_by_chain(rows: FeatureRows, number: int) -> FeatureRows:
+    """Return the rows with what h and g are given after a chained transformation."""
+    assert rows.chained_embedding_from is not None
+    sides = rows.chained_side_information_from
+    return replace(
+        rows,
+        embedding_from=rows.chained_embedding_from[number],
+        side_information_from=None if sides is None else sides[number],
+    )
+
+
+def _of_g(g: TransformationNetwork | None, rows: FeatureRows) -> dict[str, dict[str, float]]:
+    if g is None or rows.side_information_to is None:
+        return {}
+    return {"g": vector_errors(_apply(g, rows)[0], rows.side_information_to)}
 
 
 def _compared(transformed: Vectors, rows: FeatureRows, device: str) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Advancing a training of h and g by one time slice.
 
-1. encode the images of a data set by both versions, a part at a time (paired vectors are stored when they are posted);
+1. encode the images of a data set by both versions, and by chained transformations, a part at a time (paired vectors
+   are stored when they are posted);
 2. train h, then g, an epoch at a time; the state goes into the blob store when the slice, or the last epoch, ends;
 3. measure both on rows that they never saw, and register them as a transformation.
 Every step begins where the blob store says that the last one ended: a worker that dies costs its slice. The state after
@@ -9,7 +10,7 @@ each epoch of the slice is in a scratch file in the data folder, which is used o
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from models.artifacts import ArtifactError, TransformationNetwork, save_network
 from models.precision import fastest_precision
@@ -28,6 +30,7 @@ from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
 from service.domain.registry import NetworkStore
+from service.domain.training.chains import ChainBroken, ChainedSource, chained_sources
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
 from service.domain.training.trainings import (
@@ -183,10 +186,12 @@ def _encode(time_slice: _Slice, listed: ListedImages) -> None:
     clock = _PhaseClock(time_slice, "encoding", "images")
     images = parts.training.keep(time_slice.prefix, "images", lambda: _find_images(time_slice, listed))
     encoders = parts.training.keep(time_slice.prefix, "encoders", lambda: Encoders(parts.blobs, parts.settings))
+    with parts.database.session_scope() as session:
+        chained = chained_sources(session, time_slice.request.chained_transformations)
 
     remaining = images.read(done)
     while batch := list(islice(remaining, parts.settings.encode_batch_items)):
-        time_slice.files.add_rows(done, done + len(batch), _encode_batch(time_slice, encoders, batch))
+        time_slice.files.add_rows(done, done + len(batch), _encode_batch(time_slice, encoders, chained, batch))
         done += len(batch)
         clock(done, total)
         if time_slice.is_over:
@@ -203,8 +208,10 @@ def _find_images(time_slice: _Slice, listed: ListedImages) -> ImageSet:
     return images
 
 
-def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledImage]) -> FeatureRows:
-    """Return the features of those images of a batch that can be read."""
+def _encode_batch(
+    time_slice: _Slice, encoders: Encoders, chained: Sequence[ChainedSource], batch: list[LabelledImage]
+) -> FeatureRows:
+    """Return the features of those images of a batch that can be read. Raises `ChainBroken`."""
     readable, labels = [], []
     for image in batch:
         try:
@@ -218,6 +225,11 @@ def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledIm
         encoders.get(version).encode(readable) if readable else _nothing(version)
         for version in (time_slice.before, time_slice.after)
     )
+    given = [
+        _transformed(time_slice, encoders, source, readable) if readable else _nothing(time_slice.before)
+        for source in chained
+    ]
+    given_sides = [rows.side_information for rows in given if rows.side_information is not None]
     digests = b"".join(hashlib.sha256(image.data).digest() for image in batch)
     return FeatureRows(
         embedding_from=before.embedding,
@@ -225,8 +237,23 @@ def _encode_batch(time_slice: _Slice, encoders: Encoders, batch: list[LabelledIm
         embedding_to=after.embedding,
         side_information_to=after.side_information,
         labels=label_numbers(labels),
+        chained_embedding_from=np.stack([rows.embedding for rows in given]) if given else None,
+        chained_side_information_from=np.stack(given_sides) if given_sides else None,
         source_sha256=np.frombuffer(digests, np.uint8).reshape(-1, 32),
     )
+
+
+def _transformed(time_slice: _Slice, encoders: Encoders, source: ChainedSource, images: list[Image]) -> Encoded:
+    """Return what a chained transformation gives for images: rows of the version that the training leads from."""
+    encoded = encoders.get(source.version).encode(images)
+    networks, number = time_slice.parts.networks, source.transformation_id
+    found = Encoded(*networks.apply(number, encoded.embedding, encoded.side_information))
+    if not all(np.isfinite(values).all() for values in (found.embedding, found.side_information) if values is not None):
+        raise ChainBroken(
+            f"Transformation {number} gave values that are not finite for an image: delete it, or set options.chained"
+            " to false."
+        )
+    return found
 
 
 def _nothing(version: ModelVersion) -> Encoded:
@@ -297,6 +324,7 @@ def _register(
         _applied(time_slice, h_bytes, time_slice.after.embedding_dim),
         None if g_bytes is None else _applied(time_slice, g_bytes, time_slice.after.side_information_dim),
         None if linear is None else _applied(time_slice, save_network(linear), time_slice.after.embedding_dim),
+        chained_transformations=time_slice.request.chained_transformations,
         normalize=time_slice.after.normalize,
         device=parts.settings.device,
     )

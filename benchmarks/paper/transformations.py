@@ -59,9 +59,9 @@ class Variant:
 class Spec:
     """One network: from φ `old` and ψ `side` (several names joined by "+" are concatenated) to `new`.
 
-    With `through`, it learns from what the transformations from `through` to `old` and `side` give, instead of from
-    what the encoders `old` and `side` give; with `classes`, from images of that set of classes alone, and with `pairs`
-    from so many images alone, drawn by `seed`.
+    With `through`, it also learns from what the transformations from `through` to `old` and `side` give, as further
+    views of the same images; with `classes`, from images of that set of classes alone, and with `pairs` from so many
+    images alone, drawn by `seed`.
     """
 
     old: str
@@ -74,7 +74,8 @@ class Spec:
     pairs: int | None = None
 
     def file(self, folder: Path) -> Path:
-        parts = [self.old, self.side or "none", self.new, self.variant, str(self.seed), *(self.through or ())]
+        parts = [self.old, self.side or "none", self.new, self.variant, str(self.seed)]
+        parts += [] if self.through is None else ["through", *self.through]
         parts += [] if self.classes is None else [self.classes]
         parts += [] if self.pairs is None else [f"{self.pairs}-pairs"]
         return folder / "h" / ("--".join(parts) + ".safetensors")
@@ -190,8 +191,13 @@ def _train(place: Path, folder: Path, spec: Spec) -> float:
     views = variant.views
     old, side = _inputs(features, spec, views)
     target = _target(features, spec, old, side)
+    kinds = 1 if spec.through is None else 2
+    if spec.through is not None:
+        chained_old, chained_side = _given_by_chain(features, spec, spec.through, views)
+        old, target, views = torch.cat([old, chained_old]), torch.cat([target, target]), 2 * views
+        side = None if side is None or chained_side is None else torch.cat([side, chained_side])
     labels = None if spec.new.endswith("simclr") else features.labels("train", spec.old)  # g needs none
-    pairs = _chosen(PairedFeatures(old, side, target, labels, views), spec)
+    pairs = _chosen(PairedFeatures(old, side, target, labels, views, kinds), spec)
     config = TransformationTraining(**{**vars(variant.config), "seed": spec.seed})
     began = time.monotonic()
     if variant.averaged:
@@ -262,18 +268,25 @@ def linear_map(features: Features, spec: Spec) -> LinearMap:
 
 def _inputs(features: Features, spec: Spec, views: int) -> tuple[Tensor, Tensor | None]:
     variant = VARIANTS[spec.variant]
-    if spec.through is None:
-        old = _rows(features.train(spec.old), views)
-        side = None if spec.side is None else _rows(features.train(spec.side), views)
-    else:
-        first, first_side = (_rows(features.train(name), views) for name in spec.through)
-        old, side = (
-            apply(load(features.folder, Spec(*spec.through, name, spec.variant, spec.seed)), first, first_side)
-            for name in (spec.old, spec.side)
-            if name is not None
-        )
+    old = _rows(features.train(spec.old), views)
+    side = None if spec.side is None else _rows(features.train(spec.side), views)
     if side is not None and variant.side_levels is not None:
         side = as_levels(side, variant.side_levels)
+    return old, side
+
+
+def _given_by_chain(
+    features: Features, spec: Spec, through: tuple[str, str], views: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return what h and g of the hop before, of the same variant and seed, give for the training images."""
+    first, first_side = (_rows(features.train(name), views) for name in through)
+    old, side = (
+        None
+        if name is None
+        else apply(load(features.folder, Spec(*through, name, spec.variant, spec.seed)), first, first_side)
+        for name in (spec.old, spec.side)
+    )
+    assert old is not None
     return old, side
 
 

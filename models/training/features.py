@@ -38,7 +38,8 @@ class PairedFeatures:
 
     embedding: (V·N, D_from), side_information: (V·N, S_from) or None, target: (V·N, D_to), all float32; the target is
     the new embedding for h, the new side-information for g. labels: (N,) int64 or None. With V = `views` above 1, row
-    v·N + i is view v of image i, and view 0 is the image as it is.
+    v·N + i is view v of image i, and view 0 is the image as it is. The views are of `kinds` kinds, with equally many of
+    each, one kind after the other: what an encoder gives of the image, and what transformations give for it.
     """
 
     embedding: Tensor
@@ -46,30 +47,38 @@ class PairedFeatures:
     target: Tensor
     labels: Tensor | None
     views: int = 1
+    kinds: int = 1
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.embedding) // self.views
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator["PairedFeatures"]:
-        """Give every image once, in random order, each by a view drawn at random."""
-        for images in shuffled_batches(len(self), size, generator):
-            rows = images
-            if self.views > 1:
-                rows = images + len(self) * torch.randint(self.views, (len(images),), generator=generator)
-            yield self._rows(rows, images, views=1)
+        """Give every image once of each kind, in random order, each by a view of that kind drawn at random."""
+        of_a_kind = self.views // self.kinds
+        for drawn in shuffled_batches(len(self) * self.kinds, size, generator):
+            images, views = drawn % len(self), drawn // len(self) * of_a_kind
+            if of_a_kind > 1:
+                views = views + torch.randint(of_a_kind, (len(images),), generator=generator)
+            yield self._rows(images + len(self) * views, images, views=1, kinds=1)
 
     def take(self, images: Tensor) -> "PairedFeatures":
         """Return some of the images, by (M,) int64 positions, with all their views."""
         rows = (torch.arange(self.views)[:, None] * len(self) + images).flatten()
-        return self._rows(rows, images, self.views)
+        return self._rows(rows, images, self.views, self.kinds)
 
     def first_view(self) -> "PairedFeatures":
         """Return the images as they are."""
         images = torch.arange(len(self))
-        return self._rows(images, images, views=1)
+        return self._rows(images, images, views=1, kinds=1)
 
-    def _rows(self, rows: Tensor, images: Tensor, views: int) -> "PairedFeatures":
+    def first_views(self) -> "PairedFeatures":
+        """Return the first view of each kind, of all images."""
+        images = torch.arange(len(self))
+        first = torch.arange(self.kinds)[:, None] * (self.views // self.kinds)
+        return self._rows((first * len(self) + images).flatten(), images, self.kinds, self.kinds)
+
+    def _rows(self, rows: Tensor, images: Tensor, views: int, kinds: int) -> "PairedFeatures":
         return replace(
             self,
             embedding=self.embedding[rows],
@@ -77,6 +86,7 @@ class PairedFeatures:
             target=self.target[rows],
             labels=None if self.labels is None else self.labels[images],
             views=views,
+            kinds=kinds,
         )
 
 

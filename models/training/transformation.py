@@ -89,11 +89,11 @@ def train_transformation(
     """Return a network trained by mean squared error to `pairs.target`, on the device of `pairs`.
 
     In the second half of the epochs BatchNorm's statistics are frozen, as in the released code. An epoch takes every
-    image once, by a view drawn at random. After each epoch the state is written to `checkpoint`, then `progress` is
-    called; what it raises ends the training. A training of the same configuration that finds the file goes on from
-    there, to the same weights. `with_uncertainty` adds a head for the squared error of each output, in the default
-    recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where the target's are. Raises
-    ValueError for fewer than two samples.
+    image once of each kind, by a view drawn at random. After each epoch the state is written to `checkpoint`, then
+    `progress` is called; what it raises ends the training. A training of the same configuration that finds the file
+    goes on from there, to the same weights. `with_uncertainty` adds a head for the squared error of each output, in the
+    default recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where the target's are.
+    Raises ValueError for fewer than two samples.
     """
     if len(pairs) < 2:
         raise ValueError("Training a transformation needs at least two samples: BatchNorm cannot learn from one.")
@@ -142,7 +142,7 @@ def _train_default(
         setting = NOT_USED
         if "probe" in networks:
             probe = _extended(networks["probe"], non_negative=network.non_negative)
-            setting = choose_setting(probe, learned, held_out, left_out)
+            setting = choose_setting(probe, learned, held_out.first_view(), left_out)
         choices["class_means"] = None if setting is NOT_USED else asdict(setting)
         choices["classes_left_out"] = len(left_out)
         if setting is not NOT_USED:
@@ -188,7 +188,7 @@ class _Fit:
         for epoch in range(epochs_done, config.epochs):
             learned.train(epoch < config.epochs // 2)
             for name, network in networks.items():
-                for batch in rows[name].batches(self._batch_size(len(rows[name])), self.generator):
+                for batch in rows[name].batches(self._batch_size(len(rows[name]) * rows[name].kinds), self.generator):
                     optimizer.zero_grad()
                     self._loss(network, batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
                     optimizer.step()
@@ -226,10 +226,10 @@ class _Fit:
 
 
 def _split(pairs: PairedFeatures, generator: torch.Generator) -> tuple[PairedFeatures, PairedFeatures]:
-    """Return (to learn from, held out); the held-out images have one view each."""
+    """Return (to learn from, with all views; held out, with the first of each kind)."""
     order = torch.randperm(len(pairs), generator=generator)
     count = min(_MOST_HELD_OUT, int(_HELD_OUT * len(pairs)))
-    return pairs.take(order[count:]), pairs.take(order[:count]).first_view()
+    return pairs.take(order[count:]), pairs.take(order[:count]).first_views()
 
 
 def _with_linear_map(network: Transformation, learned: PairedFeatures, held_out: PairedFeatures) -> Transformation:

@@ -46,7 +46,9 @@ class TransformationView(BaseModel):
 
 
 class TrainingOptions(BaseModel):
-    """What is not given is as the recipe says."""
+    """What is not given is as the recipe says. With `chained`, a training from images also learns from what the newest
+    transformation from each other version into `from_version` (one with a g, and not one that draws items to classes
+    where the task is "instance") gives for them: what a gallery holds that was upgraded by it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,6 +60,7 @@ class TrainingOptions(BaseModel):
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     inner_dim: int | None = Field(default=None, ge=1, le=8_192)
     members: int | None = Field(default=None, ge=1, le=16)
+    chained: bool = True
 
     @model_validator(mode="after")
     def _recipe_knows_the_task(self) -> Self:
@@ -177,8 +180,9 @@ def train_transformation(
     side_information_to and label. The answer is the job that trains; its result names the transformation.
     """
     new, pairs = training
-    options = new.options.model_dump(exclude_none=True)
-    wanted = WantedTraining(new.from_version, new.to_version, new.with_g, new.dataset, options)
+    options = new.options.model_dump(exclude_none=True, exclude={"chained"})
+    chained = new.options.chained
+    wanted = WantedTraining(new.from_version, new.to_version, new.with_g, new.dataset, options, chained)
     job = plan_training(registry.NetworkStore(session, parts.blobs, parts.settings), wanted, pairs)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_view(job)

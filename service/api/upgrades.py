@@ -108,10 +108,12 @@ class PhaseView(BaseModel):
 
 
 class DryRunView(BaseModel):
-    """`bytes` go into the database and `index_bytes` into the blob store; `seconds` is for one worker at the rate that
-    was measured on `measured_items` rows, without the index; null for an empty gallery."""
+    """`reason` says why the path is this one, and what would make a shorter one possible. `bytes` go into the database
+    and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on `measured_items`
+    rows, without the index; null for an empty gallery."""
 
     path: list[LegView]
+    reason: str
     items: int
     bytes: int
     index_bytes: int
@@ -197,6 +199,7 @@ def plan_upgrade(
 def _dry_run_view(found: DryRun) -> DryRunView:
     return DryRunView(
         path=[LegView(**leg.to_json()) for leg in found.legs],
+        reason=found.reason,
         items=found.items,
         bytes=found.bytes,
         index_bytes=found.index_bytes,

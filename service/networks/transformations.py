@@ -120,6 +120,15 @@ class TransformationNetworks:
             None if network is None else Hop(network, None, normalize)(rows.embedding, rows.side_information).embedding
         )
 
+    def apply(
+        self, transformation_id: int, embedding: Vectors, side_information: Vectors | None
+    ) -> tuple[Vectors, Vectors | None]:
+        """Return what one transformation's h and g give for (B, D_from) and (B, S) or None, float32."""
+        hop = self._hop(transformation_id)
+        with self._computing:
+            found = hop(embedding, side_information)
+        return found.embedding, found.side_information
+
     def load(self, transformation_ids: Iterable[int]) -> None:
         """Have the networks ready, so that nothing that holds a lock waits for them."""
         for transformation_id in transformation_ids:

@@ -45,13 +45,15 @@ class Leg:
 
 @dataclass
 class Generation:
-    """One stored generation; `legs` say where rows are derived from while it is not complete."""
+    """One stored generation; `legs` say where rows are derived from while it is not complete, and `hops` how often most
+    of them were transformed."""
 
     id: int
     version: str
     legs: list[Leg] = field(default_factory=list)
     complete: bool = True
     rows: dict[str, Row] = field(default_factory=dict)
+    hops: int = 0
 
 
 @dataclass
@@ -123,7 +125,8 @@ class GalleryModel:
                 generation.rows.pop(id_, None)
 
     def legs_to(self, version: str) -> list[Leg]:
-        """Return where an upgrade must read: the fewest hops, else the active generation, which has every item."""
+        """Return where an upgrade must read: the fewest hops since the pixels, else the active generation, which has
+        every item."""
         if version == self.active.version:
             return []
         found = [
@@ -131,13 +134,17 @@ class GalleryModel:
             for generation in self.generations.values()
             if generation.version != version
         ]
-        found.sort(key=lambda leg: (len(leg.path), leg.generation != self.active_id))
+        found.sort(key=lambda leg: (self._hops_of(leg), leg.generation != self.active_id))
         fewest, everything = found[0], next(leg for leg in found if leg.generation == self.active_id)
         return [fewest] if fewest is everything else [fewest, everything]
 
     def plan(self, upgrade: Upgrade, version: str, legs: list[Leg]) -> None:
         self.upgrades.append(upgrade)
-        self.generations[upgrade.to_generation] = Generation(upgrade.to_generation, version, legs, complete=False)
+        made = Generation(upgrade.to_generation, version, legs, complete=False, hops=self._hops_of(legs[0]))
+        self.generations[upgrade.to_generation] = made
+
+    def _hops_of(self, leg: Leg) -> int:
+        return self.generations[leg.generation].hops + len(leg.path) - 1
 
     def derived(self, generation: Generation, id_: str) -> Row | None:
         """Return the row that an item must be given in a generation that is derived; None if nothing has one."""

@@ -33,13 +33,19 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureRows:
-    """Rows of the same N images under two versions."""
+    """Rows of the same N images under two versions.
+
+    The chained ones are what C transformations into the first version give for the images, as `service.domain.training.
+    chains` finds them: what h and g are given in a gallery that was upgraded by one of them.
+    """
 
     embedding_from: Vectors  # (N, D_from)
     embedding_to: Vectors  # (N, D_to)
     side_information_from: Vectors | None = None  # (N, S_from)
     side_information_to: Vectors | None = None  # (N, S_to)
     labels: NDArray[np.int64] | None = None  # (N,) as `label_numbers` gives them
+    chained_embedding_from: Vectors | None = None  # (C, N, D_from)
+    chained_side_information_from: Vectors | None = None  # (C, N, S_from)
     source_sha256: NDArray[np.uint8] | None = None  # (M, 32) of all M images that were looked at, readable or not
 
     def __len__(self) -> int:

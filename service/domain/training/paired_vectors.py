@@ -80,11 +80,17 @@ def store_pairs(
     return StoredPairs(rows, _sha256(sources))
 
 
-def check_bytes(rows: int, dims: Iterable[int | None], max_bytes: int) -> None:
-    """Raise `TooManyRows` (413) when so many rows of float32 vectors take more than `max_bytes`."""
-    needed = rows * sum(dim or 0 for dim in dims) * 4
-    if needed > max_bytes:
-        raise TooManyRows(f"The features of {rows} rows take {needed} bytes; a training may take {max_bytes}.")
+def check_bytes(rows: int, dims: Iterable[int | None], max_bytes: int, chained: int = 0) -> None:
+    """Raise `TooManyRows` (413) when so many rows of float32 vectors take more than `max_bytes`: as they are, and once
+    more by each of so many chained transformations."""
+    plain = rows * sum(dim or 0 for dim in dims) * 4
+    needed = plain * (1 + chained)
+    if needed <= max_bytes:
+        return
+    refusal = f"The features of {rows} rows take {needed} bytes; a training may take {max_bytes}."
+    if chained:
+        refusal += f" Without what {chained} chained transformations give (options.chained: false), they take {plain}."
+    raise TooManyRows(refusal)
 
 
 @contextmanager

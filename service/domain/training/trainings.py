@@ -24,6 +24,7 @@ from service.domain.job_state import UNFINISHED, JobAction, JobState
 from service.domain.jobs import TRAINING, change_jobs, fail_job, succeed_job
 from service.domain.phases import Phase, phase_of, rate_of
 from service.domain.registry import NetworkStore, get_version, register_transformation
+from service.domain.training.chains import chained_transformations
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
 from service.domain.training.paired_vectors import PairLimits, StoredPairs, check_bytes, store_pairs
@@ -47,13 +48,15 @@ class TrainingEnded(Exception):
 
 @dataclass(frozen=True)
 class WantedTraining:
-    """What a client asks for; `options` has only those that were given."""
+    """What a client asks for; `options` has only those of the recipe that were given. With `chained`, images are also
+    learned from by what transformations into `from_version` give for them."""
 
     from_version: str
     to_version: str
     with_g: bool
     dataset: str | None
     options: dict[str, Any]
+    chained: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class TrainingRequest:
     dataset: str | None
     options: dict[str, Any]
     learns_from: StoredPairs | ListedImages
+    chained_transformations: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -83,13 +87,16 @@ class TrainingRequest:
         assert job.request is not None
         values = dict(job.request)
         source = ListedImages if "images" in values else StoredPairs
-        return cls(learns_from=source(**{field.name: values.pop(field.name) for field in fields(source)}), **values)
+        learns_from = source(**{field.name: values.pop(field.name) for field in fields(source)})
+        chained = tuple(values.pop("chained_transformations", ()))
+        return cls(learns_from=learns_from, chained_transformations=chained, **values)
 
     def to_json(self) -> dict[str, Any]:
         """Return what the row keeps; the keys of `learns_from` lie beside the others."""
         values = asdict(self)
         del values["learns_from"]
-        return {**values, **asdict(self.learns_from)}
+        chained = list(self.chained_transformations)
+        return {**values, **asdict(self.learns_from), "chained_transformations": chained}
 
 
 @dataclass(frozen=True)
@@ -134,9 +141,9 @@ def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO |
     hold(session, AdvisoryLock.TRAINING_FILES, shared=True)
     prefix = uuid.uuid4().hex
     limits = PairLimits(before, after, LEAST_ROWS, store.settings.max_training_bytes)
-    learns_from = _take_source(store, wanted, pairs, limits, prefix)
+    source = _take_source(store, wanted, pairs, limits, prefix)
     request = TrainingRequest(
-        before.name, before.id, after.name, after.id, wanted.with_g, wanted.dataset, wanted.options, learns_from
+        before.name, before.id, after.name, after.id, wanted.with_g, wanted.dataset, wanted.options, *source
     )
     job = Job(
         kind=TRAINING,
@@ -156,17 +163,20 @@ def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO |
 
 def _take_source(
     store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO | None, limits: PairLimits, prefix: str
-) -> StoredPairs | ListedImages:
-    """Store the paired vectors that are learned from, or list the images; refuse too few of them and too many."""
+) -> tuple[StoredPairs | ListedImages, tuple[int, ...]]:
+    """Store the paired vectors that are learned from, or list the images, with the chained transformations that are
+    learned from too: of vectors nobody knows what these would give. Refuse too few and too many."""
     source = PairFiles([]) if wanted.dataset is None else find_dataset(store.settings.datasets, wanted.dataset)
     if isinstance(source, PairFiles):
         files = TrainingFiles(store.blobs, prefix)
-        return store_pairs(source.paths if pairs is None else [pairs], limits, wanted.with_g, files)
+        return store_pairs(source.paths if pairs is None else [pairs], limits, wanted.with_g, files), ()
 
     if len(source) < limits.least_rows:
         raise TrainingRefused(f"A training needs at least {limits.least_rows} images; there are {len(source)}.")
-    check_bytes(len(source), limits.dims().values(), limits.max_bytes)
-    return ListedImages(len(source), source.listing_sha256())
+    task = wanted.options.get("task", "instance")
+    chained = chained_transformations(store, limits.before, limits.after, task) if wanted.chained else ()
+    check_bytes(len(source), limits.dims().values(), limits.max_bytes, len(chained))
+    return ListedImages(len(source), source.listing_sha256()), chained
 
 
 def _planned_phases(request: TrainingRequest) -> dict[str, TrainingPhase]:
@@ -258,7 +268,8 @@ def complete_training(store: NetworkStore, job_id: int, trained: TrainedTransfor
     transformation = register_transformation(store, before.name, after.name, trained.h, trained.g)
     transformation.training = _training_record(job, request, trained)
     transformation.metrics = trained.metrics
-    succeed_job(store.session, job_id, {"transformation": transformation.id})
+    chained = list(request.chained_transformations)
+    succeed_job(store.session, job_id, {"transformation": transformation.id, "chained_transformations": chained})
     events.info("training.succeeded", job_id=job_id, transformation_id=transformation.id)
 
 
@@ -273,6 +284,7 @@ def _training_record(job: Job, request: TrainingRequest, trained: TrainedTransfo
         "rows": trained.rows,
         "held_out_rows": trained.held_out_rows,
         "images_skipped": trained.images_skipped,
+        "chained_transformations": list(request.chained_transformations),
         "dataset": request.dataset,
         "dataset_sha256": learned.sha256 if isinstance(learned, StoredPairs) else trained.images_sha256,
         "seconds": round(sum(phase.seconds for phase in phases_of(job).values()), 3),

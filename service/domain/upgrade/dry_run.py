@@ -22,10 +22,12 @@ _SAMPLE_ITEMS = 4_096
 
 @dataclass(frozen=True)
 class DryRun:
-    """`bytes` is what the new generation adds to the database and `index_bytes` to the blob store; `seconds` is what
-    one worker takes for the rows at the measured rate, without the index. None for an empty gallery."""
+    """`reason` says why the path is this one. `bytes` is what the new generation adds to the database and `index_bytes`
+    to the blob store; `seconds` is what one worker takes for the rows at the measured rate, without the index. None for
+    an empty gallery."""
 
     legs: list[FoundLeg]
+    reason: str
     items: int
     bytes: int
     index_bytes: int
@@ -56,6 +58,7 @@ def dry_run(database: Database, networks: Networks, wanted: WantedUpgrade) -> Dr
         measured, seconds = _measure(database, networks.transform, outline)
     return DryRun(
         legs=outline.legs,
+        reason=outline.reason,
         items=outline.items,
         bytes=outline.bytes.database,
         index_bytes=outline.bytes.index,

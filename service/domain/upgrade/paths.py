@@ -10,8 +10,9 @@ from sqlalchemy.orm import Session
 from service.column_types import Leg
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
+from service.domain.upgrade.history import Histories
 from service.errors import Conflict
-from service.tables import ModelVersion, Task, Transformation, Upgrade
+from service.tables import ModelVersion, Task, Transformation
 
 
 class NoPath(Conflict):
@@ -39,23 +40,31 @@ def find_legs(
 ) -> list[FoundLeg]:
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
-    The second leg is for items that only the active generation has (vectors imported since a cutover); it may use any
-    registered transformation. None of them may erase which item is which in a gallery that is searched for items, and
-    a generation whose items were made alike, when the gallery was searched by class, comes after all others.
+    Hops are counted since the images were encoded: rows that an upgrade made have gone through some already, and
+    nothing is chained where there is a direct way from a generation that is still stored. The second leg is for items
+    that only the active generation has (vectors imported since a cutover); it may use any registered transformation.
+    None of them may erase which item is which in a gallery that is searched for items, and a generation whose items
+    were made alike, when the gallery was searched by class, comes after all others.
     Raises `NoPath` and `ErasesItems` (409), or `UnknownTransformation` (404) when `transformation_id` is given and does
     not exist.
     """
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
     registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
     usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
-    sources = (active, *retained)
+    sources = [generation for generation in (active, *retained) if generation.version.id != to_version.id]
 
     legs = _legs_from(sources, to_version, _that_may_serve(task, usable), versions)
     if not legs:
         raise _refusal(_legs_from(sources, to_version, usable, versions), usable, active, to_version)
 
-    drawn = _drawn_to_classes(session, active.gallery_id, registered) if task == "instance" else set()
-    legs.sort(key=lambda leg: (leg.generation_id in drawn, len(leg.transformation_ids), leg.generation_id != active.id))
+    histories = Histories(session, active.gallery_id, registered)
+
+    def rank(leg: FoundLeg) -> tuple[bool, int, bool]:
+        history = histories.of(leg.generation_id)
+        alike = task == "instance" and history.drawn_to_classes
+        return alike, history.hops + len(leg.transformation_ids), leg.generation_id != active.id
+
+    legs.sort(key=rank)
     chosen_legs = [legs[0]]
     if legs[0].generation_id != active.id:
         rest = _shortest_leg(active, to_version, _that_may_serve(task, registered), versions)
@@ -71,19 +80,7 @@ def find_legs(
 
 def _that_may_serve(task: Task, transformations: Sequence[Transformation]) -> list[Transformation]:
     """Return the transformations that a gallery of this task may be upgraded by."""
-    return [
-        transformation for transformation in transformations if task == "class" or not transformation.draws_to_classes
-    ]
-
-
-def _drawn_to_classes(session: Session, gallery_id: int, registered: Sequence[Transformation]) -> set[int]:
-    """Return the gallery's generations with rows that were drawn to class means, on the last hop or on any before."""
-    drawing = {transformation.id for transformation in registered if transformation.draws_to_classes}
-    drawn: set[int] = set()
-    for upgrade in session.scalars(select(Upgrade).where(Upgrade.gallery_id == gallery_id).order_by(Upgrade.id)):
-        if any(leg.generation_id in drawn or drawing.intersection(leg.transformation_ids) for leg in upgrade.legs):
-            drawn.add(upgrade.to_generation_id)
-    return drawn
+    return [transformation for transformation in transformations if transformation.may_serve(task)]
 
 
 def _refusal(

@@ -13,6 +13,7 @@ from service.domain.gallery.generations import StoredGeneration, add_generation,
 from service.domain.generation_stage import GenerationStage
 from service.domain.judging.gates import GateRule, rules_for
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
+from service.domain.upgrade.path_reasons import reason_for
 from service.domain.upgrade.paths import FoundLeg, find_legs
 from service.domain.upgrade_state import State
 from service.errors import Conflict
@@ -49,9 +50,11 @@ class WantedUpgrade:
 
 @dataclass(frozen=True)
 class Outline:
-    """An upgrade that could start now: its path, the generation it would make, and that one's size."""
+    """An upgrade that could start now: its path and why it is this one, the generation it would make, and that one's
+    size."""
 
     legs: list[FoundLeg]
+    reason: str
     target: StoredGeneration
     items: int
     bytes: Bytes
@@ -131,8 +134,9 @@ def _outline(session: Session, gallery: Gallery, version: ModelVersion, transfor
         raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
     retained = [generation for generation in stored if generation is not active]
     legs = find_legs(session, version, active, retained, transformation_id, gallery.task)
+    reason = reason_for(session, legs, stored, version, gallery.task, asked_for=transformation_id is not None)
 
     side_dim = version.side_information_dim if legs[0].gives_side_information else None
     vector_format = VectorFormat(version.embedding_dim, side_dim, gallery.dtype)
     target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, GenerationStage.BUILDING)
-    return Outline(legs, target, gallery.items, generation_bytes(vector_format, gallery.items))
+    return Outline(legs, reason, target, gallery.items, generation_bytes(vector_format, gallery.items))

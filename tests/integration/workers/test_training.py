@@ -1,22 +1,35 @@
 """Trainings of h and g as workers run them: what is learned from, in slices, killed, and by two at once."""
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from service.domain.gallery.generations import get_stored_generation
 from service.domain.training.files import TrainingFiles
 from service.queue import celery_application
 from service.settings import Settings
+from tests.networks import encoder_bytes
 from tests.paired_vectors import paired_columns, parquet
-from tests.scenario import create_gallery, import_vectors, register_version, start_upgrade
+from tests.registrations import post_version
+from tests.rows import rows_of
+from tests.scenario import (
+    create_gallery,
+    import_vectors,
+    register_transformation,
+    register_version,
+    start_upgrade,
+)
 from tests.served import wait_for
 from tests.trainings import (
     QUICK,
@@ -127,6 +140,85 @@ def test_images_in_class_folders_or_in_parquet_are_encoded_by_both_versions(
         assert (training["rows"], training["held_out_rows"], training["images_skipped"]) == (108, 11, 1)
         assert training["dataset_sha256"] == trained[0]["training"]["dataset_sha256"]
     assert trained[0]["metrics"]["retrieval"]["new_new"]["cmc_at_1"] >= 0
+
+
+@pytest.fixture
+def chained(versions: TestClient, datasets: Path) -> TestClient:
+    """A client with images to train from and a transformation of v1 to v2, so that a training from v2 is chained."""
+    write_images(datasets / "photos")
+    register_transformation(versions, "v1", "v2")
+    return versions
+
+
+FROM_V2: dict[str, Any] = {
+    "from_version": "v2",
+    "to_version": "v3",
+    "dataset": "photos",
+    "options": QUICK | {"epochs": 3},
+}
+
+
+def test_images_are_learned_from_by_what_an_earlier_upgrade_made_of_them_too(
+    chained: TestClient, worker: WorkerParts
+) -> None:
+    job_id = begin(chained, **FROM_V2)
+
+    transformation = finish(chained, worker, job_id)
+
+    result = job_of(chained, job_id)["result"]
+    assert result == {"transformation": transformation["id"], "chained_transformations": [1]}
+    training, metrics = transformation["training"], transformation["metrics"]
+    assert (training["rows"], training["held_out_rows"]) == (108, 11)
+    assert training["chained_transformations"] == [1]
+    (found,) = metrics["chained"]
+    assert found["transformation"] == 1
+    assert set(found["h"]) == set(metrics["h"])
+    assert found["h"] != metrics["h"]
+    plain = train(chained, worker, **FROM_V2 | {"options": {**QUICK, "epochs": 3, "chained": False}})
+    assert plain["h_digest"] != transformation["h_digest"]
+    assert (plain["training"]["chained_transformations"], plain["metrics"]["chained"]) == ([], [])
+
+
+def test_what_is_learned_from_a_chain_is_what_an_upgrade_makes_of_the_same_images(
+    chained: TestClient, worker: WorkerParts, datasets: Path
+) -> None:
+    create_gallery(chained, dtype="float32")
+    files = sorted(path for path in (datasets / "photos").rglob("*.png") if path.read_bytes() != b"no image")
+    items = json.dumps([{"id": f"{path.parent.name}/{path.name}"} for path in files])
+    parts = [("files", (path.name, path.read_bytes(), "image/png")) for path in files]
+    assert chained.post("/v1/galleries/g/images", files=parts, data={"items": items}).status_code == 200
+    run_until(worker, chained, start_upgrade(chained, "v2", cutover="auto"), "live")
+    with worker.database.session_scope() as session:
+        upgraded = rows_of(session, get_stored_generation(session, 1, 2))
+
+    job_id = begin(chained, **FROM_V2)
+    advance_training(one_epoch_a_slice(worker), job_id)
+    stored = TrainingFiles(worker.blobs, prefix_of(worker, job_id))
+    (rows,) = stored.read_rows(stored.row_ranges())
+
+    assert rows.chained_embedding_from is not None
+    assert rows.chained_side_information_from is not None
+    assert upgraded.side_information is not None
+    np.testing.assert_allclose(rows.chained_embedding_from[0], upgraded.embedding, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(rows.chained_side_information_from[0], upgraded.side_information, atol=1e-4, rtol=1e-4)
+
+
+def test_a_chained_training_in_slices_with_another_worker_after_each_ends_with_the_same_h_and_g(
+    chained: TestClient, worker: WorkerParts
+) -> None:
+    wanted: dict[str, Any] = {**FROM_V2, "to_version": "v4", "with_g": True}
+    post_version(chained, "v4", encoder_bytes(6, seed=4), encoder_bytes(5, seed=104), side_information_dim=5)
+
+    hurried = with_settings(worker, encode_batch_items=32, task_slice_seconds=0.0)
+    job_id = begin(chained, **wanted)
+    while advance_training(hurried, job_id):
+        hurried.training.forget()
+    in_slices = chained.get(f"/v1/transformations/{job_of(chained, job_id)['result']['transformation']}").json()
+    at_once = train(chained, with_settings(worker, encode_batch_items=32), **wanted)
+
+    assert in_slices["metrics"] == at_once["metrics"]
+    assert set(in_slices["metrics"]["chained"][0]) == {"transformation", "h", "g"}
+    assert [in_slices[name] for name in ("h_digest", "g_digest")] == [at_once[n] for n in ("h_digest", "g_digest")]
 
 
 def test_pairs_in_a_dataset_train_the_same_h_as_uploaded_ones(

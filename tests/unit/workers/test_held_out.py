@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,3 +184,25 @@ def test_there_is_no_retrieval_without_two_rows_of_a_label(count: int) -> None:
     unlabelled = measured(rows_of(count, labels=False), Shifted(0.0, 5))["retrieval"]
 
     assert (alone is None, unlabelled) == (count == CLASSES, None)
+
+
+def test_what_chained_transformations_give_is_measured_by_itself() -> None:
+    rows = rows_of(8)
+    assert rows.side_information_from is not None
+    chains = [by * rows.side_information_from for by in (2.0, 3.0)]
+    both = replace(
+        rows,
+        chained_embedding_from=np.zeros((2, *rows.embedding_from.shape), np.float32),
+        chained_side_information_from=np.stack(chains).astype(np.float32),
+    )
+    h, g = Shifted(0.5, 5), Shifted(0.1, 3)
+
+    metrics = held_out_metrics(
+        both, h.network, g.network, chained_transformations=(4, 9), normalize=False, device="cpu"
+    )
+
+    alone = [measured(replace(rows, side_information_from=chain), h, g) for chain in chains]
+    expected = [{"transformation": id_, "h": m["h"], "g": m["g"]} for id_, m in zip((4, 9), alone, strict=True)]
+    assert metrics["chained"] == expected
+    assert metrics["chained"][0] != metrics["chained"][1]
+    assert {name: metrics[name] for name in ("h", "g")} == {name: measured(rows, h, g)[name] for name in ("h", "g")}

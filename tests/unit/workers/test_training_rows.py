@@ -1,12 +1,15 @@
 """The rows of a training: which are learned from and which are held out, from files of any sizes."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from models.training.transformation import TransformationTraining, train_transformation
 from service.blobs import BlobStore
 from service.domain.training.files import FeatureRows, TrainingFiles, label_numbers
 from service.tables import ModelVersion
@@ -15,8 +18,11 @@ from workers.training_rows import TrainingRows, load_rows
 COUNT = 50
 
 
-def some_rows(count: int = COUNT, *, g: bool = True, labels: bool = True, unread: int = 0) -> FeatureRows:
-    """Return rows that can be told apart by their first number, of images of which `unread` could not be read."""
+def some_rows(
+    count: int = COUNT, *, g: bool = True, labels: bool = True, unread: int = 0, chained: int = 0
+) -> FeatureRows:
+    """Return rows that can be told apart by their first number, of images of which `unread` could not be read. What
+    chained transformation c gave for them has that number and 1,000·(c + 1)."""
     generator = np.random.default_rng(3)
     number = np.arange(count, dtype=np.float32)[:, None]
 
@@ -30,12 +36,20 @@ def some_rows(count: int = COUNT, *, g: bool = True, labels: bool = True, unread
         embedding_to=vectors(8),
         side_information_to=vectors(4) if g else None,
         labels=label_numbers([f"class {row % 3}" for row in range(count)]) if labels else None,
+        chained_embedding_from=np.stack([vectors(6) + 1_000 * (c + 1) for c in range(chained)]) if chained else None,
+        chained_side_information_from=np.stack([vectors(5) for _ in range(chained)]) if chained else None,
         source_sha256=digests if unread else None,
     )
 
 
 def part_of(rows: FeatureRows, start: int, stop: int) -> FeatureRows:
-    return FeatureRows(**{name: array[start:stop] for name, array in vars(rows).items() if array is not None})
+    arrays = {name: array for name, array in vars(rows).items() if array is not None}
+    return FeatureRows(
+        **{
+            name: array[:, start:stop] if name.startswith("chained") else array[start:stop]
+            for name, array in arrays.items()
+        }
+    )
 
 
 @pytest.fixture
@@ -128,3 +142,55 @@ def test_vectors_that_did_not_come_from_images_have_no_digest(files: TrainingFil
     loaded = stored_and_loaded(files, some_rows())
 
     assert (loaded.skipped, loaded.images_sha256) == (0, None)
+
+
+def test_what_chained_transformations_give_are_further_views_of_the_same_images(files: TrainingFiles) -> None:
+    rows = some_rows(chained=2)
+
+    loaded = stored_and_loaded(files, rows, 7, 30)
+
+    assert loaded.g is not None
+    assert rows.chained_side_information_from is not None
+    for pairs in (loaded.h, loaded.g):
+        assert (pairs.views, len(pairs)) == (3, 45)
+        by_view = np.array(numbers(pairs.embedding.numpy())).reshape(3, 45)
+        np.testing.assert_array_equal(by_view - 1_000 * np.arange(3)[:, None], np.tile(by_view[0], (3, 1)))
+        np.testing.assert_array_equal(pairs.target[:, 0], np.tile(by_view[0], 3))
+    assert loaded.h.side_information is not None
+    images = numbers(loaded.h.embedding.numpy())[:45]
+    np.testing.assert_array_equal(loaded.h.side_information[45:90], rows.chained_side_information_from[0][images])
+    assert loaded.h.labels is not None
+    assert len(loaded.h.labels) == 45
+
+
+def test_held_out_images_keep_what_chained_transformations_give_apart(files: TrainingFiles) -> None:
+    rows = some_rows(chained=2)
+
+    held_out = stored_and_loaded(files, rows, 7, 30).held_out
+
+    chosen = numbers(held_out.embedding_from)
+    assert rows.chained_embedding_from is not None
+    assert held_out.chained_embedding_from is not None
+    np.testing.assert_array_equal(held_out.embedding_to, rows.embedding_to[chosen])
+    np.testing.assert_array_equal(held_out.chained_embedding_from, rows.chained_embedding_from[:, chosen])
+
+
+def test_an_h_that_learned_from_a_chain_errs_less_on_what_the_chain_gives(tmp_path: Path) -> None:
+    """The chain gives twice the embedding and no side-information to speak of."""
+    plain = some_rows(600, g=False, labels=False)
+    plain.embedding_from[:, 0] = plain.embedding_to[:, 0] = 0
+    plain.embedding_to[:, 1:5] = plain.embedding_from[:, 1:5]
+    assert plain.side_information_from is not None
+    given = (2 * plain.embedding_from, 0.1 * plain.side_information_from)
+    chained = replace(plain, chained_embedding_from=given[0][None], chained_side_information_from=given[1][None])
+    config = TransformationTraining(epochs=20, inner_dim=16, batch=64, learning_rate=5e-3, recipe="paper")
+
+    errors = []
+    for number, rows in enumerate((plain, chained)):
+        files = TrainingFiles(BlobStore(str(tmp_path / str(number))), "0123")
+        h = train_transformation(stored_and_loaded(files, rows).h, config).network
+        with torch.inference_mode():
+            found = h(*(torch.from_numpy(values) for values in given))
+        errors.append(float((found[:, 1:5] - torch.from_numpy(plain.embedding_to[:, 1:5])).square().mean()))
+
+    assert errors[1] < 0.5 * errors[0]

@@ -79,7 +79,9 @@ def test_items_that_only_the_active_generation_has_take_its_own_way(upgraded: Te
     assert path[0] == {"generation": 1, "transformations": [2]}
 
 
-def test_with_both_ways_as_short_the_active_generation_is_read(upgraded: TestClient, worker: WorkerParts) -> None:
+def test_rows_that_were_transformed_are_not_transformed_again_while_those_that_they_came_from_are_kept(
+    upgraded: TestClient, worker: WorkerParts
+) -> None:
     register_transformation(upgraded, "v1", "v3")
     register_transformation(upgraded, "v2", "v3")
     import_vectors(upgraded, ["only-new"], version="v2")
@@ -87,7 +89,22 @@ def test_with_both_ways_as_short_the_active_generation_is_read(upgraded: TestCli
     upgrade_id = start_upgrade(upgraded, "v3", cutover="auto")
     run_until(worker, upgraded, upgrade_id, "live")
 
-    assert upgraded.get(f"/v1/upgrades/{upgrade_id}").json()["path"] == [{"generation": 2, "transformations": [3]}]
+    path = upgraded.get(f"/v1/upgrades/{upgrade_id}").json()["path"]
+    assert path == [{"generation": 1, "transformations": [2]}, {"generation": 2, "transformations": [3]}]
+    found = generation_rows(worker, 3).embedding.astype(np.float32)
+    direct = by_h(generation_rows(worker, 1), "v1", "v3")
+    only_new = by_h(generation_rows(worker, 2), "v2", "v3")[12:]
+    np.testing.assert_allclose(found, np.concatenate([direct, only_new]), atol=1e-3, rtol=1e-3)
+
+
+def test_with_both_ways_as_long_the_active_generation_is_read(upgraded: TestClient, worker: WorkerParts) -> None:
+    """From v1 by both transformations in turn, or from what the first has given already."""
+    register_transformation(upgraded, "v2", "v3")
+
+    upgrade_id = start_upgrade(upgraded, "v3", cutover="auto")
+    run_until(worker, upgraded, upgrade_id, "live")
+
+    assert upgraded.get(f"/v1/upgrades/{upgrade_id}").json()["path"] == [{"generation": 2, "transformations": [2]}]
     expected = by_h(generation_rows(worker, 2), "v2", "v3")
     found = generation_rows(worker, 3).embedding.astype(np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-3)
@@ -97,7 +114,7 @@ def test_with_both_ways_as_short_the_active_generation_is_read(upgraded: TestCli
     ("task", "expected"),
     [
         ("class", [{"generation": 2, "transformations": [3]}]),
-        ("instance", [{"generation": 1, "transformations": [2]}, {"generation": 2, "transformations": [3]}]),
+        ("instance", [{"generation": 1, "transformations": [2, 3]}, {"generation": 2, "transformations": [3]}]),
     ],
 )
 def test_rows_that_were_drawn_to_classes_are_read_last_once_items_are_searched_for(
@@ -113,7 +130,7 @@ def test_rows_that_were_drawn_to_classes_are_read_last_once_items_are_searched_f
     create_gallery(client, task="class")
     post_images(client, range(4))
     run_until(worker, client, start_upgrade(client, "v2", cutover="auto"), "live")
-    register_transformation(client, "v1", "v3")
+    register_transformation(client, "v1", "v2")  # draws nothing to classes
     register_transformation(client, "v2", "v3")
     client.patch("/v1/galleries/g", json={"task": task})
 

@@ -22,6 +22,7 @@ ASKED = {
     "with_g": True,
     "dataset": None,
     "options": {"seed": 0, "epochs": 7},
+    "chained_transformations": [5, 6],
 }
 PAIRS = {**ASKED, "rows": 200, "sha256": "ab"}
 IMAGES = {**ASKED, "dataset": "cars", "images": 300, "listing_sha256": "cd"}
@@ -39,6 +40,7 @@ def test_a_request_is_read_and_written_with_the_keys_of_the_row(
 
     assert request.learns_from == learns_from
     assert (request.from_version, request.to_version_id, request.options["epochs"]) == ("v1", 4, 7)
+    assert request.chained_transformations == (5, 6)
     assert request.to_json() == row
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.backbones import ConvEncoder
-from models.training.features import cached_features
+from models.training.features import PairedFeatures, cached_features
 from models.training.fitting import embed_images
 from tests.unit.models.training.toy_images import toy_images
 
@@ -66,3 +66,39 @@ def test_an_interrupted_computation_leaves_no_array(tmp_path: Path) -> None:
         cached_features(tmp_path, encoder(0), toy_images(20, seed=0), progress=stop)
 
     assert list(tmp_path.glob("*.npy")) == []
+
+
+def numbered(images: int, views: int, kinds: int) -> PairedFeatures:
+    """Return features whose values are the numbers of their rows."""
+    rows = torch.arange(images * views, dtype=torch.float32)[:, None]
+    return PairedFeatures(rows, rows + 0.25, rows + 0.5, torch.arange(images), views, kinds)
+
+
+@pytest.mark.parametrize(("views", "kinds"), [(1, 1), (4, 1), (4, 2), (3, 3)])
+def test_an_epoch_takes_every_image_once_of_each_kind(views: int, kinds: int) -> None:
+    pairs, generator = numbered(5, views, kinds), torch.Generator().manual_seed(0)
+    seen: set[tuple[int, int]] = set()
+
+    for _ in range(40):
+        batches = list(pairs.batches(4, generator))
+        rows = torch.cat([batch.embedding for batch in batches])[:, 0].long()
+        assert torch.equal(rows % 5, torch.cat([batch.labels for batch in batches if batch.labels is not None]))
+        for batch in batches:
+            assert batch.side_information is not None
+            assert torch.equal(batch.side_information, batch.embedding + 0.25)
+            assert torch.equal(batch.target, batch.embedding + 0.5)
+        kind = rows // 5 // (views // kinds)
+        assert sorted(zip((rows % 5).tolist(), kind.tolist(), strict=True)) == [
+            (image, number) for image in range(5) for number in range(kinds)
+        ]
+        seen |= set(zip((rows % 5).tolist(), (rows // 5).tolist(), strict=True))
+
+    assert len(seen) == 5 * views
+
+
+def test_the_first_views_are_those_of_each_kind() -> None:
+    pairs = numbered(5, 4, 2).take(torch.tensor([3, 1])).first_views()
+
+    assert pairs.embedding[:, 0].tolist() == [3, 1, 13, 11]
+    assert (pairs.views, pairs.kinds, len(pairs)) == (2, 2, 2)
+    assert pairs.first_view().embedding[:, 0].tolist() == [3, 1]

@@ -10,7 +10,8 @@ from torch import Tensor
 from models.artifacts import load_transformation_network, save_network
 from models.metrics import cmc
 from models.training.features import PairedFeatures
-from models.training.transformation import FittedTransformation, TransformationTraining, train_transformation
+from models.training.linear_map import best_share
+from models.training.transformation import FittedTransformation, Task, TransformationTraining, train_transformation
 from models.transformation import Transformation
 
 CLASSES = 20
@@ -74,6 +75,37 @@ def test_the_output_is_the_mean_of_the_members_and_a_share_of_the_linear_map() -
     expected = (1 - share) * members.mean(dim=0) + share * linear
     assert len(members) == fitted.choices["members"] == 3
     assert torch.allclose(output_of(network, pairs), expected.relu(), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["instance", "class"])
+def test_the_share_is_the_one_that_is_best_for_every_kind_of_view_of_images_that_were_not_learned_from(
+    task: Task,
+) -> None:
+    """The second view says nothing of the target's sign: a line does not fit it."""
+    pairs = classes_apart(0)
+    both = PairedFeatures(
+        torch.cat([pairs.embedding, (pairs.embedding - 0.5).square()]),
+        None,
+        pairs.target.repeat(2, 1),
+        pairs.labels,
+        views=2,
+        kinds=2,
+    )
+
+    fitted = train_transformation(both, replace(CONFIG, epochs=30, inner_dim=32, task=task))
+
+    order = torch.randperm(len(both), generator=torch.Generator().manual_seed(CONFIG.seed))
+    held_out = both.take(order[: len(both) // 10])
+    shares = [_best_share(fitted.network, held_out), _best_share(fitted.network, held_out.first_view())]
+    assert fitted.choices["linear_share"] == pytest.approx(shares[0])
+    assert shares[0] != shares[1]
+
+
+def _best_share(network: Transformation, held_out: PairedFeatures) -> float:
+    assert network.linear_map is not None
+    with torch.inference_mode():
+        mean = network.estimates(held_out.embedding).mean(dim=0)
+        return best_share(mean, network.linear_map(held_out.embedding), held_out.target)
 
 
 def test_with_few_pairs_the_linear_map_is_used_alone_and_the_members_are_left_away() -> None:
