@@ -20,8 +20,7 @@ from service.errors import Conflict, NotFound
 from service.tables import Gallery, Report, Upgrade
 
 _STALE_SHARE = 0.05  # of the gallery's items, changed since
-_STALE_EVIDENCE = 2  # times as much of it, where the verdict is no pass
-_LEAST_EVIDENCE = 100
+_LEAST_CHANGES = 100
 
 
 class UnknownReport(NotFound):
@@ -112,11 +111,12 @@ def wants_report(session: Session, upgrade: Upgrade) -> bool:
     if report is None:
         return True
     gallery = session.get_one(Gallery, upgrade.gallery_id)
-    if gallery.revision - report.revision > max(_LEAST_EVIDENCE, _STALE_SHARE * gallery.items):
+    changes = gallery.revision - report.revision
+    if changes > max(_LEAST_CHANGES, _STALE_SHARE * gallery.items):
         return True
-    if report.verdict in (Verdict.PASS, Verdict.FAIL) or gallery.revision == report.revision:
-        return False
-    return count_evidence(session, upgrade) >= max(_LEAST_EVIDENCE, _STALE_EVIDENCE * report.evidence)
+    if report.verdict in (Verdict.PASS, Verdict.FAIL) or changes < max(_LEAST_CHANGES, report.evidence):
+        return False  # so few cannot have doubled what there was, and counting it takes a pass over the rows
+    return count_evidence(session, upgrade) >= 2 * report.evidence
 
 
 def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""The rows that an upgrade is judged by are those that both versions encoded, beside what h gives for them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fastapi.testclient import TestClient
+
+from models.artifacts import load_encoder
+from models.images import decode_image
+from models.preprocessing import Preprocessing, preprocess_batch
+from service.domain.judging.evidence import JudgedItems, count_evidence, gallery_rows, judged_items
+from service.domain.upgrade.upgrades import get_upgrade
+from tests.judged import CLASSES, DIM, class_image, post_class_images, post_references, register_h, register_two_spaces
+from tests.networks import PREPROCESSING, SIZE, onnx_encoder_bytes
+from tests.scenario import start_upgrade
+from tests.working import run_until
+from workers.app import WorkerParts
+
+ITEMS = 30
+REFERENCES = (2, 3, 7)
+LATER = (ITEMS, ITEMS + 1)
+
+
+@pytest.fixture
+def turn(client: TestClient) -> np.ndarray:
+    return register_two_spaces(client)
+
+
+@pytest.fixture
+def upgrade_id(client: TestClient, worker: WorkerParts, turn: np.ndarray) -> int:
+    """An upgrade by an h that is wrong by a factor of two, with three references and two images that came later."""
+    register_h(client, 2 * turn)
+    post_class_images(client, range(ITEMS))
+    identifier = start_upgrade(client, "v2")
+    run_until(worker, client, identifier, "ready")
+    assert post_references(client, identifier, REFERENCES).is_success
+    post_class_images(client, LATER)
+    return identifier
+
+
+def judged(worker: WorkerParts, upgrade_id: int, most: int = 100, seed: int = 0) -> JudgedItems | None:
+    with worker.database.session_scope(snapshot=True) as session:
+        upgrade = get_upgrade(session, upgrade_id)
+        gallery = gallery_rows(session, upgrade)
+        return judged_items(session, upgrade, gallery, most, seed, worker.networks.transform)
+
+
+def encoded(turn: np.ndarray, numbers: tuple[int, ...]) -> np.ndarray:
+    """Return what an encoder makes of class images, outside of the service."""
+    encode = load_encoder(onnx_encoder_bytes(DIM, seed=1, turn=turn), output_dim=DIM, input_size=SIZE)
+    images = [decode_image(class_image(number)) for number in numbers]
+    return encode(preprocess_batch(images, Preprocessing.from_json(PREPROCESSING)))
+
+
+def test_references_and_images_that_came_later_are_what_both_versions_make_of_them(
+    worker: WorkerParts, upgrade_id: int, turn: np.ndarray
+) -> None:
+    found = judged(worker, upgrade_id)
+
+    assert found is not None
+    assert (len(found), found.references) == (5, 3)
+    before, after = (encoded(matrix, (*REFERENCES, *LATER)) for matrix in (np.eye(DIM, dtype=np.float32), turn))
+    np.testing.assert_allclose(found.before, before, rtol=5e-3, atol=0.05)
+    np.testing.assert_allclose(found.after, after, rtol=5e-3, atol=0.05)
+    np.testing.assert_allclose(found.transformed, 2 * after, rtol=1e-2, atol=0.1)
+    np.testing.assert_array_equal(found.labels, found.labels[0] + np.array([0, 1, 0, -2, -1]))
+    assert found.attributes["label"].tolist() == [f"class {number % CLASSES}" for number in (*REFERENCES, *LATER)]
+    assert found.attributes["evidence"].tolist() == ["reference"] * 3 + ["ingested"] * 2
+    assert "3 references and 2 images" in found.source
+
+
+def test_an_item_that_changed_is_no_reference_any_more_and_a_deleted_one_no_evidence(
+    client: TestClient, worker: WorkerParts, upgrade_id: int
+) -> None:
+    post_class_images(client, [2])
+    assert client.delete("/v1/galleries/g/items/3.png").is_success
+
+    found = judged(worker, upgrade_id)
+
+    assert found is not None
+    assert (len(found), found.references) == (4, 1)
+
+
+def test_vectors_that_were_imported_are_no_evidence(client: TestClient, worker: WorkerParts, turn: np.ndarray) -> None:
+    register_h(client, turn)
+    post_class_images(client, range(3))
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+    rows = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
+    table, stream = pa.table({"id": list("abcd"), "embedding": list(rows)}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    assert client.post("/v1/galleries/g/embeddings", content=stream.getvalue().to_pybytes()).is_success
+
+    assert judged(worker, upgrade_id) is None
+    with worker.database.session_scope() as session:
+        assert count_evidence(session, get_upgrade(session, upgrade_id)) == 0
+
+
+def test_so_many_at_most_are_drawn_by_seed(worker: WorkerParts, upgrade_id: int) -> None:
+    drawn = [judged(worker, upgrade_id, most=2, seed=seed) for seed in (0, 0, 1, 2, 3)]
+
+    ids = [tuple(found.ids.tolist()) for found in drawn if found is not None]
+    assert {len(each) for each in ids} == {2}
+    assert ids[0] == ids[1]
+    assert len(set(ids)) > 1
