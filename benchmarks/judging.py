@@ -11,7 +11,6 @@ precision, against the definition computed slowly: squared differences summed in
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import average_precision_score
 
-from benchmarks.setting import machine, median_and_range
+from benchmarks.setting import machine, median_and_range, peak_memory_of
 from models.metrics import Labels, RetrievalPerQuery, Vectors, query_metrics
 
 _MIB = 2**20
@@ -55,7 +54,7 @@ def run(
     ]
 
     _ours(vectors[:1000], labels[:1000], 1000)
-    found, memory = _memory_of(lambda: _ours(vectors, labels, items))
+    found, memory = peak_memory_of(lambda: _ours(vectors, labels, items))
     exact = _exact(vectors, labels, min(items, _FEW_QUERIES))
     errors = [_error(exact, found), *(_error(exact, way.judge(vectors, labels, len(exact))) for way in ways[1:])]
 
@@ -147,19 +146,6 @@ def _exact(vectors: Vectors, labels: Labels, queries: int) -> NDArray[np.float64
 
 def _error(exact: NDArray[np.float64], found: RetrievalPerQuery) -> float:
     return float(np.abs(found.average_precisions[: len(exact)] - exact).max())
-
-
-def _memory_of(work: Callable[[], RetrievalPerQuery]) -> tuple[RetrievalPerQuery, int]:
-    """Return what the work returns, and the bytes that it took at its largest over what was resident before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _resident_bytes("VmRSS")
-    found = work()
-    return found, _resident_bytes("VmHWM") - before
-
-
-def _resident_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def _seconds(way: _Way, vectors: Vectors, labels: Labels) -> float:

@@ -7,10 +7,10 @@ import platform
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from workers.upgrading import advance_upgrade
 
 Vectors = NDArray[np.float32]
 _ROWS_AT_ONCE = 100_000
+_Found = TypeVar("_Found")
 
 
 def machine() -> str:
@@ -231,3 +232,16 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table for a page."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def peak_memory_of(work: Callable[[], _Found]) -> tuple[_Found, int]:
+    """Return what the work returns, and the bytes that it took at its largest over what was resident before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _resident_bytes("VmRSS")
+    found = work()
+    return found, _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from models.judging.evidence import Evidence, Galleries, Queries, References
 from models.judging.intervals import Draws
-from models.judging.linear_floor import cross_fitted
+from models.judging.linear_floor import cross_fitted, stronger
 from models.judging.report import Reading, to_json
 from models.normalize import l2_normalize
 from service.domain.gallery.current_rows import stream_rows, stream_whole_rows
@@ -48,8 +48,8 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
 def _evidence(
     parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, seed: int
 ) -> Evidence:
-    """Return what there is. The linear map that h is compared with stands beside it in its artifact; of a foreign h and
-    of several hops, it is fitted on the references, each answered by a map that was fitted on others."""
+    """Return what there is. The linear map that h is compared with is the better one of two: the one that stands beside
+    it in its artifact, and one that is fitted on the references, each answered by a map that was fitted on others."""
     before, after = (
         stream_rows(parts.database, generation, gallery.revision, _ROWS_AT_ONCE)
         for generation in (gallery.before, gallery.after)
@@ -73,11 +73,14 @@ def _evidence(
         attributes=items.attributes,
     )
     linear = parts.networks.linear(items.rows, upgrade.legs[0].transformation_ids)
-    if linear is not None:
+    fitted = None
+    if len(items) >= LEAST_REFERENCES:
+        fitted = cross_fitted(items.rows.embedding, items.rows.side_information, items.after, seed)
+        fitted = l2_normalize(fitted) if gallery.after.version.normalize else fitted
+    if linear is None or (fitted is not None and stronger(items.after, (linear, fitted), gallery.after.metric) == 1):
+        linear = fitted
+    else:
         galleries = replace(galleries, linear=_linear_rows(parts, upgrade, gallery))
-    elif len(items) >= LEAST_REFERENCES:
-        linear = cross_fitted(items.rows.embedding, items.rows.side_information, items.after, seed)
-        linear = l2_normalize(linear) if gallery.after.version.normalize else linear
     return Evidence(galleries, References(queries, items.transformed, linear))
 
 

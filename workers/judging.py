@@ -104,6 +104,8 @@ def _of_references(measurements: Measurements) -> list[Measured]:
     if references is None:
         return []
     found = []
+    if references.explained is not None:
+        found.append(_compared(GateMetric.EXPLAINED, references.explained, references.source))
     if references.overlap_above_linear is not None:
         found.append(_compared(GateMetric.OVERLAP, references.overlap_above_linear, references.source))
     own = own_items.above_linear if own_items and own_items.above_linear else references.own_item_above_linear

@@ -65,12 +65,13 @@ def hit_difference(before: Hits, after: Hits, labels: Labels | None, draws: Draw
 
     Raises ValueError for hits of unequal number, and without any.
     """
-    return _wider(newcombe(before, after, draws.confidence), before, after, labels, draws)
+    found = _wider(newcombe(before, after, draws.confidence), before, after, labels, draws)
+    return Interval(found.value, max(-1.0, found.low), min(1.0, found.high), found.n)
 
 
 def score_difference(before: Scores, after: Scores, labels: Labels | None, draws: Draws = DRAWS) -> Interval:
-    """Return the mean of `after - before` of (Q,) scores, 0 to 1, NaN in both where there is none: the wider of the
-    intervals of queries and of labels drawn. Raises ValueError as `models.statistics.paired_bootstrap` does."""
+    """Return the mean of `after - before` of (Q,) scores, NaN in both where there is none: the wider of the intervals
+    of queries and of labels drawn. Raises ValueError as `models.statistics.paired_bootstrap` does."""
     found = paired_bootstrap(before, after, draws.confidence, draws.resamples, draws.seed)
     n = int(np.count_nonzero(~np.isnan(np.asarray(before, np.float64))))
     return _wider(Interval(found.mean, found.low, found.high, n), before, after, labels, draws)
@@ -124,7 +125,7 @@ def _wider(
     stretch = _stretch(draws.confidence, count)
     low = drawn.mean - stretch * (drawn.mean - drawn.low)
     high = drawn.mean + stretch * (drawn.high - drawn.mean)
-    return Interval(interval.value, max(-1.0, min(interval.low, low)), min(1.0, max(interval.high, high)), interval.n)
+    return Interval(interval.value, min(interval.low, low), max(interval.high, high), interval.n)
 
 
 def _clusters(labels: Labels) -> Labels:

@@ -1,15 +1,23 @@
-"""The closed-form linear map as the floor of an h that came without one: fitted on the references themselves, and each
-of them answered by a map that was fitted on others."""
+"""The closed-form linear map as a floor under h: fitted on the references themselves, each of them answered by a map
+that was fitted on others.
+
+An h that learned another space has a linear map beside it that leads there too; this one does not.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.metrics import Vectors
+from models.judging.rankings import overlap
+from models.judging.search import nearest_items
+from models.metrics import Metric, Vectors
 from models.training.features import PairedFeatures
 from models.training.linear_map import fit_linear_map
 
 _FOLDS = 5
+_K = 10
 _FOR_PENALTY = 4  # one in so many of the rows that a map is fitted on chooses its penalty
 
 
@@ -40,3 +48,13 @@ def cross_fitted(
         given = pairs(answered)
         found[answered] = linear(given.embedding, given.side_information).numpy()
     return found
+
+
+def stronger(target: Vectors, candidates: Sequence[Vectors], metric: Metric) -> int:
+    """Return which of several stand-ins, (N, D) each, has more of the ten nearest that (N, D) `target` has for itself;
+    the first of equals."""
+    ids = np.arange(len(target))
+    wanted = nearest_items(target, [(ids, target)], _K, metric, ids).ids
+    found = [nearest_items(target, [(ids, items)], _K, metric, ids).ids for items in candidates]
+    overlaps = [float(overlap(wanted, answers).mean()) for answers in found]
+    return overlaps.index(max(overlaps))

@@ -14,6 +14,7 @@ from models.judging.intervals import Draws, Hits, Interval, Labels, hit_differen
 from models.judging.rankings import Scores, overlap, own_first
 from models.judging.search import Ids, Neighbours, exact_distances, nearest_items
 from models.metrics import Metric, RetrievalPerQuery, Vectors, gap_closed, query_metrics, vector_errors
+from models.normalize import l2_normalize
 
 _K = 10
 
@@ -66,7 +67,9 @@ class LabelledReferences:
 @dataclass(frozen=True)
 class ReferencesReport:
     """h beside its floors: the linear map, and doing nothing, which is old/old (its error is not of the new space).
-    The differences are h's less the linear map's, None without one."""
+    The differences are h's less the linear map's, None without one. explained: the share of the variance of what φ_new
+    gives that h explains, 1 less its relative error, by directions where these are compared; None where φ_new gives one
+    vector alone."""
 
     n: int
     source: str
@@ -76,6 +79,7 @@ class ReferencesReport:
     overlap_above_linear: Interval | None
     own_item_above_linear: Interval | None
     labelled: LabelledReferences | None
+    explained: Interval | None
 
 
 def judge_references(references: References, metric: Metric, draws: Draws) -> ReferencesReport:
@@ -93,7 +97,21 @@ def judge_references(references: References, metric: Metric, draws: Draws) -> Re
         above = score_difference(linear_overlaps, overlaps, queries.labels, draws)
         own = hit_difference(linear_firsts, firsts, queries.labels, draws)
     labelled = None if queries.labels is None else _retrieve(references, queries.labels, metric, draws)
-    return ReferencesReport(len(queries), queries.source, standing, linear, nothing, above, own, labelled)
+    explained = _explained(references, metric, draws)
+    return ReferencesReport(len(queries), queries.source, standing, linear, nothing, above, own, labelled, explained)
+
+
+def _explained(references: References, metric: Metric, draws: Draws) -> Interval | None:
+    target, found = references.queries.after, references.transformed
+    found = np.where(np.isfinite(found).all(axis=1, keepdims=True), found, 0)
+    if metric == "cosine":
+        target, found = l2_normalize(target), l2_normalize(found)
+    spread = np.square(target - target.mean(axis=0), dtype=np.float64).sum(axis=1)
+    unit = spread.mean()
+    if unit == 0:
+        return None
+    errors = np.square(found - target, dtype=np.float64).sum(axis=1)
+    return score_difference(errors / unit, spread / unit, references.queries.labels, draws)
 
 
 def _stand(queries: Vectors, items: Vectors, wanted: Ids, metric: Metric) -> tuple[Standing, Scores, Hits]:

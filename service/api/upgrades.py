@@ -36,7 +36,7 @@ class GateRuleView(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     metric: GateMetric
-    limit: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+    limit: Annotated[float, Field(ge=-1_000, le=1, allow_inf_nan=False)]
     slice: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
 
 

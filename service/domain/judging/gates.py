@@ -27,6 +27,7 @@ class GateMetric(StrEnum):
     WORST_SLICE = "worst_slice_cmc_at_1"  # the same of the slice that is worst, of all that are large enough
     OVERLAP = "overlap_at_10"  # with new/new among the references, h's less the linear map's
     OWN_ITEM_FIRST = "own_item_first"  # h's less the linear map's
+    EXPLAINED = "explained_variance"  # of what the new model gives for the references, by h; 1 less the relative error
     COMPLETENESS = "completeness"  # the share of live items that are current in the next generation
     ANN_RECALL = "ann_recall_at_10"
 
@@ -79,6 +80,7 @@ DEFAULT_RULES = (
     GateRule(GateMetric.CMC_AT_1, -0.02),
     GateRule(GateMetric.WORST_SLICE, -0.10),
     GateRule(GateMetric.OVERLAP, -0.02),
+    GateRule(GateMetric.EXPLAINED, 0.0),
     GateRule(GateMetric.COMPLETENESS, 1.0),
     GateRule(GateMetric.ANN_RECALL, 0.98),
 )

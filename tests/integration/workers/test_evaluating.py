@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
+from models.artifacts import save_network
+from models.transformation import Transformation
 from service.domain.upgrade.cutover import request_cutover
 from service.domain.upgrade.upgrades import ask_for_report
 from tests.judged import DIM, post_class_images, post_references, register_h, register_two_spaces
+from tests.registrations import post_transformation
 from tests.scenario import start_upgrade, state_of
 from tests.working import run_until
 from workers.app import WorkerParts
@@ -118,6 +122,26 @@ def test_an_h_that_leads_elsewhere_fails_and_goes_live_by_an_override_alone(
     assert live["decision"] == {"by": "request", "reason": "we want it so", "verdict": "fail", "report": 2}
 
 
+def test_an_h_whose_own_linear_map_leads_elsewhere_too_fails_without_a_label(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    turn = register_two_spaces(client)
+    post_class_images(client, range(ITEMS), labels=False)
+    h = Transformation(DIM, None, DIM, members=None, linear=True)
+    assert h.linear_map is not None
+    wrong = WRONG["to another target"](turn).astype(np.float32)
+    h.linear_map.weights.load_state_dict({"weight": torch.from_numpy(wrong.T), "bias": torch.zeros(DIM)})
+    assert post_transformation(client, "v1", "v2", save_network(h)).is_success
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+    assert post_references(client, upgrade_id, range(ITEMS)).is_success
+
+    report = evaluate_again(client, worker, upgrade_id)
+
+    failed = {gate["metric"] for gate in report["content"]["gates"] if gate["outcome"] == "fail"}
+    assert failed == {"explained_variance", "overlap_at_10", "own_item_first"}
+
+
 def test_with_observe_a_verdict_holds_nothing_up_and_is_recorded(
     client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
 ) -> None:
@@ -200,14 +224,15 @@ def test_rows_that_change_after_a_report_make_it_stale(
 def test_gates_that_were_asked_for_take_the_place_of_the_default_ones(
     client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
 ) -> None:
-    metrics = ("cmc_at_1", "overlap_at_10", "own_item_first")
-    gates = [{"metric": metric, "limit": -1} for metric in metrics]
+    limits = {"cmc_at_1": -1, "overlap_at_10": -2, "own_item_first": -2, "explained_variance": -1_000}
+    gates = [{"metric": metric, "limit": limit} for metric, limit in limits.items()]
     wrong = WRONG["to another target"](turn).astype(np.float32)
 
     upgrade_id = judged(client, worker, wrong, gates=gates)
 
     report = report_of(client, upgrade_id)
     assert report["verdict"] == "pass", report["content"]["gates"]
-    assert [gate["limit"] for gate in client.get(f"/v1/upgrades/{upgrade_id}").json()["gates"]] == [-1] * 3
+    asked = client.get(f"/v1/upgrades/{upgrade_id}").json()["gates"]
+    assert {gate["metric"]: gate["limit"] for gate in asked} == limits
     sliced = {"to_version": "v2", "gates": [{"metric": "own_item_first", "limit": 0, "slice": "label=class 0"}]}
     assert client.post("/v1/galleries/g/upgrades", json=sliced).status_code in (400, 409, 422)

@@ -164,6 +164,7 @@ def test_default_limits_are_those_of_the_promise() -> None:
         GateMetric.CMC_AT_1: -0.02,
         GateMetric.WORST_SLICE: -0.10,
         GateMetric.OVERLAP: -0.02,
+        GateMetric.EXPLAINED: 0.0,
         GateMetric.OWN_ITEM_FIRST: -0.02,
         GateMetric.COMPLETENESS: 1.0,
         GateMetric.ANN_RECALL: 0.98,
