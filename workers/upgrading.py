@@ -181,6 +181,9 @@ def _report(parts: WorkerParts, upgrade: Upgrade) -> NewReport | None:
     """Judge the next generation; where that cannot be done, fail the upgrade with the reason and return None."""
     try:
         report = evaluate(parts, upgrade, upgrade.evaluate_seed or 0)
+    except PoisonedItem as error:
+        _fail_for_item(parts, upgrade.id, error)
+        return None
     except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a lost database raises none of these
         reason = f"{type(error).__name__}: {error}"
         _fail(parts, upgrade.id, f"The upgrade could not be judged: {reason}. Retry when the cause is gone.")

@@ -104,7 +104,7 @@ class Client:
 
     def start(self, api: int, version: str, cutover: str) -> Request:
         """Start an upgrade: one at a time, to another version, along the shortest way."""
-        new = {"to_version": version, "cutover": cutover}
+        new = {"to_version": version, "cutover": cutover, "observe": cutover == "auto"}
 
         def settle(answer: httpx.Response) -> None:
             if self.model.open_upgrade is not None or self.model.active.version == version:
@@ -196,10 +196,11 @@ class Client:
         self.has_acted = True
         view = self.world.apis[0].client.get(f"/v1/upgrades/{upgrade.id}").json()
         before = upgrade.state
-        self.model.follow_worker(
-            upgrade, view["state"], requested=requested, poisoned=poisoned, max_faults=MAX_BATCH_ATTEMPTS
-        )
-        if upgrade.state == "failed" and before != "failed":
+        # One fault ends a judgement; it takes several to end a batch.
+        is_unjudged = upgrade.faults > 0 and "could not be judged" in (view["error"] or "")
+        max_faults = 1 if is_unjudged else MAX_BATCH_ATTEMPTS
+        self.model.follow_worker(upgrade, view["state"], requested=requested, poisoned=poisoned, max_faults=max_faults)
+        if upgrade.state == "failed" and before != "failed" and not is_unjudged:
             assert ("cannot be upgraded: a value" if poisoned else "never finished") in view["error"]
         if upgrade.state == "live" and before != "live":
             self.fresh = set()
