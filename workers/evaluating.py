@@ -81,7 +81,7 @@ def _evidence(
         linear = fitted
     else:
         galleries = replace(galleries, linear=_linear_rows(parts, upgrade, gallery))
-    return Evidence(galleries, References(queries, items.transformed, linear))
+    return Evidence(galleries, References(queries, items.transformed, linear, items.uncertainty))
 
 
 def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> Iterator[tuple[Ids, Vectors]]:

@@ -64,18 +64,22 @@ class References:
     """Queries that are images of items, with what stands for these items.
 
     transformed: (N, D_new) by h, whatever the next generation has for them; linear: (N, D_new) by the closed-form
-    linear map (`models.training.linear_map`), fitted on none of them, or None.
+    linear map (`models.training.linear_map`), fitted on none of them, or None; uncertainty: (N,) float32, the squared
+    error that h expects of each, NaN where it does not say, or None.
     """
 
     queries: Queries
     transformed: Vectors
     linear: Vectors | None = None
+    uncertainty: Vectors | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for unequal shapes, and for a reference that is no item."""
         shape = self.queries.after.shape
         if self.transformed.shape != shape or (self.linear is not None and self.linear.shape != shape):
             raise ValueError("Each reference needs a vector of the new space.")
+        if self.uncertainty is not None and self.uncertainty.shape != shape[:1]:
+            raise ValueError("Each reference needs an expected error, if only NaN.")
         if (self.queries.item_ids == NO_ID).any():
             raise ValueError("A reference is the image of an item.")
 

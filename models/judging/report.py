@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from models.judging.evidence import Answers, Evidence, Galleries, Queries, References
-from models.judging.examples import Examples, choose_examples
+from models.judging.examples import NO_EXAMPLES, Examples, choose_examples
 from models.judging.intervals import DRAWS, Draws, Interval, hit_difference
 from models.judging.rankings import hubness, occurrences, overlap, own_first, rank_biased_overlap
 from models.judging.references import OwnItem, ReferencesReport, judge_references, own_item, paired_distances
 from models.judging.search import NO_ID, Chunks, Ids, NearestItems, Neighbours
-from models.judging.served import ServedReport, judge_served, ordered
+from models.judging.served import ServedReport, judge_served, judged_ranks, ordered
 from models.judging.spaces import (
     ItemSample,
     SpaceCheck,
@@ -101,7 +101,7 @@ class Measurements:
     churn: Churn | None
     churn_of_queries: Churn | None
     spaces: Spaces
-    examples: Examples
+    examples: Examples = NO_EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -120,22 +120,17 @@ def measure(evidence: Evidence, reading: Reading = READING) -> Measurements:
     asked = [part for part in (references and references.queries, evidence.queries) if part]
     before = _read(asked, "before", galleries.before, galleries.metric, reading)
     after = _read(asked, "after", galleries.after, galleries.metric, reading)
-    judged = evidence.held_out
-    served, examples = None, Examples()
-    if asked:
-        answers, nobody = (before.nearest, after.nearest), np.empty(0, np.int64)
-        served = judge_served(asked, answers, galleries, (before.sample, after.sample), reading.draws)
-        flipped = (served.lost, served.gained) if served else (nobody, nobody)
-        examples = choose_examples(asked, *answers, *flipped, reading.draws.seed)
+    held_out, answers = evidence.held_out, (before.nearest, after.nearest)
+    judged = judged_ranks(asked, answers, galleries)
     return Measurements(
         judge_references(references, galleries.metric, reading.draws) if references else None,
         _own_items(references, before.nearest, after.nearest, galleries, reading.draws) if references else None,
-        served.report if served else None,
-        judge_references(judged, galleries.metric, reading.draws) if judged else None,
+        judge_served(asked, judged, galleries, (before.sample, after.sample), reading.draws) if judged else None,
+        judge_references(held_out, galleries.metric, reading.draws) if held_out else None,
         _churn(evidence.shadowed) if evidence.shadowed else None,
         _churn(Answers(before.nearest.ids, after.nearest.ids)) if asked else None,
         _spaces(asked, before, after, evidence, reading),
-        examples,
+        choose_examples(asked, answers, judged, references.uncertainty if references else None),
     )
 
 

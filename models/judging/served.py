@@ -43,37 +43,46 @@ class ServedReport:
 
 
 @dataclass(frozen=True)
-class Served:
-    """The report, and the places of the queries that lost and gained their hit at rank 1: (L,), (G,) int64."""
+class JudgedRanks:
+    """rows: (n,) which of all queries, in order, have something that they should find; before, after: (n,) the rank of
+    the first of it, from 0, and the length of the answers where none has it."""
 
-    report: ServedReport
-    lost: NDArray[np.int64]
-    gained: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    before: NDArray[np.int64]
+    after: NDArray[np.int64]
+
+
+def judged_ranks(
+    asked: Sequence[Queries], answers: tuple[Neighbours, Neighbours], galleries: Galleries
+) -> JudgedRanks | None:
+    """Return where answers are right; None where no query has a positive. `answers`: of all queries, in order, before
+    and after, without their own items."""
+    positions = [judged_rows(queries, galleries) for queries in asked]
+    rows = np.concatenate([np.empty(0, np.int64), *(s + p for s, p in zip(_starts(asked), positions, strict=True))])
+    if not len(rows):
+        return None
+    return JudgedRanks(rows, *(_first_hits(asked, found.ids, galleries)[rows] for found in answers))
 
 
 def judge_served(
     asked: Sequence[Queries],
-    answers: tuple[Neighbours, Neighbours],
+    judged: JudgedRanks,
     galleries: Galleries,
     samples: tuple[tuple[Ids, Vectors], tuple[Ids, Vectors]],
     draws: Draws,
-) -> Served | None:
-    """Return what was found; None where no query has a positive. `answers`: of all queries, in order, before and after,
-    without their own items; `samples`: ids and vectors of items that are no query's own, before and after."""
-    positions = [judged_rows(queries, galleries) for queries in asked]
-    chosen = np.concatenate([start + rows for start, rows in zip(_starts(asked), positions, strict=True)])
-    if not len(chosen):
-        return None
-    ranks = [_first_hits(asked, found.ids, galleries)[chosen] for found in answers]
+) -> ServedReport:
+    """Return the report. `samples`: ids and vectors of items that are no query's own, before and after."""
+    chosen = judged.rows
     labels = joined_labels(asked)[chosen]
     attributes = {name: values[chosen] for name, values in _joined_attributes(asked).items()}
-    before, after = (found < 1 for found in ranks)
-    sources = [queries.source for queries, rows in zip(asked, positions, strict=True) if len(rows)]
-    report = ServedReport(
+    before, after = judged.before < 1, judged.after < 1
+    of = np.searchsorted(_starts(asked), chosen, side="right") - 1
+    sources = [asked[place].source for place in np.unique(of)]
+    return ServedReport(
         len(chosen),
         ", ".join(dict.fromkeys(sources)),
         flips(before, after, labels, draws),
-        flips(ranks[0] < 5, ranks[1] < 5, labels, draws),
+        flips(judged.before < 5, judged.after < 5, labels, draws),
         _precision(asked, chosen, labels, galleries, samples, draws),
         named_slices(attributes, before, after, labels, draws),
         found_rules(attributes, before, after, labels, draws),

@@ -41,7 +41,8 @@ class JudgedItems:
     """N items by ascending id: before, (N, D_old), and after, (N, D_new), are what the active and the new version make
     of their images, transformed, (N, D_new), what h gives, all float32; rows: what h read.
 
-    labels: (N,) int64 class numbers, -1 without a label; attributes: by name (N,) str, "" for none.
+    uncertainty: (N,) float32, the squared error that h expects, NaN where it does not say; labels: (N,) int64 class
+    numbers, -1 without a label; attributes: by name (N,) str, "" for none.
     """
 
     ids: Ids
@@ -49,6 +50,7 @@ class JudgedItems:
     after: Vectors
     transformed: Vectors
     rows: EmbeddingRows
+    uncertainty: NDArray[np.float32]
     labels: NDArray[np.int64]
     attributes: dict[str, NDArray[np.str_]]
     references: int
@@ -148,7 +150,7 @@ def judged_items(
     }
     attributes = {name: values for name, values in attributes.items() if len(np.unique(values)) > 1}
     labels = _labels_of(ids, gallery)
-    return JudgedItems(ids, before, after, transformed, rows, labels, attributes, sum(is_reference))
+    return JudgedItems(ids, before, after, transformed, rows, given.uncertainty, labels, attributes, sum(is_reference))
 
 
 def count_evidence(session: Session, upgrade: Upgrade) -> int:
