@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from service.api import (
     console,
     embeddings,
+    examples,
     galleries,
     health,
     images,
@@ -101,6 +102,7 @@ def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = mak
         items,
         upgrades,
         judging,
+        examples,
         jobs,
     ):
         app.include_router(module.router, prefix="/v1")

@@ -88,7 +88,6 @@ def judge_served(
         found_rules(attributes, before, after, labels, draws),
         minority_gaps(attributes, before, after),
     )
-    return Served(report, chosen[before & ~after], chosen[after & ~before])
 
 
 def judged_rows(queries: Queries, galleries: Galleries) -> NDArray[np.int64]:

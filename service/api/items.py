@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel
@@ -28,6 +29,11 @@ class ItemView(BaseModel):
     uncertainty: float | None
     revision: int
     created_at: datetime
+
+
+def thumbnail_url(gallery: str, external_id: str) -> str:
+    """Return where an item's thumbnail is, if it has one."""
+    return f"/v1/galleries/{gallery}/items/{quote(external_id, safe='')}/thumbnail"
 
 
 def _views(session: Session, gallery: str, found: list[Item]) -> list[ItemView]:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -13,6 +12,7 @@ from starlette.datastructures import UploadFile
 
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
+from service.api.items import thumbnail_url
 from service.api.problems import MEDIA_TYPE
 from service.api.uploads import read_upload_form
 from service.domain.search.queries import MAX_K, Answer, Neighbor, Query
@@ -282,7 +282,6 @@ def _views(gallery: str, answer: Answer) -> list[list[NeighborView]]:
 
 
 def _view(gallery: str, neighbor: Neighbor) -> NeighborView:
-    path = f"/v1/galleries/{gallery}/items/{quote(neighbor.id, safe='')}/thumbnail"
     return NeighborView(
         id=neighbor.id,
         distance=neighbor.distance,
@@ -290,5 +289,5 @@ def _view(gallery: str, neighbor: Neighbor) -> NeighborView:
         uncertainty=neighbor.uncertainty,
         label=neighbor.label,
         metadata=neighbor.metadata,
-        thumbnail_url=path if neighbor.has_thumbnail else None,
+        thumbnail_url=thumbnail_url(gallery, neighbor.id) if neighbor.has_thumbnail else None,
     )

@@ -32,12 +32,8 @@ def evidence(noise: float = 0.8) -> Evidence:
     galleries = Galleries("l2", [(IDS, old)], [(IDS, transformed)], item_ids=IDS, labels=labels)
     references = Queries(old[some], new[some], IDS[some], "references", labels[some])
     wanted = generator.integers(0, 6, ASKED)
-    asked = Queries(
-        *(centres[wanted] + generator.standard_normal((2, ASKED, 5))).astype(np.float32),
-        np.full(ASKED, NO_ID),
-        "query sets",
-        wanted,
-    )
+    seen = (centres[wanted] + generator.standard_normal((2, ASKED, 5))).astype(np.float32)
+    asked = Queries(seen[0], seen[1], np.full(ASKED, NO_ID), "query sets", wanted)
     return Evidence(galleries, References(references, transformed[some], uncertainty=uncertainty), asked)
 
 
@@ -55,8 +51,9 @@ def rankings(given: Evidence, name: str) -> list[Ranking]:
 
 
 def own_and_label(given: Evidence) -> list[tuple[int, int]]:
+    assert given.references is not None
     found = []
-    for queries in (given.references and given.references.queries, given.queries):
+    for queries in (given.references.queries, given.queries):
         assert queries is not None
         assert queries.labels is not None
         found += list(zip(queries.item_ids.tolist(), queries.labels.tolist(), strict=True))
@@ -79,8 +76,8 @@ def slow_flips(given: Evidence, negative: bool) -> list[Example]:
         ranks = [first_right(given, answer[place], label) for answer in (before, after)]
         kept, lost = ranks if negative else ranks[::-1]
         if label >= 0 and kept == 1 and lost > 1:
-            values = [rank if rank <= K else None for rank in ranks]
-            found.append((-lost, place, Example(own, *values, shown(before[place]), shown(after[place]))))
+            old, new = (rank if rank <= K else None for rank in ranks)
+            found.append((-lost, place, Example(own, old, new, shown(before[place]), shown(after[place]))))
     return [example for *_, example in sorted(found, key=lambda row: row[:2])]
 
 
