@@ -5,18 +5,23 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.bodies import FILE, body_of, form_of
-from service.api.dependencies import IdPath, PartsDependency, SessionDependency
+from service.api.dependencies import IdPath, PartsDependency, Session, SessionDependency
 from service.api.images import image_uploads
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.api.report_page import EXAMPLES_SHOWN, SECURITY_POLICY, render_report
+from service.api.representations import Representation, RepresentationDependency
 from service.api.uploads import UploadForm
 from service.domain.judging import reference_pairs, reports
+from service.domain.judging.examples import ExampleKind, read_examples, read_thumbnails
 from service.domain.judging.reference_pairs import ReferenceImage
 from service.domain.upgrade import upgrades
+from service.domain.upgrade.progress import describe_upgrades
 from service.domain.verdict import Verdict
-from service.tables import Report
+from service.tables import Report, Upgrade
 
 router = APIRouter(prefix="/upgrades", tags=["judging"])
 
@@ -67,7 +72,8 @@ class ReportLine(BaseModel):
 
 
 class ReportView(ReportLine):
-    """`content` holds the gates and all that was measured: docs/judging.md."""
+    """`content` holds the gates and all that was measured, but for the examples, which are items by ids of our own:
+    `/report/examples` says which they are."""
 
     content: dict[str, Any]
 
@@ -128,18 +134,42 @@ def list_reports(
     return page_of([_line(report) for report in found], [report.number for report in found], limit)
 
 
-@router.get("/{upgrade_id}/report")
-def get_newest_report(upgrade_id: IdPath, session: SessionDependency) -> ReportView:
-    """Return the newest report on an upgrade."""
-    upgrades.get_upgrade(session, upgrade_id)
-    return _view(reports.get_report(session, upgrade_id))
+_PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
 
 
-@router.get("/{upgrade_id}/reports/{number}")
-def get_report(upgrade_id: IdPath, number: IdPath, session: SessionDependency) -> ReportView:
-    """Return a report on an upgrade; 404 until it is written."""
-    upgrades.get_upgrade(session, upgrade_id)
-    return _view(reports.get_report(session, upgrade_id, number))
+@router.get("/{upgrade_id}/report", response_model=ReportView, responses=_PAGE)
+def get_newest_report(
+    upgrade_id: IdPath, session: SessionDependency, wanted: RepresentationDependency, response: Response
+) -> ReportView | Response:
+    """Return the newest report on an upgrade: as one HTML page where `Accept` prefers that, else as JSON."""
+    upgrade = upgrades.get_upgrade(session, upgrade_id)
+    return _represent(session, upgrade, reports.get_report(session, upgrade_id), wanted, response)
+
+
+@router.get("/{upgrade_id}/reports/{number}", response_model=ReportView, responses=_PAGE)
+def get_report(
+    upgrade_id: IdPath,
+    number: IdPath,
+    session: SessionDependency,
+    wanted: RepresentationDependency,
+    response: Response,
+) -> ReportView | Response:
+    """Return a report on an upgrade, as HTML or JSON like the newest; 404 until it is written."""
+    upgrade = upgrades.get_upgrade(session, upgrade_id)
+    return _represent(session, upgrade, reports.get_report(session, upgrade_id, number), wanted, response)
+
+
+def _represent(
+    session: Session, upgrade: Upgrade, report: Report, wanted: Representation, response: Response
+) -> ReportView | Response:
+    varies = {"Vary": "Accept"}
+    if wanted is Representation.JSON:
+        response.headers.update(varies)
+        return _view(report)
+    (details,) = describe_upgrades(session, [upgrade])
+    examples = read_examples(session, report, ExampleKind, EXAMPLES_SHOWN)
+    page = render_report(details, report, examples, read_thumbnails(session, examples))
+    return HTMLResponse(page, headers={**varies, "Content-Security-Policy": SECURITY_POLICY})
 
 
 def _line(report: Report) -> ReportLine:
@@ -154,4 +184,6 @@ def _line(report: Report) -> ReportLine:
 
 
 def _view(report: Report) -> ReportView:
-    return ReportView(**_line(report).model_dump(), content=json.loads(report.content))
+    content = json.loads(report.content)
+    content["measurements"].pop("examples")
+    return ReportView(**_line(report).model_dump(), content=content)

@@ -98,6 +98,9 @@ def test_items_that_were_deleted_since_are_gone_and_those_written_again_changed(
     assert again["item"] == {"id": deleted, "label": None, "thumbnail_url": None, "since": "gone"}
     assert (again["before"][0]["label"], again["before"][0]["since"]) == ("another", "changed")
     assert [near["distance"] for near in again["before"]] == [near["distance"] for near in example["before"]]
+    page = client.get(f"/v1/upgrades/{upgrade_id}/report?format=html").text
+    assert "deleted since" in page
+    assert "changed since" in page
 
 
 def test_limit_takes_the_most_telling_ones(client: TestClient, upgrade_id: int) -> None:
