@@ -35,7 +35,7 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
         items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
 
     evidence = _evidence(parts, upgrade, gallery, items, seed)
-    report = judge(evidence, _judging(upgrade, gallery, seed, most))
+    report = judge(evidence, _judging(upgrade, gallery, items, seed, most))
     return NewReport(
         verdict=report.verdict,
         revision=gallery.revision,
@@ -92,7 +92,7 @@ def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> 
         yield rows.item_id, found
 
 
-def _judging(upgrade: Upgrade, gallery: GalleryRows, seed: int, most: int) -> Judging:
+def _judging(upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, seed: int, most: int) -> Judging:
     known = Known(
         items=gallery.items,
         items_waiting=gallery.items_waiting,
@@ -104,6 +104,8 @@ def _judging(upgrade: Upgrade, gallery: GalleryRows, seed: int, most: int) -> Ju
         "code_version": version("gallery-upgrade"),
         "revision": gallery.revision,
         "most_evidence": most,
+        "references": 0 if items is None else items.references,
+        "ingested": 0 if items is None else items.ingested,
         "networks": " ".join(gallery.networks),
     }
     return Judging(known, gallery.task, tuple(rules_of(upgrade)), Reading(Draws(seed)), about)

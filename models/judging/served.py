@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 
 from models.judging.evidence import Galleries, Queries
 from models.judging.flips import Flips, flips
-from models.judging.intervals import Draws
+from models.judging.intervals import Draws, Interval, score_difference
 from models.judging.search import NO_ID, Ids, Neighbours
 from models.judging.slices import MinorityGap, Slice, found_rules, minority_gaps, named_slices
 from models.metrics import Labels, Vectors, query_metrics
-from models.statistics import DifferenceInterval, paired_bootstrap
 
 _NO_LABEL = -1
 
@@ -25,7 +24,7 @@ class SampledPrecision:
     items: int
     before: float
     after: float
-    difference: DifferenceInterval
+    difference: Interval
 
 
 @dataclass(frozen=True)
@@ -180,9 +179,7 @@ def _precision(
         found.append(scores.average_precisions)
     if np.isnan(found[0]).all():
         return None
-    difference = paired_bootstrap(
-        found[0], found[1], draws.confidence, draws.resamples, draws.seed, clusters=labels[by_label]
-    )
+    difference = score_difference(found[0], found[1], labels[by_label], draws)
     counted = int(np.count_nonzero(~np.isnan(found[0])))
     means = [float(np.nanmean(scores)) for scores in found]
     return SampledPrecision(counted, len(common), means[0], means[1], difference)

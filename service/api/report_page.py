@@ -25,7 +25,7 @@ EXAMPLES_SHOWN = 3
 # Nothing of a page may run, be loaded or be sent, whatever a value on it says.
 SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _NOTHING = "–"
-_SHARES = {GateMetric.COMPLETENESS, GateMetric.ANN_RECALL}
+_SHARES = {GateMetric.COMPLETENESS, GateMetric.ANN_RECALL, GateMetric.EXPLAINED}
 
 _VERDICTS = {
     Verdict.PASS: "Every gate passes: as far as was measured, nothing gets worse by more than its limit.",
@@ -38,6 +38,7 @@ _GATES = {
     GateMetric.WORST_SLICE: "CMC@1 of the worst slice: new/h less old/old",
     GateMetric.OVERLAP: "Overlap@10 with new/new: h less the linear map",
     GateMetric.OWN_ITEM_FIRST: "Own item first: h less the linear map",
+    GateMetric.EXPLAINED: "Variance of the new embeddings that h explains",
     GateMetric.COMPLETENESS: "Items that are in the next generation",
     GateMetric.ANN_RECALL: "Recall@10 of the index",
 }
@@ -45,6 +46,8 @@ _MARKS = {Outcome.PASS: "✓", Outcome.FAIL: "✗", Outcome.INCONCLUSIVE: "?"}
 _ABOUT = {
     "code_version": "Version of the code",
     "most_evidence": "Images judged at most",
+    "references": "References among them",
+    "ingested": "Images that came while the upgrade was open",
     "networks": "Digests of h and g",
 }
 

@@ -59,11 +59,15 @@ class JudgedItems:
         return len(self.ids)
 
     @property
+    def ingested(self) -> int:
+        """How many came while the upgrade was open."""
+        return len(self) - self.references
+
+    @property
     def source(self) -> str:
         """Where the evidence comes from, in words."""
-        ingested = len(self) - self.references
-        kinds = {"references": self.references, "images that came while the upgrade was open": ingested}
-        return " and ".join(f"{count} {name}" for name, count in kinds.items() if count)
+        kinds = {"references": self.references, "images that came while the upgrade was open": self.ingested}
+        return " and ".join(name for name, count in kinds.items() if count)
 
 
 @dataclass(frozen=True)

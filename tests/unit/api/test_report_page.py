@@ -21,7 +21,7 @@ from workers.judging import Known, Report
 
 HOSTILE = "<script>alert('x')</script>\"&amp;{{ 1 }}"
 SPACE = SpaceReport(10, 1, 0, 0, 1.0, 0.0, None, None)
-MEASURED = Measurements(None, None, None, None, None, None, Spaces(SPACE, SPACE, None, None, (), (), ()))
+MEASURED = Measurements(None, None, None, None, None, None, Spaces(SPACE, SPACE, None, None, (), (), (), None))
 NOTHING_SHOWN: Examples = {kind: [] for kind in ExampleKind}
 
 
@@ -116,7 +116,7 @@ def test_gates_without_a_measurement_have_dashes_and_no_bar() -> None:
 
 
 def test_a_threshold_that_lets_nothing_pass_is_a_dash() -> None:
-    spaces = Spaces(SPACE, SPACE, None, None, (), (), (Threshold(0.1, 0.0, float("-inf")),))
+    spaces = Spaces(SPACE, SPACE, None, None, (), (), (Threshold(0.1, 0.0, float("-inf")),), None)
 
     found = page(measured=Measurements(None, None, None, None, None, None, spaces))
 
@@ -140,3 +140,12 @@ def test_what_was_not_seen_depends_on_what_was_measured() -> None:
     assert len(without) == 7
     small = everything | {"served": {"slices": [{"corrected_high": None}]}}
     assert "200 queries" in what_was_not_seen(small, 1000)[0]
+
+
+def test_every_gate_is_called_by_its_name() -> None:
+    gates = [Gate(metric, None, 0.5, 0.25, 0.75, 0.0, Outcome.PASS, 10, "references", 0.1) for metric in GateMetric]
+
+    found = page(Verdict.PASS, tuple(gates))
+
+    assert not [metric for metric in GateMetric if f">{metric}<" in found]
+    assert found.count("references") >= len(GateMetric)

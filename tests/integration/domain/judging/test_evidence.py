@@ -66,7 +66,7 @@ def test_references_and_images_that_came_later_are_what_both_versions_make_of_th
     np.testing.assert_array_equal(found.labels, found.labels[0] + np.array([0, 1, 0, -2, -1]))
     assert found.attributes["label"].tolist() == [f"class {number % CLASSES}" for number in (*REFERENCES, *LATER)]
     assert found.attributes["evidence"].tolist() == ["reference"] * 3 + ["ingested"] * 2
-    assert "3 references and 2 images" in found.source
+    assert found.source == "references and images that came while the upgrade was open"
 
 
 def test_an_item_that_changed_is_no_reference_any_more_and_a_deleted_one_no_evidence(
