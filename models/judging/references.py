@@ -3,7 +3,7 @@
 Everything here is inside the set of references: each is asked by its new embedding of all others, or of all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,8 @@ def _explained(references: References, metric: Metric, draws: Draws) -> Interval
     if unit == 0:
         return None
     errors = np.square(found - target, dtype=np.float64).sum(axis=1)
-    return score_difference(errors / unit, spread / unit, references.queries.labels, draws)
+    found_share = score_difference(errors / unit, spread / unit, references.queries.labels, draws)
+    return replace(found_share, high=min(1.0, found_share.high))
 
 
 def _stand(queries: Vectors, items: Vectors, wanted: Ids, metric: Metric) -> tuple[Standing, Scores, Hits]:

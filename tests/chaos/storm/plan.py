@@ -32,11 +32,12 @@ class Conductor:
         self.upgrade_id = 0
         self.steps_done = 0
 
-    def start_upgrade(self, speed: float = 1.0) -> None:
-        """Start the upgrade to v2; one that was started by a request whose answer was lost is found."""
+    def start_upgrade(self, speed: float = 1.0, **options: Any) -> None:
+        """Start the upgrade to v2; one that was started by a request whose answer was lost is found. The storm's h
+        leads nowhere near v2, so it is only observed unless the options say otherwise."""
 
         def ask() -> bool:
-            wanted = {"to_version": "v2", "speed": speed}
+            wanted = {"to_version": "v2", "speed": speed, "observe": True, **options}
             answer = self._client.send("POST", f"{GALLERY}/upgrades", json=wanted)
             self._allow(answer, 202, 409)
             found = self._get(f"{GALLERY}/upgrades")
@@ -65,14 +66,31 @@ class Conductor:
     def wait_until_ready(self) -> None:
         self._until("the upgrade is ready", lambda: self._state() == "ready")
 
-    def act(self, action: str, *wanted: str) -> None:
+    def wait_until_failed_by_its_gates(self) -> None:
+        """Have it judged, by what images come, until a gate fails; it must not be live meanwhile."""
+
+        def ask() -> bool:
+            self._allow(self._client.send("POST", f"/v1/upgrades/{self.upgrade_id}/evaluate"), 202, 409)
+            self.check_held()
+            upgrade = self._upgrade()
+            return upgrade is not None and (upgrade["judged"] or {}).get("verdict") == "fail"
+
+        self._until("a gate has failed", ask)
+
+    def check_held(self) -> None:
+        """An upgrade that goes live by itself waits for a pass, which this one never gets."""
+        upgrade = self._upgrade()
+        if upgrade is not None and (upgrade["state"] == "live" or (upgrade["judged"] or {}).get("verdict") == "pass"):
+            self._traffic.violations.add(f"an h that leads elsewhere is {upgrade['state']}: {upgrade['judged']}")
+
+    def act(self, action: str, *wanted: str, body: dict[str, Any] | None = None) -> None:
         """Ask for an action until the upgrade is in one of the states wanted, and let some traffic pass.
 
         The first is the one that a success must be answered with.
         """
 
         def ask() -> bool:
-            answer = self._client.send("POST", f"/v1/upgrades/{self.upgrade_id}/{action}")
+            answer = self._client.send("POST", f"/v1/upgrades/{self.upgrade_id}/{action}", json=body)
             self._allow(answer, 200, 409)
             if answer is not None and answer.is_success and answer.json()["state"] not in wanted:
                 self._traffic.violations.add(f"{action} was answered with {answer.json()['state']}, not {wanted[0]}")
@@ -202,6 +220,18 @@ def _pause(conductor: Conductor) -> None:
     conductor.dwell()
 
 
+def _hold(conductor: Conductor) -> None:
+    """Auto, and judged: it stays ready whatever dies, and goes live past its failed gates by an override alone."""
+    conductor.start_upgrade(cutover="auto", observe=False)
+    conductor.wait_until_ready()
+    conductor.wait_until_failed_by_its_gates()
+    conductor.dwell()
+    conductor.check_held()
+    conductor.act("cutover", "live", body={"override": {"reason": "the storm wants it"}})
+    conductor.import_in("v2")
+    conductor.dwell()
+
+
 PLANS: dict[str, Plan] = {
     "cut over": _cut_over,
     "roll back": _roll_back,
@@ -209,4 +239,5 @@ PLANS: dict[str, Plan] = {
     "finalize": _finalize,
     "pause, resume": _pause,
     "roll back, again": _roll_back_and_again,
+    "held, overridden": _hold,
 }
