@@ -117,7 +117,7 @@ def measure(evidence: Evidence, reading: Reading = READING) -> Measurements:
     """Read the galleries, and return what the evidence tells. Raises ValueError for queries that are not
     finite, and for a single reference."""
     galleries, references = ordered(evidence.galleries), evidence.references
-    asked = [part for part in (references and references.queries, evidence.queries) if part]
+    asked = [part for part in (references and references.queries, *evidence.queries) if part]
     before = _read(asked, "before", galleries.before, galleries.metric, reading)
     after = _read(asked, "after", galleries.after, galleries.metric, reading)
     held_out, answers = evidence.held_out, (before.nearest, after.nearest)

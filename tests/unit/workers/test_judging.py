@@ -188,7 +188,7 @@ def test_what_is_served_is_what_exhaustive_metrics_say() -> None:
     asked = World.of(300, 9)
     labels = np.where(np.arange(300) < 5, CLASSES + 1, asked.labels)
     queries = Queries(asked.old, asked.new, np.full(300, NO_ID), "query sets", labels)
-    whole = replace(evidence(HONEST), references=None, queries=queries)
+    whole = replace(evidence(HONEST), references=None, queries=(queries,))
 
     served = judge(whole, replace(SETTINGS, reading=Reading(Draws(resamples=200), sample_items=ITEMS))).measurements
 
@@ -210,7 +210,7 @@ def test_relevant_items_are_judged_like_labels_that_say_the_same() -> None:
     judged = replace(queries, labels=None, relevant=RelevantItems(starts, np.concatenate(relevant)))
 
     found = [
-        judge(replace(evidence(HONEST), references=None, queries=asked), SETTINGS).measurements.served
+        judge(replace(evidence(HONEST), references=None, queries=(asked,)), SETTINGS).measurements.served
         for asked in (queries, judged)
     ]
 
@@ -285,7 +285,7 @@ def test_query_sets_alone_refuse_what_harms_them(sabotage: str) -> None:
     asked = World.of(1500, 9)
     queries = Queries(asked.old, asked.new, np.full(1500, NO_ID), "query sets", asked.labels)
 
-    report = judge(replace(evidence(SABOTAGED[sabotage]()), references=None, queries=queries), SETTINGS)
+    report = judge(replace(evidence(SABOTAGED[sabotage]()), references=None, queries=(queries,)), SETTINGS)
 
     assert report.verdict is Verdict.FAIL
     assert GateMetric.OVERLAP not in gates_of(report)
