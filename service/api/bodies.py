@@ -5,6 +5,8 @@ from typing import Any
 Schema = dict[str, Any]
 
 FILE: Schema = {"type": "string", "format": "binary"}
+# A table of vectors, by its media types.
+TABLE = dict.fromkeys(("application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"), FILE)
 
 
 def body_of(schemas: dict[str, Schema]) -> Schema:

@@ -1,40 +1,28 @@
 """`POST /v1/galleries/{g}/embeddings`: import of vectors that a user already has."""
 
-import tempfile
-from collections.abc import AsyncIterator
 from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
-from service.api.bodies import FILE, body_of
+from service.api.bodies import TABLE, body_of
 from service.api.dependencies import Name, NamePath, PartsDependency
+from service.api.uploads import spooled_body
 from service.domain.gallery.imports import import_embeddings
 
 router = APIRouter(prefix="/galleries", tags=["embeddings"])
 
-_IN_MEMORY_BYTES = 16 * 2**20
-_BODY = body_of(dict.fromkeys(("application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"), FILE))
+_BODY = body_of(TABLE)
 
 
 class ImportAnswer(BaseModel):
     count: int
 
 
-async def _spooled_body(request: Request) -> AsyncIterator[BinaryIO]:
-    """The body in memory, or on disk when it is large: Parquet is read from its end."""
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as body:
-        async for block in request.stream():
-            await run_in_threadpool(body.write, block)
-        body.seek(0)
-        yield body  # type: ignore[misc]  # a spooled file is a BinaryIO in all but name
-
-
 @router.post("/{name}/embeddings", openapi_extra=_BODY)
 def post_embeddings(
     name: NamePath,
-    body: Annotated[BinaryIO, Depends(_spooled_body)],
+    body: Annotated[BinaryIO, Depends(spooled_body)],
     parts: PartsDependency,
     model_version: Name | None = None,
 ) -> ImportAnswer:

@@ -1,8 +1,9 @@
 """`POST /v1/galleries/{g}/images`: ingest of image files."""
 
 import json
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -16,6 +17,8 @@ from service.domain.gallery.new_items import NewItem
 from service.errors import Unprocessable
 
 router = APIRouter(prefix="/galleries", tags=["images"])
+
+Description = TypeVar("Description")
 
 
 class InvalidUpload(Unprocessable):
@@ -42,7 +45,16 @@ class ImagesAnswer(BaseModel):
     results: list[ImageResultView]
 
 
-_DESCRIPTIONS = TypeAdapter(list[ItemDescription])
+@dataclass(frozen=True)
+class DescriptionsForm(Generic[Description]):
+    """A part of a form that says something of each file; `shape` is what of each, in words."""
+
+    part: str
+    shape: str
+    adapter: TypeAdapter[list[Description]]
+
+
+_OF_ITEMS = DescriptionsForm("items", "{id?, metadata?, label?}", TypeAdapter(list[ItemDescription]))
 _FORM = body_of(
     form_of(
         {
@@ -73,40 +85,42 @@ def image_uploads(form: FormData, max_image_bytes: int) -> list[ImageUpload]:
     texts = form.getlist("items")
     if len(texts) > 1:
         raise InvalidUpload("The part 'items' occurs once.")
-    descriptions = _descriptions(texts[0], len(files)) if texts else [ItemDescription() for _ in files]
+    descriptions = read_descriptions(texts[0], _OF_ITEMS, len(files)) if texts else [ItemDescription() for _ in files]
     return [
         ImageUpload(
-            NewItem(_id_of(description, file), description.metadata, description.label),
-            partial(_read, file, max_image_bytes),
+            NewItem(id_of(description.id, file, "items"), description.metadata, description.label),
+            partial(read_file, file, max_image_bytes),
         )
         for description, file in zip(descriptions, files, strict=True)
     ]
 
 
-def _descriptions(part: Any, count: int) -> list[ItemDescription]:
+def read_descriptions(part: Any, form: DescriptionsForm[Description], count: int) -> list[Description]:
+    """Return what a part, text or a file, says of so many files in their order. Raises `InvalidUpload` (422)."""
     try:
         raw = part.file.read() if isinstance(part, UploadFile) else part
-        descriptions = _DESCRIPTIONS.validate_python(json.loads(raw))
+        descriptions = form.adapter.validate_python(json.loads(raw))
     except ValidationError as error:
         errors: list[dict[str, object]] = [
-            {"location": ["items", *e["loc"]], "detail": e["msg"]} for e in error.errors()[:100]
+            {"location": [form.part, *e["loc"]], "detail": e["msg"]} for e in error.errors()[:100]
         ]
-        raise InvalidUpload("The part 'items' is not a list of {id?, metadata?, label?}.", errors) from error
+        raise InvalidUpload(f"The part {form.part!r} is not a list of {form.shape}.", errors) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidUpload(f"The part 'items' is not JSON: {error}") from error
+        raise InvalidUpload(f"The part {form.part!r} is not JSON: {error}") from error
     if len(descriptions) != count:
-        raise InvalidUpload(f"'items' describes {len(descriptions)} files, but there are {count}.")
+        raise InvalidUpload(f"{form.part!r} describes {len(descriptions)} files, but there are {count}.")
     return descriptions
 
 
-def _id_of(description: ItemDescription, file: UploadFile) -> str:
-    name = description.id if description.id is not None else file.filename
+def id_of(given: str | None, file: UploadFile, part: str) -> str:
+    """Return the id that was given for a file, or else its name. Raises `InvalidUpload` (422) without either."""
+    name = given if given is not None else file.filename
     if not name:
-        raise InvalidUpload("A file without a name needs an 'id' in 'items'.")
+        raise InvalidUpload(f"A file without a name needs an 'id' in {part!r}.")
     return name
 
 
-def _read(file: UploadFile, max_image_bytes: int) -> bytes:
+def read_file(file: UploadFile, max_image_bytes: int) -> bytes:
     """Return the file's bytes from the start; one byte too many is enough to refuse it as too large."""
     file.file.seek(0)
     return file.file.read(max_image_bytes + 1)

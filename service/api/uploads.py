@@ -1,10 +1,12 @@
-"""Multipart forms with many files."""
+"""Multipart forms with many files, and bodies that are one file."""
 
+import tempfile
 from collections.abc import AsyncIterator
 from typing import Annotated, BinaryIO
 
 from fastapi import Depends, Request
 from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -14,6 +16,7 @@ from service.errors import GalleryError, TooLarge, Unprocessable
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _MAX_FIELDS = 100
 _MAX_FIELD_BYTES = 64 * 2**20
+_IN_MEMORY_BYTES = 16 * 2**20
 
 
 class TooManyFiles(TooLarge):
@@ -47,6 +50,15 @@ async def read_upload_form(request: Request) -> AsyncIterator[FormData]:
         yield form
     finally:
         await form.close()
+
+
+async def spooled_body(request: Request) -> AsyncIterator[BinaryIO]:
+    """Give the body, in memory, or on disk when it is large: Parquet is read from its end."""
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as body:
+        async for block in request.stream():
+            await run_in_threadpool(body.write, block)
+        body.seek(0)
+        yield body  # type: ignore[misc]  # a spooled file is a BinaryIO in all but name
 
 
 UploadForm = Annotated[FormData, Depends(read_upload_form)]

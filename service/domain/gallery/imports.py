@@ -17,7 +17,7 @@ from service.domain.gallery.generations import StoredGeneration, previous_genera
 from service.domain.gallery.new_items import NewItem, check_items
 from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
 from service.errors import Conflict, Unavailable
-from service.vectors.arrow import InvalidImport, read_table, read_vectors
+from service.vectors.arrow import InvalidImport, check_columns, read_strings, read_table, read_vectors
 from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
 
 COLUMNS = {
@@ -84,17 +84,9 @@ def _rows_for(writer: GalleryWriter, table: _Table, model_version: str | None, t
 
 
 def _parse(table: pa.Table) -> _Table:
-    unknown = set(table.column_names) - COLUMNS
-    if unknown or len(set(table.column_names)) != len(table.column_names):
-        raise InvalidImport(f"Columns are {', '.join(sorted(COLUMNS))}, each once; got {table.column_names}.")
-    for required in ("id", "embedding"):
-        if required not in table.column_names:
-            raise InvalidImport(f"The column {required!r} is missing.")
-    if table.num_rows == 0:
-        raise InvalidImport("The table has no rows.")
-
-    ids = _strings(table, "id", nullable=False)
-    labels = _strings(table, "label", nullable=True)
+    check_columns(table, COLUMNS, required=("id", "embedding"))
+    ids = read_strings(table, "id", nullable=False)
+    labels = read_strings(table, "label", nullable=True)
     metadata = _metadata(table)
     items = [NewItem(str(id_), metadata[row], label) for row, (id_, label) in enumerate(zip(ids, labels, strict=True))]
 
@@ -113,20 +105,6 @@ def _vectors_of(table: pa.Table, prefix: str) -> _Vectors:
         read_vectors(table, f"{prefix}embedding"),
         read_vectors(table, side_information) if side_information in table.column_names else None,
     )
-
-
-def _strings(table: pa.Table, name: str, *, nullable: bool) -> list[str | None]:
-    if name not in table.column_names:
-        return [None] * table.num_rows
-    column = table.column(name)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_null(column.type)):
-        raise InvalidImport(f"The column {name!r} has strings; got {column.type}.")
-    if column.null_count and not nullable:
-        raise InvalidImport(f"The column {name!r} has nulls.")
-    values: list[str | None] = column.to_pylist()
-    return values
 
 
 def _metadata(table: pa.Table) -> list[dict[str, Any]]:
