@@ -24,7 +24,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from service.column_types import EnumeratedText, Leg, LegsJson
@@ -42,6 +42,7 @@ CutoverOption = Literal["auto", "manual"]
 Task = Literal["instance", "class"]
 BatchPhase = Literal["transforming", "catching_up"]
 JobKind = Literal["index_build", "transformation_training"]
+QueryKind = Literal["images", "vectors"]
 
 
 def _one_of(column: str, values: Iterable[str]) -> str:
@@ -80,6 +81,7 @@ class Base(DeclarativeBase):
         Task: Text,
         BatchPhase: Text,
         JobKind: Text,
+        QueryKind: Text,
     }
 
 
@@ -320,10 +322,66 @@ class ReferencePair(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class QuerySet(Base):
+    """Queries of a gallery of which a user says what they should find, kept for every upgrade: all of them images, or
+    all of them vectors."""
+
+    __tablename__ = "query_sets"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"))
+    name: Mapped[str]
+    kind: Mapped[QueryKind]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("gallery_id", "name"),
+        CheckConstraint(_one_of("kind", get_args(QueryKind)), name="kind"),
+    )
+
+
+class JudgedQuery(Base):
+    """A query and what it should find: items with its `label`, or those of the `relevant` external ids, one of the two.
+
+    `item_external_id` is the item that is the same image. Names are kept as they were given, whether the gallery has
+    such items or not. An image is in the blob store under its digest.
+    """
+
+    __tablename__ = "judged_queries"
+
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    query_set_id: Mapped[int] = mapped_column(ForeignKey(QuerySet.id, ondelete="CASCADE"))
+    external_id: Mapped[str]
+    item_external_id: Mapped[str | None]
+    label: Mapped[str | None]
+    relevant: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    slice: Mapped[str | None]
+    image_digest: Mapped[str | None]
+
+    __table_args__ = (
+        UniqueConstraint("query_set_id", "external_id"),
+        CheckConstraint("(label IS NULL) = (cardinality(relevant) > 0)", name="judgement"),
+        Index("ix_judged_queries_image_digest", "image_digest", postgresql_where=text("image_digest IS NOT NULL")),
+    )
+
+
+class QueryVector(Base):
+    """A query under a model version: as it was given, or as the version encoded the query's image.
+
+    `vector` is (D,) float32, little-endian.
+    """
+
+    __tablename__ = "query_vectors"
+
+    query_id: Mapped[int] = mapped_column(ForeignKey(JudgedQuery.id, ondelete="CASCADE"), primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id, ondelete="CASCADE"), primary_key=True)
+    vector: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class Report(Base):
     """What judging an upgrade found, never changed: `content` is JSON, to the byte the same for the same rows and seed.
 
-    `revision` is the gallery's when it was made, `evidence` how many images by both versions it was made of.
+    `revision` is the gallery's when it was made, `evidence` how many images or queries by both versions it was made of.
     """
 
     __tablename__ = "reports"

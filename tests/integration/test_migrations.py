@@ -34,6 +34,7 @@ CATALOG = {
 
 # What a test undoes of the last migrations, to have the tables of before.
 _UNDO_0009 = """
+DROP TABLE query_vectors, judged_queries, query_sets;
 DROP TABLE reports, reference_pairs;
 ALTER TABLE upgrades DROP COLUMN gates, DROP COLUMN observe, DROP COLUMN evaluate_seed, DROP COLUMN decision,
     ADD COLUMN evaluation JSONB;
