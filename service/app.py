@@ -18,6 +18,7 @@ from service.api import (
     jobs,
     judging,
     model_versions,
+    query_sets,
     search,
     transformations,
     upgrades,
@@ -103,6 +104,7 @@ def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = mak
         upgrades,
         judging,
         examples,
+        query_sets,
         jobs,
     ):
         app.include_router(module.router, prefix="/v1")

@@ -117,4 +117,4 @@ def change_gallery(name: NamePath, change: GalleryChange, session: SessionDepend
 @router.delete("/{name}", status_code=204)
 def delete_gallery(name: NamePath, parts: PartsDependency) -> None:
     """Delete a gallery with everything in it; 409 while an upgrade of it is open."""
-    galleries.remove_gallery(parts.database, parts.replicas, name)
+    galleries.remove_gallery(parts.database, parts.blobs, parts.replicas, name)

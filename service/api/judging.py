@@ -61,7 +61,7 @@ class EvaluationView(BaseModel):
 
 class ReportLine(BaseModel):
     """`revision` is the gallery's that the report was made at, and `evidence` the number of its images that both
-    versions encoded; `seconds` is what judging took."""
+    versions encoded, and of queries from its query sets; `seconds` is what judging took."""
 
     report: int
     verdict: Verdict

@@ -12,7 +12,7 @@ from service.api.problems import problem
 
 # The routes whose bodies are forms, tables or images, which are read in parts.
 OF_FILES = re.compile(
-    r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search)"
+    r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search|query-sets)"
     r"|upgrades/[^/]+/references)/?"
 )
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -5,10 +5,12 @@ and shared; the blobs of a deleted row are removed when nothing refers to them a
 its blobs were stored (it lost the race for a name, or the process died) leaves blobs that no row names, and no more.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import Text, any_, literal, or_, select, union
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -19,7 +21,7 @@ from service.errors import Conflict, NotFound, Unprocessable
 from service.networks.encoders import check_encoder, check_preprocessing
 from service.networks.transformations import check_transformation_network
 from service.settings import Settings
-from service.tables import Gallery, Generation, ModelVersion, Transformation, Upgrade
+from service.tables import Gallery, Generation, JudgedQuery, ModelVersion, Transformation, Upgrade
 
 
 class UnknownVersion(NotFound):
@@ -75,6 +77,14 @@ class NetworkStore:
     settings: Settings
 
 
+# Every column that names a blob by its digest.
+_BLOB_COLUMNS = (
+    ModelVersion.embedding_model_digest,
+    ModelVersion.side_information_model_digest,
+    Transformation.h_digest,
+    Transformation.g_digest,
+    JudgedQuery.image_digest,
+)
 _From, _To = aliased(ModelVersion), aliased(ModelVersion)
 _WITH_VERSIONS = (
     select(Transformation, _From.name, _To.name)
@@ -260,16 +270,11 @@ def remove_transformation(database: Database, blobs: BlobStore, transformation_i
         delete_unreferenced_blobs(session, blobs, digests)
 
 
-def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: list[str]) -> None:
+def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: Sequence[str]) -> None:
     """Remove blobs that no row refers to. Call it after the deletion has committed: a crash before leaves a blob that
     nothing names, never a row without its blob."""
     hold(session, AdvisoryLock.BLOBS)
-    for digest in digests:
-        version = select(ModelVersion.id).where(
-            or_(ModelVersion.embedding_model_digest == digest, ModelVersion.side_information_model_digest == digest)
-        )
-        transformation = select(Transformation.id).where(
-            or_(Transformation.h_digest == digest, Transformation.g_digest == digest)
-        )
-        if all(session.scalar(query.limit(1)) is None for query in (version, transformation)):
-            blobs.delete(digest)
+    wanted = any_(literal(list(digests), ARRAY(Text)))
+    referenced = set(session.scalars(union(*(select(column).where(column == wanted) for column in _BLOB_COLUMNS))))
+    for digest in set(digests) - referenced:
+        blobs.delete(digest)

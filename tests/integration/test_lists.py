@@ -5,8 +5,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.api.galleries import list_galleries
+from service.api.query_sets import list_query_sets
 from service.api.transformations import list_transformations
 from service.db import Database
+from tests.networks import image_bytes
 from tests.scenario import create_gallery, register_transformation, register_version
 from tests.statements import recorded_statements
 
@@ -55,5 +57,23 @@ def test_a_list_of_transformations_costs_the_same_for_one_and_for_three(
     together, alone = shown(versions, "/v1/transformations", "id")
 
     assert names == [[("v1", "v2")], [("v1", "v2"), ("v2", "v3"), ("v1", "v3")]]
+    assert counts[0] == counts[1]
+    assert together == alone
+
+
+def test_a_list_of_query_sets_costs_the_same_for_one_and_for_three(versions: TestClient, database: Database) -> None:
+    create_gallery(versions)
+    for name in ("one", "two", "three"):
+        files, data = {"files": ("q", image_bytes(1))}, {"name": name, "queries": '[{"label": "x"}]'}
+        assert versions.post("/v1/galleries/g/query-sets", files=files, data=data).is_success
+
+    counts, names = [], []
+    for limit in (1, 3):
+        with database.session_scope() as session, recorded_statements(database.engine) as statements:
+            names.append([view.name for view in list_query_sets("g", session, limit).items])
+        counts.append(len(statements))
+    together, alone = shown(versions, "/v1/galleries/g/query-sets", "name")
+
+    assert names == [["one"], ["one", "two", "three"]]
     assert counts[0] == counts[1]
     assert together == alone

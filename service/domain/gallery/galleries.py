@@ -1,11 +1,13 @@
 """Galleries: creating, finding, deleting, and the row lock that orders every write to one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.blobs import BlobStore
 from service.db import Database
 from service.domain import registry
 from service.domain.gallery.generations import add_generation
@@ -14,7 +16,16 @@ from service.domain.upgrade_state import OPEN
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
 from service.index.replica import Replicas
-from service.tables import Gallery, Generation, ModelVersion, Task, Upgrade, drop_embeddings_table
+from service.tables import (
+    Gallery,
+    Generation,
+    JudgedQuery,
+    ModelVersion,
+    QuerySet,
+    Task,
+    Upgrade,
+    drop_embeddings_table,
+)
 from service.vectors.rows import StoredDtype
 
 _WITH_VERSION = (
@@ -164,11 +175,24 @@ def delete_gallery(session: Session, name: str) -> int:
     return gallery.id
 
 
-def remove_gallery(database: Database, replicas: Replicas, name: str) -> None:
-    """Delete a gallery as `delete_gallery` does, and then let this process's replicas forget it."""
+def remove_gallery(database: Database, blobs: BlobStore, replicas: Replicas, name: str) -> None:
+    """Delete a gallery as `delete_gallery` does, then let this process's replicas forget it, and remove the images of
+    its queries that no other row refers to."""
     with database.session_scope() as session:
+        digests = _query_images(session, name)
         gallery_id = delete_gallery(session, name)
     replicas.forget(gallery_id)
+    with database.session_scope() as session:
+        registry.delete_unreferenced_blobs(session, blobs, digests)
+
+
+def _query_images(session: Session, name: str) -> Sequence[str]:
+    """Return the digests of a gallery's query images, once whoever is adding some has done so."""
+    gallery = session.scalars(select(Gallery).where(Gallery.name == name).with_for_update()).one_or_none()
+    if gallery is None:
+        return []
+    query = select(JudgedQuery.image_digest).join(QuerySet).where(QuerySet.gallery_id == gallery.id)
+    return [digest for digest in session.scalars(query) if digest is not None]
 
 
 def gallery_names(session: Session) -> dict[int, str]:
