@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -60,3 +62,31 @@ def register_two_spaces(client: httpx.Client) -> NDArray[np.float32]:
 
 def register_h(client: httpx.Client, matrix: NDArray[np.float32]) -> None:
     assert post_transformation(client, "v1", "v2", onnx_matrix(matrix)).is_success
+
+
+def post_query_images(
+    client: httpx.Client, numbers: Iterable[int], queries: Iterable[dict[str, Any]] | None = None, name: str = "asked"
+) -> httpx.Response:
+    """Post class images as a query set, with what is said of each: without, the label of its class."""
+    numbers = list(numbers)
+    files = [("files", (f"{number}.png", class_image(number), "image/png")) for number in numbers]
+    said = list(queries) if queries is not None else [{"label": f"class {number % CLASSES}"} for number in numbers]
+    return client.post("/v1/galleries/g/query-sets", files=files, data={"name": name, "queries": json.dumps(said)})
+
+
+def post_query_vectors(
+    client: httpx.Client, version: str, embedding: NDArray[np.floating[Any]], name: str = "asked", **columns: Any
+) -> httpx.Response:
+    """Post (N, D) vectors under a version as queries of a set."""
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"embedding": list(embedding), **columns}), stream)
+    parameters = {"name": name, "model_version": version}
+    return client.post("/v1/galleries/g/query-sets", params=parameters, content=stream.getvalue())
+
+
+def report_of(client: httpx.Client, upgrade_id: int) -> dict[str, Any]:
+    """Return the newest report on an upgrade."""
+    answer = client.get(f"/v1/upgrades/{upgrade_id}/report")
+    assert answer.is_success, answer.text
+    body: dict[str, Any] = answer.json()
+    return body

@@ -1,20 +1,22 @@
-"""Evaluating an upgrade: its evidence is read, and judged, and a report is made of it."""
+"""Evaluating an upgrade: its evidence is encoded where it is images, read, and judged, and a report is made of it."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 
-from models.judging.evidence import Evidence, Galleries, Queries, References
+from models.judging.evidence import Evidence, Galleries, Queries, References, RelevantItems
 from models.judging.intervals import Draws
 from models.judging.linear_floor import cross_fitted, stronger
 from models.judging.report import Reading, to_json
 from models.normalize import l2_normalize
 from service.domain.gallery.current_rows import stream_rows, stream_whole_rows
+from service.domain.judging.asked_queries import SOURCE, AskedSets, asked_queries, encode_queries
 from service.domain.judging.evidence import GalleryRows, JudgedItems, gallery_rows, judged_items
 from service.domain.judging.gates import LEAST_REFERENCES
 from service.domain.judging.reports import NewReport, rules_of
 from service.index.protocol import Ids, Vectors
+from service.networks.encoders import Encoders
 from service.tables import Upgrade
 from workers.app import WorkerParts
 from workers.judging import Judging, Known, judge
@@ -24,22 +26,26 @@ _LEAST_NEIGHBOURS = 2
 
 
 def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
-    """Return a report on an upgrade's next generation: the same for the same rows and seed. Writes nothing.
+    """Return a report on an upgrade's next generation: the same for the same rows and seed. Writes nothing but what
+    both versions make of query images.
 
     Memory holds the evidence, a sample of the gallery, and of the rest some 30 bytes an item.
     """
     began = time.monotonic()
     most = parts.settings.evaluation_sample_items
+    # Not the worker's own: encoders are in memory only while there is something to encode.
+    encode_queries(parts.database, parts.blobs, Encoders(parts.blobs, parts.settings), upgrade, most, seed)
     with parts.database.session_scope(snapshot=True) as session:
         gallery = gallery_rows(session, upgrade)
         items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
+        asked = asked_queries(session, upgrade, gallery, items, most, seed)
 
-    evidence = _evidence(parts, upgrade, gallery, items, seed)
-    report = judge(evidence, _judging(upgrade, gallery, items, seed, most))
+    evidence = replace(_evidence(parts, upgrade, gallery, items, seed), queries=_queries(asked))
+    report = judge(evidence, _judging(upgrade, gallery, items, asked, seed, most))
     return NewReport(
         verdict=report.verdict,
         revision=gallery.revision,
-        evidence=0 if items is None else len(items),
+        evidence=len(asked) + (0 if items is None else len(items)),
         content=to_json(report).decode(),
         seconds=time.monotonic() - began,
     )
@@ -84,6 +90,21 @@ def _evidence(
     return Evidence(galleries, References(queries, items.transformed, linear, items.uncertainty))
 
 
+def _queries(asked: AskedSets) -> tuple[Queries, ...]:
+    return tuple(
+        Queries(
+            before=part.before,
+            after=part.after,
+            item_ids=part.item_ids,
+            source=SOURCE,
+            labels=part.labels,
+            relevant=None if part.relevant is None else RelevantItems(*part.relevant),
+            attributes=part.attributes,
+        )
+        for part in asked.parts
+    )
+
+
 def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> Iterator[tuple[Ids, Vectors]]:
     """Give what the linear map would make of the whole gallery."""
     for rows in stream_whole_rows(parts.database, gallery.read, gallery.revision, _ROWS_AT_ONCE):
@@ -92,7 +113,9 @@ def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> 
         yield rows.item_id, found
 
 
-def _judging(upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, seed: int, most: int) -> Judging:
+def _judging(
+    upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, asked: AskedSets, seed: int, most: int
+) -> Judging:
     known = Known(
         items=gallery.items,
         items_waiting=gallery.items_waiting,
@@ -108,4 +131,4 @@ def _judging(upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, 
         "ingested": 0 if items is None else items.ingested,
         "networks": " ".join(gallery.networks),
     }
-    return Judging(known, gallery.task, tuple(rules_of(upgrade)), Reading(Draws(seed)), about)
+    return Judging(known, gallery.task, tuple(rules_of(upgrade)), Reading(Draws(seed)), about, asked.sets)

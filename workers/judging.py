@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from models.judging.evidence import Evidence
 from models.judging.intervals import Interval, wilson
 from models.judging.report import READING, Measurements, Reading, measure
+from service.domain.judging.asked_queries import AskedSet
 from service.domain.judging.gates import (
     Gate,
     GateMetric,
@@ -36,13 +37,15 @@ class Known:
 @dataclass(frozen=True)
 class Judging:
     """How an upgrade is judged. task: the gallery's, `instance` or `class`; gates: overrides of the defaults; about:
-    what the report is to say of itself (digests, code version, times), which is given so that nothing else varies."""
+    what the report is to say of itself (digests, code version, times), which is given so that nothing else varies;
+    query_sets: where the queries come from."""
 
     known: Known
     task: str
     gates: tuple[GateRule, ...] = ()
     reading: Reading = READING
     about: Mapping[str, str | int | float] = field(default_factory=dict)
+    query_sets: tuple[AskedSet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Report:
     known: Known
     measurements: Measurements
     about: Mapping[str, str | int | float]
+    query_sets: tuple[AskedSet, ...]
 
 
 def judge(evidence: Evidence, settings: Judging) -> Report:
@@ -67,7 +71,14 @@ def judge(evidence: Evidence, settings: Judging) -> Report:
     gates = judge_gates(rules, found, settings.gates)
     seed = settings.reading.draws.seed
     return Report(
-        verdict(gates), gates, what_would_judge(gates), seed, settings.known, measurements, dict(settings.about)
+        verdict=verdict(gates),
+        gates=gates,
+        wanted=what_would_judge(gates),
+        seed=seed,
+        known=settings.known,
+        measurements=measurements,
+        about=dict(settings.about),
+        query_sets=settings.query_sets,
     )
 
 

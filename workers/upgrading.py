@@ -33,6 +33,7 @@ from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, v
 from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over, wants_cutover, withdraw_cutover
 from service.domain.upgrade.upgrades import UnknownUpgrade, change_state, fail_for_item, fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, IllegalTransition, State
+from service.errors import GalleryError
 from service.index.replica import GenerationGone
 from service.networks.transformations import PoisonedItem
 from service.tables import Upgrade
@@ -184,7 +185,8 @@ def _report(parts: WorkerParts, upgrade: Upgrade) -> NewReport | None:
     except PoisonedItem as error:
         _fail_for_item(parts, upgrade.id, error)
         return None
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # a lost database raises none of these
+    # A lost database raises none of these; the service's own error is that of a network that cannot be loaded.
+    except (ValueError, OSError, RuntimeError, MemoryError, GalleryError) as error:
         reason = f"{type(error).__name__}: {error}"
         _fail(parts, upgrade.id, f"The upgrade could not be judged: {reason}. Retry when the cause is gone.")
         return None

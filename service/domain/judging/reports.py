@@ -13,6 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, defer
 
+from service.domain.judging.asked_queries import count_queries
 from service.domain.judging.evidence import count_evidence
 from service.domain.judging.gates import GateMetric, GateRule, Outcome
 from service.domain.verdict import Verdict
@@ -38,7 +39,7 @@ _NOT_PASSED = "The verdict on the upgrade is {verdict}; of itself it goes live o
 
 @dataclass(frozen=True)
 class NewReport:
-    """What judging found: content is JSON, `evidence` the number of items that both versions encoded."""
+    """What judging found: content is JSON, `evidence` how many images or queries both versions have."""
 
     verdict: Verdict
     revision: int
@@ -116,7 +117,7 @@ def wants_report(session: Session, upgrade: Upgrade) -> bool:
         return True
     if report.verdict in (Verdict.PASS, Verdict.FAIL) or changes < max(_LEAST_CHANGES, report.evidence):
         return False  # so few cannot have doubled what there was, and counting it takes a pass over the rows
-    return count_evidence(session, upgrade) >= 2 * report.evidence
+    return count_evidence(session, upgrade) + count_queries(session, upgrade) >= 2 * report.evidence
 
 
 def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from models.artifacts import save_network
 from models.transformation import Transformation
 from service.domain.upgrade.cutover import request_cutover
 from service.domain.upgrade.upgrades import ask_for_report
-from tests.judged import DIM, post_class_images, post_references, register_h, register_two_spaces
+from tests.judged import DIM, post_class_images, post_references, register_h, register_two_spaces, report_of
 from tests.registrations import post_transformation
 from tests.scenario import start_upgrade, state_of
 from tests.working import run_until
@@ -29,13 +29,6 @@ def turn(client: TestClient) -> NDArray[np.float32]:
     matrix = register_two_spaces(client)
     post_class_images(client, range(ITEMS))
     return matrix
-
-
-def report_of(client: TestClient, upgrade_id: int) -> dict[str, Any]:
-    answer = client.get(f"/v1/upgrades/{upgrade_id}/report")
-    assert answer.is_success, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
 
 
 def evaluate_again(client: TestClient, worker: WorkerParts, upgrade_id: int, seed: int = 0) -> dict[str, Any]:
