@@ -103,9 +103,7 @@ def encode_queries(
 
     for images in _few_at_a_time(blobs, encoders, rows):
         for version in versions:
-            lacking = [image for image in images if version.id not in image[0].encoded_by]
-            if lacking:
-                _encode(database, encoders.get(version), version, lacking)
+            _encode_lacking(database, encoders, version, images)
 
 
 def asked_queries(
@@ -185,7 +183,8 @@ def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -
 
 
 def _few_at_a_time(blobs: BlobStore, encoders: Encoders, rows: Sequence[Row[Any]]) -> Iterator[Images]:
-    """Give queries with their images, as many at a time as memory is to hold; those that cannot be read are logged."""
+    """Give queries with their images, as many at a time as memory is to hold, in a list that is then used again; those
+    that cannot be read are logged."""
     images: Images = []
     pixels = 0
     for row in rows:
@@ -196,11 +195,18 @@ def _few_at_a_time(blobs: BlobStore, encoders: Encoders, rows: Sequence[Row[Any]
             continue
         images.append((row, image))
         pixels += image.width * image.height
+        del image  # the list has it, and is emptied before the next one is decoded
         if len(images) == _IMAGES_AT_ONCE or pixels >= _PIXELS_AT_ONCE:
             yield images
-            images, pixels = [], 0
-    if images:
-        yield images
+            images.clear()
+            pixels = 0
+    yield images
+
+
+def _encode_lacking(database: Database, encoders: Encoders, version: ModelVersion, images: Images) -> None:
+    lacking = [image for image in images if version.id not in image[0].encoded_by]
+    if lacking:
+        _encode(database, encoders.get(version), version, lacking)
 
 
 def _encode(database: Database, encoder: VersionEncoder, version: ModelVersion, images: Images) -> None:
