@@ -33,7 +33,7 @@ def page(
     thumbnails: dict[int, bytes] | None = None,
 ) -> str:
     known = Known(10, 1, None, 0, HOSTILE)
-    content = to_json(Report(verdict, gates, HOSTILE, 0, known, measured, {"networks": "h g", HOSTILE: HOSTILE}))
+    content = to_json(Report(verdict, gates, HOSTILE, 0, known, measured, {"networks": "h g", HOSTILE: HOSTILE}, ()))
     stored = StoredReport(
         number=3,
         verdict=verdict,

@@ -34,7 +34,7 @@ def evidence(noise: float = 0.8) -> Evidence:
     wanted = generator.integers(0, 6, ASKED)
     seen = (centres[wanted] + generator.standard_normal((2, ASKED, 5))).astype(np.float32)
     asked = Queries(seen[0], seen[1], np.full(ASKED, NO_ID), "query sets", wanted)
-    return Evidence(galleries, References(references, transformed[some], uncertainty=uncertainty), asked)
+    return Evidence(galleries, References(references, transformed[some], uncertainty=uncertainty), (asked,))
 
 
 def rankings(given: Evidence, name: str) -> list[Ranking]:
@@ -42,8 +42,7 @@ def rankings(given: Evidence, name: str) -> list[Ranking]:
     (ids, items), *_ = getattr(given.galleries, name)
     assert given.references is not None
     found = []
-    for queries in (given.references.queries, given.queries):
-        assert queries is not None
+    for queries in (given.references.queries, *given.queries):
         for query, own in zip(getattr(queries, name), queries.item_ids, strict=True):
             far = np.sqrt(((items.astype(np.float64) - query) ** 2).sum(axis=1)).astype(np.float32)
             found.append(sorted((float(d), int(i)) for d, i in zip(far, ids, strict=True) if i != own)[:K])
@@ -53,8 +52,7 @@ def rankings(given: Evidence, name: str) -> list[Ranking]:
 def own_and_label(given: Evidence) -> list[tuple[int, int]]:
     assert given.references is not None
     found = []
-    for queries in (given.references.queries, given.queries):
-        assert queries is not None
+    for queries in (given.references.queries, *given.queries):
         assert queries.labels is not None
         found += list(zip(queries.item_ids.tolist(), queries.labels.tolist(), strict=True))
     return found
