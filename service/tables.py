@@ -378,6 +378,30 @@ class QueryVector(Base):
     vector: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class ShadowedQuery(Base):
+    """An image query that an open upgrade's candidate was asked too: as both model versions encode it, and the ids of
+    the nearest items of both generations.
+
+    `embedding_from`, `side_information_from` (null where the version has no ψ) and `embedding_to` are (D,) float32,
+    little-endian; the answers are of the active generation and of `to_generation_id`, nearest first, padded with -1.
+    The newest of a fixed number are kept (`service.domain.judging.shadowed_queries`).
+    """
+
+    __tablename__ = "shadowed_queries"
+
+    gallery_id: Mapped[int] = mapped_column(ForeignKey(Gallery.id, ondelete="CASCADE"), primary_key=True)
+    from_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id, ondelete="CASCADE"), primary_key=True)
+    to_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id, ondelete="CASCADE"), primary_key=True)
+    id: Mapped[int] = mapped_column(Identity(), primary_key=True)
+    to_generation_id: Mapped[int] = mapped_column(ForeignKey(Generation.id, ondelete="CASCADE"))
+    embedding_from: Mapped[bytes] = mapped_column(LargeBinary)
+    side_information_from: Mapped[bytes | None] = mapped_column(LargeBinary)
+    embedding_to: Mapped[bytes] = mapped_column(LargeBinary)
+    answers_before: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    answers_after: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Report(Base):
     """What judging an upgrade found, never changed: `content` is JSON, to the byte the same for the same rows and seed.
 

@@ -33,9 +33,9 @@ CATALOG = {
 
 
 # What a test undoes of the last migrations, to have the tables of before.
-_UNDO_0009 = """
+_UNDO_JUDGING = """
 DROP TABLE query_vectors, judged_queries, query_sets;
-DROP TABLE reports, reference_pairs;
+DROP TABLE reports, reference_pairs, shadowed_queries;
 ALTER TABLE upgrades DROP COLUMN gates, DROP COLUMN observe, DROP COLUMN evaluate_seed, DROP COLUMN decision,
     ADD COLUMN evaluation JSONB;
 """
@@ -132,7 +132,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
     run_until(worker, gallery, upgrade_id, "ready")
     generations = [rows.embedding for rows in all_rows(worker, upgrade_id)]
     with worker.database.engine.begin() as connection:
-        connection.execute(text(_UNDO_0009))
+        connection.execute(text(_UNDO_JUDGING))
         for number in connection.scalars(text("SELECT id FROM generations")).all():
             connection.execute(text(f"ALTER TABLE embeddings_{number} DROP COLUMN hops, DROP COLUMN uncertainty"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
@@ -157,7 +157,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
 
 def test_galleries_of_before_get_the_number_of_their_items_and_are_searched_for_items(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(text(_UNDO_0009))
+        connection.execute(text(_UNDO_JUDGING))
         connection.execute(text("ALTER TABLE galleries DROP COLUMN items, DROP COLUMN task"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
         connection.execute(
