@@ -6,8 +6,11 @@ machine has cores, their members sleep at the end of every step instead of waiti
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import torch
 from threadpoolctl import ThreadpoolController
 
 from models.artifacts import Encoder, Vectors
@@ -31,6 +34,14 @@ def sharing_long_runs(encoder: Encoder, input_size: int) -> Encoder:
             return encoder(images)
 
     return encode
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Let what this thread runs meanwhile have no team, so that it slows the teams of other threads little."""
+    torch.get_num_threads()  # the first call in a thread sets how many its teams have; later ones leave it
+    with ThreadpoolController().select(user_api="openmp").limit(limits=1):
+        yield
 
 
 def _seconds(encoder: Encoder, images: Vectors) -> float:

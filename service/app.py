@@ -33,6 +33,7 @@ from service.db import Database, create_database_engine
 from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.choice import choose_engine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.judging.shadowed_queries import ShadowDraw, Shadowing
 from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
@@ -61,6 +62,8 @@ def make_parts(settings: Settings) -> Parts:
     engine = choose_engine(database, blobs, settings)
     replicas = Replicas(engine.follow(encoders), settings.follow_every_seconds)
     samples = QuerySamples(database, settings.query_sample_items)
+    draw = ShadowDraw(settings.shadow_share, settings.shadow_per_second)
+    shadowing = Shadowing(database, encoders, draw, settings.shadowed_query_items)
 
     return Parts(
         settings,
@@ -69,8 +72,9 @@ def make_parts(settings: Settings) -> Parts:
         engine,
         replicas,
         GalleryWriter(database, encoders, replicas, settings),
-        Search(database, encoders, replicas, samples),
+        Search(database, encoders, replicas, samples, shadowing),
         samples,
+        shadowing,
         image_query_metrics,
         image_queries,
         UpgradeActions(database, engine, replicas, settings, lambda: TransformationNetworks(database, blobs, settings)),
@@ -85,7 +89,9 @@ def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = mak
         parts = app.state.parts = make_parts(settings)
         await run_in_threadpool(parts.replicas.start)
         parts.query_samples.start()
+        parts.shadowing.start()
         yield
+        await run_in_threadpool(parts.shadowing.stop)
         await run_in_threadpool(parts.replicas.stop)
         await run_in_threadpool(parts.query_samples.stop)
         parts.engine.close()

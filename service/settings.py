@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     query_sample_items: int = Field(default=1_000, ge=0)
     # How many items that both model versions encoded an upgrade is judged by at most.
     evaluation_sample_items: int = Field(default=5_000, ge=2)
+    # Which share of image queries an open upgrade's candidate is asked too, off their path, and how many a second at
+    # most, per process; and how many of them are kept for each gallery and pair of model versions.
+    shadow_share: float = Field(default=0.01, ge=0, le=1)
+    shadow_per_second: int = Field(default=5, ge=1)
+    shadowed_query_items: int = Field(default=1_000, ge=1)
 
     @property
     def blob_location(self) -> str:

@@ -17,9 +17,10 @@ from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import Build, IndexEngine
 from service.index.protocol import Ids, SearchResult, VectorIndex, Vectors
 from service.index.replica import GalleryState, GenerationSource, NotServed, Replicas, ServedGeneration
-from service.networks.encoders import Encoders
+from service.networks.encoders import Encoders, VersionEncoder
 from service.networks.transformations import TransformationNetworks
 from service.settings import Settings
+from service.tables import ModelVersion
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
 Call = Literal["galleries", "open", "open_file", "follow"]
@@ -114,6 +115,23 @@ class WatchedEngine:
 
     def close(self) -> None:
         self._engine.close()
+
+
+class WatchedEncoders(Encoders):
+    """Encoders; `before` is told the model version whose φ is about to run, unless queries share the run."""
+
+    def __init__(self, blobs: BlobStore, settings: Settings, before: Callable[[str], object]) -> None:
+        super().__init__(blobs, settings)
+        self._before = before
+
+    def get(self, version: ModelVersion) -> VersionEncoder:
+        encoder = super().get(version)
+
+        def run(inputs: Vectors) -> Vectors:
+            self._before(version.name)
+            return encoder.embedding_model(inputs)
+
+        return replace(encoder, embedding_model=run)
 
 
 class WatchedNetworks(TransformationNetworks):

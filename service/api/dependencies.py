@@ -14,6 +14,7 @@ from service.db import Session as Session  # what views of rows take
 from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.judging.shadowed_queries import Shadowing
 from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.index.replica import Replicas
@@ -38,6 +39,7 @@ class Parts:
     writer: GalleryWriter
     search: Search
     query_samples: QuerySamples
+    shadowing: Shadowing
     image_query_metrics: ImageQueryMetrics
     image_queries: Admission
     upgrade_actions: UpgradeActions

@@ -150,6 +150,10 @@ class Replicas:
         """Return the pair of the open upgrade's generation, or None until its index is published."""
         if self._replica(gallery_id).next is None:
             self.refresh(gallery_id, every_generation=True)
+        return self.loaded_next(gallery_id)
+
+    def loaded_next(self, gallery_id: int) -> ServedGeneration | None:
+        """Return the pair of the open upgrade's generation if it is loaded here already; looks for nothing."""
         return self._replica(gallery_id).next
 
     def sync(self, gallery_id: int, revision: int) -> None:

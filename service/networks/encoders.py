@@ -12,6 +12,7 @@ from PIL.Image import Image
 from models.artifacts import ArtifactError, ArtifactKind, Encoder, artifact_kind, load_encoder
 from models.normalize import l2_normalize
 from models.preprocessing import Preprocessing, preprocess_batch
+from models.threads import in_one_thread as in_one_thread  # for who encodes apart from queries
 from models.threads import sharing_long_runs
 from service.blobs import BlobStore
 from service.errors import GalleryError, Unprocessable
@@ -72,6 +73,16 @@ class VersionEncoder:
     def encode_embedding(self, images: Sequence[Image]) -> Vectors:
         """Return φ alone: what a query needs. Queries that come together share a run of φ. Raises `EncodingFailed`."""
         return self._normalized(self.queries(lambda: preprocess_batch(images, self.preprocessing)))
+
+    def encode_embedding_apart(self, images: Sequence[Image]) -> Vectors:
+        """Return φ alone, in a run that no query shares or waits for. Raises `EncodingFailed`."""
+        return self._normalized(self.embedding_model(preprocess_batch(images, self.preprocessing)))
+
+    def encode_side_information(self, images: Sequence[Image]) -> Vectors | None:
+        """Return ψ alone, None where the version has none. Raises `EncodingFailed`."""
+        if self.side_information_model is None:
+            return None
+        return self._finite(self.side_information_model(preprocess_batch(images, self.preprocessing)))
 
     def _normalized(self, embedding: Vectors) -> Vectors:
         embedding = self._finite(embedding)

@@ -18,6 +18,7 @@ from service.domain.gallery.generations import get_stored_generation, known_unce
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import check_external_id
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.judging.shadowed_queries import Shadowing
 from service.domain.search.filters import compile_filter
 from service.errors import Conflict, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
@@ -111,15 +112,21 @@ class Search:
     encoders: Encoders
     replicas: Replicas
     samples: QuerySamples
+    shadowing: Shadowing
 
     def by_image(self, gallery: str, data: bytes, query: Query) -> Answer:
-        """Return the nearest items of an image, encoded by the generation's own model version; its embedding may be
-        kept as a sample."""
+        """Return the nearest items of an image, encoded by the generation's own model version.
+
+        Its embedding may be kept as a sample, and a loaded candidate be asked too, off this path.
+        """
         image = self.encoders.images.decode(data)
 
         def encoded(served: ServedGeneration) -> _Probe:
             vectors = self.encoders.get(served.version).encode_embedding([image])
             self.samples.note(served.gallery_id, served.version.id, vectors)
+            candidate = self.replicas.loaded_next(served.gallery_id)
+            if candidate is not None and query.generation == "active":
+                self.shadowing.offer(data, vectors[0], served, candidate)
             return _Probe(vectors)
 
         return self._answer(gallery, query, encoded)
