@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 
-from models.judging.evidence import Evidence, Galleries, Queries, References, RelevantItems
+from models.judging.evidence import Answers, Evidence, Galleries, Queries, References, RelevantItems
 from models.judging.intervals import Draws
 from models.judging.linear_floor import cross_fitted, stronger
 from models.judging.report import Reading, to_json
@@ -15,6 +15,7 @@ from service.domain.judging.asked_queries import SOURCE, AskedSets, asked_querie
 from service.domain.judging.evidence import GalleryRows, JudgedItems, gallery_rows, judged_items
 from service.domain.judging.gates import LEAST_REFERENCES
 from service.domain.judging.reports import NewReport, rules_of
+from service.domain.judging.shadowed_queries import ShadowedAnswers, shadowed_answers
 from service.index.protocol import Ids, Vectors
 from service.networks.encoders import Encoders
 from service.tables import Upgrade
@@ -39,8 +40,10 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
         gallery = gallery_rows(session, upgrade)
         items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
         asked = asked_queries(session, upgrade, gallery, items, most, seed)
+        shadowed = shadowed_answers(session, upgrade)
 
-    evidence = replace(_evidence(parts, upgrade, gallery, items, seed), queries=_queries(asked))
+    evidence = _evidence(parts, upgrade, gallery, items, seed)
+    evidence = replace(evidence, queries=_queries(asked), shadowed=_answers(shadowed))
     report = judge(evidence, _judging(upgrade, gallery, items, asked, seed, most))
     return NewReport(
         verdict=report.verdict,
@@ -103,6 +106,10 @@ def _queries(asked: AskedSets) -> tuple[Queries, ...]:
         )
         for part in asked.parts
     )
+
+
+def _answers(shadowed: ShadowedAnswers | None) -> Answers | None:
+    return None if shadowed is None else Answers(shadowed.before, shadowed.after)
 
 
 def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> Iterator[tuple[Ids, Vectors]]:
