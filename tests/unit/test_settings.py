@@ -29,6 +29,8 @@ def test_a_variable_with_the_prefix_is_read_and_another_is_not(monkeypatch: pyte
         {"retry_base_seconds": -1},
         {"precision": "float16"},
         {"queries_at_once": 37},  # of the 40 threads that answer requests
+        {"shadow_share": 1.01},
+        {"shadow_per_second": 0},
         {"index_url": "milvus:19530"},
         {"index_url": "http://"},
     ],

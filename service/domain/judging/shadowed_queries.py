@@ -1,9 +1,9 @@
 """Image queries that are asked of an open upgrade's candidate too: what its cutover will change for those who ask.
 
 Of a random share of a process's queries, and while the candidate is loaded, a thread of its own encodes the image by
-φ_new and ψ_old, asks both generations for the ten nearest, and keeps vectors and ids. The image is let go as soon as
-it is encoded. No query waits for any of this: where too many wait for the thread, more are dropped, and so is one that
-fails. What is kept is shown in reports, and is no gate's.
+φ_new and ψ_old, asks both generations for the ten nearest, whatever the query's filter, and keeps vectors and ids. The
+image is let go as soon as it is encoded. No query waits for any of this: where too many wait for the thread, more are
+dropped, and so is one that fails. What is kept is shown in reports, and is no gate's.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Small runs of an encoder stay in the thread that asks; long ones are shared by all."""
+"""Small runs of an encoder stay in the thread that asks, long ones are shared by all; who wants no team has none."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.artifacts import Vectors
-from models.threads import sharing_long_runs
+from models.threads import in_one_thread, sharing_long_runs
 
 THREADS = 3
 
@@ -71,3 +71,18 @@ def test_neither_this_thread_nor_others_keep_a_setting() -> None:
     assert torch.get_num_threads() == THREADS
     with ThreadPoolExecutor(1) as other:
         assert other.submit(torch.get_num_threads).result() == THREADS
+
+
+def test_a_thread_that_wants_no_team_has_none_and_others_keep_theirs() -> None:
+    def threads_of_two_runs() -> list[int]:
+        with in_one_thread():
+            found = []
+            for _ in range(2):
+                torch.randn(2, 2).sum()
+                found.append(torch.get_num_threads())
+            return found
+
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(threads_of_two_runs).result() == [1, 1]
+        assert other.submit(torch.get_num_threads).result() == THREADS
+    assert torch.get_num_threads() == THREADS
