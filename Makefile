@@ -50,6 +50,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, s
 	$(BIN)/python -m benchmarks.judging --items 50000 --repeats 3
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving --width 96 --clients 64
+	$(BIN)/python -m benchmarks.shadowing
 	$(BIN)/python -m benchmarks.search --items 100000 --items 1000000
 	$(BIN)/python -m benchmarks.load
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import func, select, text
+from torch import nn
 
 from migrations import upgrade_database
 from models.artifacts import save_network
@@ -120,9 +121,10 @@ def _state(parts: WorkerParts, upgrade_id: int) -> str:
         return get_upgrade(session, upgrade_id).state
 
 
-def register_versions(parts: WorkerParts, dim: int) -> None:
-    """Register v1 and v2 of `dim` dimensions each for φ and ψ, small ones, and (h, g) of the paper's size."""
-    encoder = parts.blobs.put(save_network(ConvEncoder(8, dim)))
+def register_versions(parts: WorkerParts, dim: int, network: nn.Module | None = None) -> None:
+    """Register v1 and v2 of `dim` dimensions each for φ and ψ, all the same network, a small one unless another is
+    given, and (h, g) of the paper's size."""
+    encoder = parts.blobs.put(save_network(network or ConvEncoder(8, dim)))
     networks = [parts.blobs.put(save_network(paper_sized_transformation(dim, seed))) for seed in range(2)]
 
     with parts.database.session_scope() as session:
