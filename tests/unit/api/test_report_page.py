@@ -11,6 +11,7 @@ from models.judging.examples import Examples as MeasuredExamples
 from models.judging.report import Measurements, Spaces, to_json
 from models.judging.spaces import SpaceReport, Threshold
 from service.api.report_page import render_report, what_was_not_seen
+from service.domain.judging.asked_queries import AskedSet
 from service.domain.judging.examples import Example, ExampleItem, ExampleKind, Examples, FoundItem, Since
 from service.domain.judging.gates import DEFAULT_RULES, Gate, GateMetric, Outcome, judge_gates
 from service.domain.upgrade.progress import UpgradeDetails
@@ -31,9 +32,12 @@ def page(
     measured: Measurements = MEASURED,
     examples: Examples = NOTHING_SHOWN,
     thumbnails: dict[int, bytes] | None = None,
+    query_sets: tuple[AskedSet, ...] = (),
 ) -> str:
     known = Known(10, 1, None, 0, HOSTILE)
-    content = to_json(Report(verdict, gates, HOSTILE, 0, known, measured, {"networks": "h g", HOSTILE: HOSTILE}, ()))
+    content = to_json(
+        Report(verdict, gates, HOSTILE, 0, known, measured, {"networks": "h g", HOSTILE: HOSTILE}, query_sets)
+    )
     stored = StoredReport(
         number=3,
         verdict=verdict,
@@ -149,3 +153,11 @@ def test_every_gate_is_called_by_its_name() -> None:
 
     assert not [metric for metric in GateMetric if f">{metric}<" in found]
     assert found.count("references") >= len(GateMetric)
+
+
+def test_query_sets_are_listed_with_what_became_of_their_queries() -> None:
+    found = page(query_sets=(AskedSet(HOSTILE, 1_200, 7, 1_193, 3, 2, 1_188, 0, 0),))
+
+    cells = ("1,200", "7", "1,193", "3", "2", "1,188")
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in found
+    assert "<script>" not in found
