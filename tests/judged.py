@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import httpx
@@ -31,10 +31,20 @@ def class_image(number: int) -> bytes:
     return stream.getvalue()
 
 
-def post_class_images(client: httpx.Client, numbers: Iterable[int], *, labels: bool = True) -> None:
+def post_class_images(
+    client: httpx.Client,
+    numbers: Iterable[int],
+    *,
+    labels: bool = True,
+    metadata: Callable[[int], dict[str, Any]] | None = None,
+) -> None:
     numbers = list(numbers)
     files = [("files", (f"{number}.png", class_image(number), "image/png")) for number in numbers]
-    items: list[dict[str, Any]] = [{"label": f"class {number % CLASSES}"} if labels else {} for number in numbers]
+    items: list[dict[str, Any]] = [
+        ({"label": f"class {number % CLASSES}"} if labels else {})
+        | ({"metadata": metadata(number)} if metadata else {})
+        for number in numbers
+    ]
     answer = client.post("/v1/galleries/g/images", files=files, data={"items": json.dumps(items)})
     assert answer.is_success, answer.text
 

@@ -93,7 +93,7 @@ _FORM = body_of(
 def draw_references(
     upgrade_id: IdPath,
     session: SessionDependency,
-    wanted: Annotated[int, Query(ge=1, le=100_000)] = 1_000,
+    wanted: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
     seed: Annotated[int, Query(ge=0, lt=2**31)] = 0,
 ) -> WantedReferencesView:
     """Draw items whose images, given again, let the upgrade be judged: of each label about its share of the gallery."""

@@ -104,7 +104,7 @@ class Client:
 
     def start(self, api: int, version: str, cutover: str) -> Request:
         """Start an upgrade: one at a time, to another version, along the shortest way."""
-        new = {"to_version": version, "cutover": cutover, "observe": cutover == "auto"}
+        new = {"to_version": version, "cutover": cutover, "observe": True}
 
         def settle(answer: httpx.Response) -> None:
             if self.model.open_upgrade is not None or self.model.active.version == version:

@@ -7,7 +7,6 @@ generation; for the others it is computed, from the row that the upgrade reads.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,25 +211,38 @@ def _labelled(session: Session, gallery_id: int) -> tuple[Ids, NDArray[np.int64]
 
 def _labels_of(ids: Ids, gallery: GalleryRows) -> NDArray[np.int64]:
     """Return the class number of each item, -1 without a label."""
-    number_of = dict(zip(gallery.labelled_ids.tolist(), gallery.labels.tolist(), strict=True)) if len(ids) else {}
-    return np.array([number_of.get(id_, -1) for id_ in ids.tolist()], np.int64)
+    known = gallery.labelled_ids
+    if not len(known):
+        return np.full(len(ids), -1, np.int64)
+    places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[places] == ids, gallery.labels[places], -1)
+
+
+_FIELDS = """
+SELECT field.key FROM items i, jsonb_each(i.metadata) AS field (key, value)
+WHERE i.id = ANY(:ids) AND jsonb_typeof(field.value) IN ('string', 'number', 'boolean')
+GROUP BY field.key
+HAVING count(*) >= :least AND count(DISTINCT field.value) BETWEEN 2 AND :values
+ORDER BY count(*) DESC, field.key LIMIT :fields
+"""
+_VALUES = """
+SELECT label, ARRAY(SELECT metadata ->> name FROM unnest(CAST(:names AS text[])) name) AS values
+FROM items WHERE id = ANY(:ids) ORDER BY id
+"""
 
 
 def _metadata(session: Session, ids: Ids) -> dict[str, NDArray[np.str_]]:
-    """Return the labels, and the metadata fields that tell items apart: by name (N,) str, "" where one is missing."""
-    query = text("SELECT label, metadata FROM items WHERE id = ANY(:ids) ORDER BY id")
-    rows = session.execute(query, {"ids": ids.tolist()}).all()
-    columns: dict[str, list[str]] = {"label": [label or "" for label, _ in rows]}
-    names = sorted({name for _, metadata in rows for name in metadata})
-    for name in names:
-        values = [_told(metadata.get(name)) for _, metadata in rows]
-        if 2 <= len(set(values)) <= _MOST_VALUES and len(columns) <= _MOST_FIELDS:
-            columns[f"metadata.{name}"] = values
-    return {name: np.array(values) for name, values in columns.items()}
+    """Return the labels, and the metadata fields that tell items apart: by name (N,) str, "" where one is missing.
 
-
-def _told(value: Any) -> str:
-    return "" if value is None or isinstance(value, dict | list) else str(value)
+    What metadata holds is a user's: which fields there are is found out by the database.
+    """
+    parameters = {"ids": ids.tolist(), "least": max(2, len(ids) // 20), "values": _MOST_VALUES, "fields": _MOST_FIELDS}
+    names = list(session.scalars(text(_FIELDS), parameters))
+    rows = session.execute(text(_VALUES), {"ids": ids.tolist(), "names": names}).all()
+    columns = {"label": np.array([row.label or "" for row in rows])}
+    for number, name in enumerate(names):
+        columns[f"metadata.{name}"] = np.array([row.values[number] or "" for row in rows])
+    return columns
 
 
 def _deciles(uncertainty: NDArray[np.float32]) -> NDArray[np.str_]:

@@ -52,7 +52,7 @@ def cut_over(client: TestClient, worker: WorkerParts, upgrade_id: int, override:
 def judged(client: TestClient, worker: WorkerParts, matrix: NDArray[np.float32], **options: Any) -> int:
     """Start an upgrade by an h and judge it with evidence; return its id."""
     register_h(client, matrix)
-    upgrade_id = start_upgrade(client, "v2", **options)
+    upgrade_id = start_upgrade(client, "v2", **{"observe": False, **options})
     run_until(worker, client, upgrade_id, "ready")
     assert post_references(client, upgrade_id, range(ITEMS)).is_success
     evaluate_again(client, worker, upgrade_id)
@@ -125,7 +125,7 @@ def test_an_h_whose_own_linear_map_leads_elsewhere_too_fails_without_a_label(
     wrong = WRONG["to another target"](turn).astype(np.float32)
     h.linear_map.weights.load_state_dict({"weight": torch.from_numpy(wrong.T), "bias": torch.zeros(DIM)})
     assert post_transformation(client, "v1", "v2", save_network(h)).is_success
-    upgrade_id = start_upgrade(client, "v2")
+    upgrade_id = start_upgrade(client, "v2", observe=False)
     run_until(worker, client, upgrade_id, "ready")
     assert post_references(client, upgrade_id, range(ITEMS)).is_success
 
@@ -192,7 +192,7 @@ def test_a_person_may_cut_over_what_was_not_judged_and_that_is_recorded(
     client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
 ) -> None:
     register_h(client, turn)
-    upgrade_id = start_upgrade(client, "v2")
+    upgrade_id = start_upgrade(client, "v2", observe=False)
     run_until(worker, client, upgrade_id, "ready")
 
     live = cut_over(client, worker, upgrade_id)

@@ -1,5 +1,7 @@
 """The rows that an upgrade is judged by are those that both versions encoded, beside what h gives for them."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -95,6 +97,34 @@ def test_vectors_that_were_imported_are_no_evidence(client: TestClient, worker: 
     assert judged(worker, upgrade_id) is None
     with worker.database.session_scope() as session:
         assert count_evidence(session, get_upgrade(session, upgrade_id)) == 0
+
+
+def test_metadata_that_tells_items_apart_is_an_attribute_and_no_other(
+    client: TestClient, worker: WorkerParts, turn: np.ndarray
+) -> None:
+    register_h(client, turn)
+    post_class_images(client, range(4))
+    upgrade_id = start_upgrade(client, "v2")
+
+    def metadata(number: int) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "camera": "ab"[number % 2],
+            "raw": number % 3 == 0,
+            "same": 1,
+            "nested": {"x": number},
+        }
+        return fields | {f"own {number}": 1} | ({"rare": 1} if number == 7 else {}) | {"year": 2000 + number % 5}
+
+    post_class_images(client, range(4, 64), metadata=metadata)
+    found = judged(worker, upgrade_id)
+
+    assert found is not None
+    assert len(found) == 60
+    named = {name: values for name, values in found.attributes.items() if name.startswith("metadata.")}
+    assert set(named) == {"metadata.camera", "metadata.raw", "metadata.year"}
+    assert named["metadata.camera"].tolist() == ["ab"[number % 2] for number in range(4, 64)]
+    assert named["metadata.raw"].tolist() == ["true" if number % 3 == 0 else "false" for number in range(4, 64)]
+    assert named["metadata.year"].tolist() == [str(2000 + number % 5) for number in range(4, 64)]
 
 
 def test_so_many_at_most_are_drawn_by_seed(worker: WorkerParts, upgrade_id: int) -> None:
