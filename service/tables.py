@@ -239,6 +239,7 @@ class Upgrade(Base):
     gates: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
     observe: Mapped[bool] = mapped_column(server_default=text("false"))
     evaluate_seed: Mapped[int | None]
+    evaluate_asked_at: Mapped[datetime | None]
     decision: Mapped[Json | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

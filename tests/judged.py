@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.networks import SIZE, onnx_encoder_bytes
+from models.artifacts import load_encoder
+from models.images import decode_image
+from models.preprocessing import Preprocessing, preprocess_batch
+from tests.networks import PREPROCESSING, SIZE, onnx_encoder_bytes
 from tests.registrations import post_transformation, post_version
 from tests.scenario import create_gallery
 from tests.unit.models.artifact_files import onnx_matrix
@@ -57,6 +60,13 @@ def post_references(
         ("files", (f"{number}.png", class_image((of or {}).get(number, number)), "image/png")) for number in numbers
     ]
     return client.post(f"/v1/upgrades/{upgrade_id}/references", files=files)
+
+
+def encoded_outside(turn: NDArray[np.float32], numbers: Iterable[int]) -> NDArray[np.float32]:
+    """Return what the encoder of a version makes of class images, outside of the service."""
+    encode = load_encoder(onnx_encoder_bytes(DIM, seed=1, turn=turn), output_dim=DIM, input_size=SIZE)
+    images = [decode_image(class_image(number)) for number in numbers]
+    return encode(preprocess_batch(images, Preprocessing.from_json(PREPROCESSING)))
 
 
 def register_two_spaces(client: httpx.Client) -> NDArray[np.float32]:

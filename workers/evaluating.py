@@ -10,9 +10,16 @@ from models.judging.intervals import Draws
 from models.judging.linear_floor import cross_fitted, stronger
 from models.judging.report import Reading, to_json
 from models.normalize import l2_normalize
-from service.domain.gallery.current_rows import stream_rows, stream_whole_rows
+from service.db import Session
 from service.domain.judging.asked_queries import SOURCE, AskedSets, asked_queries, encode_queries
-from service.domain.judging.evidence import GalleryRows, JudgedItems, gallery_rows, judged_items
+from service.domain.judging.evidence import (
+    GalleryRows,
+    JudgedItems,
+    gallery_rows,
+    judged_items,
+    read_common_rows,
+    read_common_vectors,
+)
 from service.domain.judging.gates import LEAST_REFERENCES
 from service.domain.judging.reports import NewReport, rules_of
 from service.domain.judging.shadowed_queries import ShadowedAnswers, shadowed_answers
@@ -30,7 +37,8 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
     """Return a report on an upgrade's next generation: the same for the same rows and seed. Writes nothing but what
     both versions make of query images.
 
-    Memory holds the evidence, a sample of the gallery, and of the rest some 30 bytes an item.
+    All is read in one snapshot, so that both generations have the same items. Memory holds the evidence, a sample of
+    the gallery, and of the rest some 30 bytes an item.
     """
     began = time.monotonic()
     most = parts.settings.evaluation_sample_items
@@ -41,10 +49,9 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
         items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
         asked = asked_queries(session, upgrade, gallery, items, most, seed)
         shadowed = shadowed_answers(session, upgrade)
-
-    evidence = _evidence(parts, upgrade, gallery, items, seed)
-    evidence = replace(evidence, queries=_queries(asked), shadowed=_answers(shadowed))
-    report = judge(evidence, _judging(upgrade, gallery, items, asked, seed, most))
+        evidence = _evidence(session, parts, upgrade, gallery, items, seed)
+        evidence = replace(evidence, queries=_queries(asked), shadowed=_answers(shadowed))
+        report = judge(evidence, _judging(upgrade, gallery, items, asked, seed, most))
     return NewReport(
         verdict=report.verdict,
         revision=gallery.revision,
@@ -55,12 +62,12 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
 
 
 def _evidence(
-    parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, seed: int
+    session: Session, parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows, items: JudgedItems | None, seed: int
 ) -> Evidence:
     """Return what there is. The linear map that h is compared with is the better one of two: the one that stands beside
     it in its artifact, and one that is fitted on the references, each answered by a map that was fitted on others."""
     before, after = (
-        stream_rows(parts.database, generation, gallery.revision, _ROWS_AT_ONCE)
+        read_common_vectors(session, generation, gallery, _ROWS_AT_ONCE)
         for generation in (gallery.before, gallery.after)
     )
     galleries = Galleries(
@@ -89,7 +96,7 @@ def _evidence(
     if linear is None or (fitted is not None and stronger(items.after, (linear, fitted), gallery.after.metric) == 1):
         linear = fitted
     else:
-        galleries = replace(galleries, linear=_linear_rows(parts, upgrade, gallery))
+        galleries = replace(galleries, linear=_linear_rows(session, parts, upgrade, gallery))
     return Evidence(galleries, References(queries, items.transformed, linear, items.uncertainty))
 
 
@@ -112,9 +119,11 @@ def _answers(shadowed: ShadowedAnswers | None) -> Answers | None:
     return None if shadowed is None else Answers(shadowed.before, shadowed.after)
 
 
-def _linear_rows(parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows) -> Iterator[tuple[Ids, Vectors]]:
+def _linear_rows(
+    session: Session, parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows
+) -> Iterator[tuple[Ids, Vectors]]:
     """Give what the linear map would make of the whole gallery."""
-    for rows in stream_whole_rows(parts.database, gallery.read, gallery.revision, _ROWS_AT_ONCE):
+    for rows in read_common_rows(session, gallery.read, gallery, _ROWS_AT_ONCE):
         found = parts.networks.linear(rows, upgrade.legs[0].transformation_ids)
         assert found is not None
         yield rows.item_id, found
@@ -126,6 +135,7 @@ def _judging(
     known = Known(
         items=gallery.items,
         items_waiting=gallery.items_waiting,
+        other_leg_items=gallery.other_leg_items,
         ann_recall=gallery.recall,
         recall_sample_size=gallery.recall_sample,
         recall_source="the index's own sample",

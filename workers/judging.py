@@ -19,16 +19,21 @@ from service.domain.judging.gates import (
 )
 from service.domain.verdict import Verdict
 
+_OTHER_LEG = (
+    "{count:,} items take the upgrade's second way, since only the active generation has them; its h is not judged."
+)
 _NEIGHBOURS = 10  # of each query of the sample that recall was measured on
 
 
 @dataclass(frozen=True)
 class Known:
-    """What rows say already: how many items are live, how many of them the next generation lacks, and the recall@10 of
-    its index on a sample of vectors, None where the index is exact."""
+    """What rows say already: how many items are live, how many of them the next generation lacks, how many took another
+    way than the one whose h is judged, and the recall@10 of its index on a sample of vectors, None where the index is
+    exact."""
 
     items: int
     items_waiting: int
+    other_leg_items: int
     ann_recall: float | None
     recall_sample_size: int
     recall_source: str
@@ -70,10 +75,13 @@ def judge(evidence: Evidence, settings: Judging) -> Report:
     found = measured(measurements, settings.known)
     gates = judge_gates(rules, found, settings.gates)
     seed = settings.reading.draws.seed
+    found_verdict, wanted = verdict(gates), what_would_judge(gates)
+    if settings.known.other_leg_items and found_verdict is Verdict.PASS:
+        found_verdict, wanted = Verdict.INCONCLUSIVE, _OTHER_LEG.format(count=settings.known.other_leg_items)
     return Report(
-        verdict=verdict(gates),
+        verdict=found_verdict,
         gates=gates,
-        wanted=what_would_judge(gates),
+        wanted=wanted,
         seed=seed,
         known=settings.known,
         measurements=measurements,

@@ -30,7 +30,15 @@ from service.domain.upgrade.batches import (
     work_on_batch,
 )
 from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, verify
-from service.domain.upgrade.cutover import NotComplete, TooFarBehind, cut_over, wants_cutover, withdraw_cutover
+from service.domain.upgrade.cutover import (
+    NotAskedFor,
+    NotComplete,
+    ReportStale,
+    TooFarBehind,
+    cut_over,
+    wants_cutover,
+    withdraw_cutover,
+)
 from service.domain.upgrade.upgrades import UnknownUpgrade, change_state, fail_for_item, fail_upgrade, get_upgrade
 from service.domain.upgrade_state import Action, IllegalTransition, State
 from service.errors import GalleryError
@@ -169,8 +177,9 @@ def _evaluate(parts: WorkerParts, upgrade: Upgrade) -> bool:
             return False
         try:
             with parts.database.session_scope() as session:
-                change_state(session, upgrade.id, Action.EVALUATED, evaluate_seed=None)
+                change_state(session, upgrade.id, Action.EVALUATED)
                 store_report(session, upgrade.id, report)
+                clear_request(session, upgrade)
         except IllegalTransition as error:  # a user's action was first
             events.info("upgrade.step_overtaken", upgrade_id=upgrade.id, action="evaluated", reason=error.message)
             return False
@@ -201,7 +210,7 @@ def _evaluate_again(parts: WorkerParts, upgrade: Upgrade) -> bool:
         return False
     with parts.database.session_scope() as session:
         store_report(session, upgrade.id, report)
-        clear_request(session, upgrade.id)
+        clear_request(session, upgrade)
     crash_point("evaluation.recorded")
     return True
 
@@ -232,7 +241,7 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
             cut_over(session, upgrade.id, parts.networks.transform, parts.settings.cutover_max_changes)
         # 4. The scope has committed.
         crash_point("switch.committed")
-    except TooFarBehind:
+    except (TooFarBehind, ReportStale):
         return True  # writers were faster than the look before; look again
     except GatesHold as error:
         events.info("upgrade.held", upgrade_id=upgrade.id, reason=error.message)
@@ -242,7 +251,7 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
         _fail(parts, upgrade.id, f"The cutover was refused: {error.message}")
     except PoisonedItem as error:
         _fail_for_item(parts, upgrade.id, error)
-    except IllegalTransition:
+    except (IllegalTransition, NotAskedFor):
         events.info("upgrade.cutover_overtaken", upgrade_id=upgrade.id)
     return False
 

@@ -63,7 +63,7 @@ def judged(features: Features, transformed: Vectors, references: int, seed: int 
             Galleries("l2", [(ids, old)], [(ids, transformed)], [(ids, linear)], ids, labels),
             References(queries, transformed[given], linear[given]),
         )
-    return judge(evidence, Judging(Known(len(ids), 0, None, 0, ""), "instance"))
+    return judge(evidence, Judging(Known(len(ids), 0, 0, None, 0, ""), "instance"))
 
 
 def run(

@@ -13,6 +13,7 @@ ALTER TABLE upgrades
     ADD COLUMN gates JSONB DEFAULT '[]' NOT NULL,
     ADD COLUMN observe BOOLEAN DEFAULT false NOT NULL,
     ADD COLUMN evaluate_seed BIGINT,
+    ADD COLUMN evaluate_asked_at TIMESTAMP WITH TIME ZONE,
     ADD COLUMN decision JSONB;
 
 CREATE TABLE reference_pairs (

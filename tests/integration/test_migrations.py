@@ -36,7 +36,8 @@ CATALOG = {
 _UNDO_JUDGING = """
 DROP TABLE query_vectors, judged_queries, query_sets;
 DROP TABLE reports, reference_pairs, shadowed_queries;
-ALTER TABLE upgrades DROP COLUMN gates, DROP COLUMN observe, DROP COLUMN evaluate_seed, DROP COLUMN decision,
+ALTER TABLE upgrades DROP COLUMN gates, DROP COLUMN observe, DROP COLUMN evaluate_seed,
+    DROP COLUMN evaluate_asked_at, DROP COLUMN decision,
     ADD COLUMN evaluation JSONB;
 """
 

@@ -55,17 +55,12 @@ def read_current_rows(
 
 
 def read_next_rows(
-    session: Session,
-    stored: StoredGeneration,
-    after_item_id: int,
-    up_to_revision: int,
-    count: int,
-    vector_format: VectorFormat | None = None,
+    session: Session, stored: StoredGeneration, after_item_id: int, up_to_revision: int, count: int
 ) -> EmbeddingRows | None:
-    """Return the first `count` current rows after an item id, of those no newer than a revision; None when there are no
-    more. Without a format, of embeddings only. Raises `GenerationGone`."""
+    """Return the first `count` current rows (embeddings only) after an item id, of those no newer than a revision; None
+    when there are no more. Raises `GenerationGone`."""
     where = "e.item_id > %s AND i.id > %s AND e.revision <= %s"  # i.id: PostgreSQL does not conclude it
-    vector_format = vector_format or _embeddings_only(stored)
+    vector_format = _embeddings_only(stored)
     query = f"{current_rows_query(stored, vector_format, where)} LIMIT {int(count)}"
     parameters = (after_item_id, after_item_id, up_to_revision)
     with gone_if_dropped():
@@ -85,20 +80,6 @@ def stream_rows(
         if rows is None:
             return
         yield rows.item_id, rows.embedding.astype(np.float32)
-        last = int(rows.item_id[-1])
-
-
-def stream_whole_rows(
-    database: Database, stored: StoredGeneration, up_to_revision: int, rows_at_once: int
-) -> Iterator[EmbeddingRows]:
-    """Give rows as `stream_rows` does, with side-information, in the stored dtype."""
-    last = 0
-    while True:
-        with database.session_scope() as session:
-            rows = read_next_rows(session, stored, last, up_to_revision, rows_at_once, stored.vector_format)
-        if rows is None:
-            return
-        yield rows
         last = int(rows.item_id[-1])
 
 

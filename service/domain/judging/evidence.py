@@ -5,7 +5,7 @@ came while the upgrade was open, which both versions encoded. What h gives for a
 generation; for the others it is computed, from the row that the upgrade reads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from service.domain.gallery.current_rows import (
     count_missing,
     current_rows_query,
     is_current,
+    lacks_current,
     read_current_vectors,
 )
 from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation
@@ -73,7 +74,8 @@ class JudgedItems:
 class GalleryRows:
     """Both generations at one revision, and the one that h reads.
 
-    items_waiting: live items that the next one lacks, of those up to the revision that was verified; recall: of its
+    items_waiting: live items that the next one lacks, of those up to the revision that was verified; other_leg_items:
+    those that the first leg cannot read, whose h is not judged; recall: of its
     index, None where none was measured; labelled_ids, labels: (M,) ids, ascending, and class numbers of the items that
     have a label; networks: the digests of each h and g in turn.
     """
@@ -84,6 +86,7 @@ class GalleryRows:
     revision: int
     items: int
     items_waiting: int
+    other_leg_items: int
     recall: float | None
     recall_sample: int
     labelled_ids: Ids
@@ -91,14 +94,15 @@ class GalleryRows:
     task: Task
     networks: list[str]
 
+    @property
+    def generations(self) -> tuple[StoredGeneration, StoredGeneration, StoredGeneration]:
+        return self.before, self.after, self.read
+
 
 def gallery_rows(session: Session, upgrade: Upgrade) -> GalleryRows:
     """Return what an upgrade leads from and to, as it is now."""
     gallery = session.get_one(Gallery, upgrade.gallery_id)
-    before, after, read = (
-        get_stored_generation(session, gallery.id, generation_id)
-        for generation_id in (upgrade.from_generation_id, upgrade.to_generation_id, upgrade.legs[0].generation_id)
-    )
+    before, after, read = _generations(session, upgrade)
     index = session.get_one(Generation, after.id).index_parameters or {}
     labelled_ids, labels = _labelled(session, gallery.id)
     return GalleryRows(
@@ -108,6 +112,7 @@ def gallery_rows(session: Session, upgrade: Upgrade) -> GalleryRows:
         revision=gallery.revision,
         items=count_live(session, gallery.id),
         items_waiting=count_missing(session, after.key, upgrade.verified_revision),
+        other_leg_items=count_missing(session, read.key, gallery.revision) if len(upgrade.legs) > 1 else 0,
         recall=index.get("recall_at_10"),
         recall_sample=index.get("recall_sample_size") or 0,
         labelled_ids=labelled_ids,
@@ -125,8 +130,9 @@ def judged_items(
     session: Session, upgrade: Upgrade, gallery: GalleryRows, most: int, seed: int, transform: Transform
 ) -> JudgedItems | None:
     """Return up to `most` items that both versions encoded, drawn by `seed`; None where there are none."""
-    query = f"SELECT i.id, p.embedding_from, p.embedding_to FROM {_evidence(gallery)} ORDER BY {_CHANCE} LIMIT :most"
-    drawn = list(session.execute(text(query), {**_parameters(gallery), "most": most, "seed": seed}))
+    columns = f"i.id, a.origin = {int(Origin.TRANSFORMED)} AS is_transformed, p.embedding_from, p.embedding_to"
+    query = f"SELECT {columns} FROM {_evidence(*gallery.generations)} ORDER BY {_CHANCE} LIMIT :most"
+    drawn = list(session.execute(text(query), {**_parameters(*gallery.generations), "most": most, "seed": seed}))
     if not drawn:
         return None
     drawn.sort(key=lambda row: row.id)
@@ -139,8 +145,9 @@ def judged_items(
     )
     transformed = given.embedding.astype(np.float32)
     for place, row in enumerate(drawn):
-        if row.embedding_to is not None:
+        if row.is_transformed:
             transformed[place] = after[place]  # as it will be served
+        if row.embedding_to is not None:
             before[place] = np.frombuffer(row.embedding_from, "<f4")
             after[place] = np.frombuffer(row.embedding_to, "<f4")
 
@@ -156,21 +163,60 @@ def judged_items(
     return JudgedItems(ids, before, after, transformed, rows, given.uncertainty, labels, attributes, sum(is_reference))
 
 
-def count_evidence(session: Session, upgrade: Upgrade) -> int:
-    """Return how many items both versions encoded."""
-    gallery = gallery_rows(session, upgrade)
-    return session.scalar(text(f"SELECT count(*) FROM {_evidence(gallery)}"), _parameters(gallery)) or 0
+def count_evidence(session: Session, upgrade: Upgrade, after_revision: int = 0) -> int:
+    """Return how many items both versions encoded, of those that changed after a revision."""
+    generations = _generations(session, upgrade)
+    query = f"SELECT count(*) FROM {_evidence(*generations)} AND i.revision > :after"
+    return session.scalar(text(query), {**_parameters(*generations), "after": after_revision}) or 0
+
+
+def read_common_vectors(
+    session: Session, generation: StoredGeneration, gallery: GalleryRows, rows_at_once: int
+) -> Iterator[tuple[Ids, Vectors]]:
+    """Give the embeddings of one of the generations, of the items that are current in both, by item id: (n,) ids and
+    (n, D) float32 at a time. The session has a snapshot, and is busy until the end."""
+    vector_format = VectorFormat(generation.vector_format.embedding_dim, None, generation.vector_format.dtype)
+    for rows in _read_common(session, generation, vector_format, gallery, rows_at_once):
+        yield rows.item_id, rows.embedding.astype(np.float32)
+
+
+def read_common_rows(
+    session: Session, generation: StoredGeneration, gallery: GalleryRows, rows_at_once: int
+) -> Iterator[EmbeddingRows]:
+    """Give rows as `read_common_vectors` does, with side-information, in the stored dtype."""
+    return _read_common(session, generation, generation.vector_format, gallery, rows_at_once)
+
+
+def _read_common(
+    session: Session,
+    generation: StoredGeneration,
+    vector_format: VectorFormat,
+    gallery: GalleryRows,
+    rows_at_once: int,
+) -> Iterator[EmbeddingRows]:
+    common = " AND ".join(f"NOT {lacks_current(stored.table)}" for stored in (gallery.before, gallery.after))
+    query = current_rows_query(generation, vector_format, common)
+    return read_rows(driver_connection(session), query, (), vector_format, rows_at_once)
+
+
+def _generations(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration, StoredGeneration]:
+    """Return what an upgrade leads from and to, and what its first leg reads."""
+    before, after, read = (
+        get_stored_generation(session, upgrade.gallery_id, generation_id)
+        for generation_id in (upgrade.from_generation_id, upgrade.to_generation_id, upgrade.legs[0].generation_id)
+    )
+    return before, after, read
 
 
 _CHANCE = "hashint8extended(i.id, :seed)"
 
 
-def _evidence(gallery: GalleryRows) -> str:
+def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGeneration) -> str:
     """Return the SQL that follows FROM for items, as `i`, that both versions encoded, and their references, as `p`."""
     from_pixels = f"IN ({int(Origin.ENCODED)}, {int(Origin.BACKFILLED)})"
     return (
-        f"items i JOIN {gallery.before.table} b ON {is_current('b')} JOIN {gallery.after.table} a ON {is_current('a')}"
-        f" JOIN {gallery.read.table} r ON {is_current('r')}"
+        f"items i JOIN {before.table} b ON {is_current('b')} JOIN {after.table} a ON {is_current('a')}"
+        f" JOIN {read.table} r ON {is_current('r')}"
         " LEFT JOIN reference_pairs p ON p.gallery_id = i.gallery_id AND p.item_id = i.id AND p.revision = i.revision"
         " AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id"
         " WHERE i.gallery_id = :gallery_id"
@@ -178,11 +224,11 @@ def _evidence(gallery: GalleryRows) -> str:
     )
 
 
-def _parameters(gallery: GalleryRows) -> dict[str, int]:
+def _parameters(before: StoredGeneration, after: StoredGeneration, _: StoredGeneration) -> dict[str, int]:
     return {
-        "gallery_id": gallery.after.gallery_id,
-        "from_version_id": gallery.before.version.id,
-        "to_version_id": gallery.after.version.id,
+        "gallery_id": after.gallery_id,
+        "from_version_id": before.version.id,
+        "to_version_id": after.version.id,
     }
 
 
@@ -226,7 +272,7 @@ HAVING count(*) >= :least AND count(DISTINCT field.value) BETWEEN 2 AND :values
 ORDER BY count(*) DESC, field.key LIMIT :fields
 """
 _VALUES = """
-SELECT label, ARRAY(SELECT metadata ->> name FROM unnest(CAST(:names AS text[])) name) AS values
+SELECT label, ARRAY(SELECT left(metadata ->> name, 200) FROM unnest(CAST(:names AS text[])) name) AS values
 FROM items WHERE id = ANY(:ids) ORDER BY id
 """
 

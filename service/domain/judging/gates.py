@@ -86,6 +86,7 @@ DEFAULT_RULES = (
 )
 INSTANCE_RULES = (*DEFAULT_RULES, GateRule(GateMetric.OWN_ITEM_FIRST, -0.02))
 _BY_NEW_MODEL = frozenset(GateMetric) - {GateMetric.COMPLETENESS, GateMetric.ANN_RECALL}
+_OF_REFERENCES = frozenset({GateMetric.OVERLAP, GateMetric.EXPLAINED, GateMetric.OWN_ITEM_FIRST})
 _ALWAYS_MEASURED = frozenset(GateMetric) - _BY_NEW_MODEL
 
 
@@ -166,7 +167,7 @@ def _answers(measured: Measured, rule: GateRule) -> bool:
 
 def _gate(rule: GateRule, found: Measured) -> Gate:
     result = outcome(found.low, found.high, rule.limit)
-    if rule.metric is GateMetric.OVERLAP and found.n < LEAST_REFERENCES:
+    if rule.metric in _OF_REFERENCES and found.n < LEAST_REFERENCES:
         result = Outcome.INCONCLUSIVE
     values = (found.value, found.low, found.high, rule.limit, result, found.n, found.source, found.detectable)
     return Gate(rule.metric, found.slice, *values)

@@ -168,7 +168,7 @@ def _add_some(
     rows = []
     for place, old, new in zip(decoded, before, after, strict=True):
         row = stored[images[place].external_id]
-        if row.origin in (Origin.ENCODED, Origin.BACKFILLED) and _cosine(old, row.embedding) < LEAST_COSINE:
+        if row.origin is not Origin.TRANSFORMED and _cosine(old, row.embedding) < LEAST_COSINE:
             rejected[place] = "Its embedding is far from the one stored of this item: it is another image."
             continue
         rows.append(_row(versions, row, old, new))

@@ -13,7 +13,6 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, defer
 
-from service.domain.judging.asked_queries import count_queries
 from service.domain.judging.evidence import count_evidence
 from service.domain.judging.gates import GateMetric, GateRule, Outcome
 from service.domain.verdict import Verdict
@@ -96,12 +95,16 @@ def ask_for_report(session: Session, upgrade: Upgrade, seed: int) -> int:
     """Have a worker judge the upgrade anew; return the number that the report will have."""
     report = newest_report(session, upgrade.id)
     upgrade.evaluate_seed = seed
+    upgrade.evaluate_asked_at = func.clock_timestamp()
     return 1 if report is None else report.number + 1
 
 
-def clear_request(session: Session, upgrade_id: int) -> None:
-    """Say that the report that was asked for is written."""
-    session.execute(update(Upgrade).where(Upgrade.id == upgrade_id).values(evaluate_seed=None))
+def clear_request(session: Session, upgrade: Upgrade) -> None:
+    """Say that the report is written that was asked for when the upgrade was read; a later request stays."""
+    same = Upgrade.evaluate_asked_at.is_not_distinct_from(upgrade.evaluate_asked_at)
+    session.execute(
+        update(Upgrade).where(Upgrade.id == upgrade.id, same).values(evaluate_seed=None, evaluate_asked_at=None)
+    )
 
 
 def wants_report(session: Session, upgrade: Upgrade) -> bool:
@@ -112,12 +115,17 @@ def wants_report(session: Session, upgrade: Upgrade) -> bool:
     if report is None:
         return True
     gallery = session.get_one(Gallery, upgrade.gallery_id)
-    changes = gallery.revision - report.revision
-    if changes > max(_LEAST_CHANGES, _STALE_SHARE * gallery.items):
+    if is_stale(report, gallery):
         return True
-    if report.verdict in (Verdict.PASS, Verdict.FAIL) or changes < max(_LEAST_CHANGES, report.evidence):
-        return False  # so few cannot have doubled what there was, and counting it takes a pass over the rows
-    return count_evidence(session, upgrade) + count_queries(session, upgrade) >= 2 * report.evidence
+    wanted = max(_LEAST_CHANGES, report.evidence)  # as much again as there was
+    if report.verdict in (Verdict.PASS, Verdict.FAIL) or gallery.revision - report.revision < wanted:
+        return False
+    return count_evidence(session, upgrade, report.revision) >= wanted
+
+
+def is_stale(report: Report, gallery: Gallery) -> bool:
+    """Return whether more of the gallery changed since a report than it may."""
+    return gallery.revision - report.revision > max(_LEAST_CHANGES, _STALE_SHARE * gallery.items)
 
 
 def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:

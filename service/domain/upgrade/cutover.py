@@ -26,7 +26,7 @@ from service.domain.gallery.galleries import find_open_upgrade, lock_gallery
 from service.domain.gallery.generations import GenerationKey, change_generation, drop_generation
 from service.domain.gallery.writes import delete_items
 from service.domain.generation_stage import GenerationAction
-from service.domain.judging.reports import GatesHold, check_verdict, newest_report
+from service.domain.judging.reports import GatesHold, check_verdict, is_stale, newest_report
 from service.domain.upgrade.batches import ItemRange, Transform, transform_items
 from service.domain.upgrade.upgrades import change_state, lock_state
 from service.domain.upgrade_state import OPEN, Action, State, advance
@@ -38,6 +38,14 @@ events = logs.Events(__name__)
 
 class TooFarBehind(Conflict):
     """More was written than a cutover may look at while writers wait: catch up first."""
+
+
+class ReportStale(Conflict):
+    """More of the gallery changed since the newest report than it may: judge it again first."""
+
+
+class NotAskedFor(Conflict):
+    """Nobody asks for the cutover any more."""
 
 
 class NotComplete(Conflict):
@@ -53,6 +61,8 @@ class OtherUpgradeFirst(Conflict):
 
 
 # Why a cutover is refused.
+_WITHDRAWN = "The cutover was asked for, and the request was withdrawn."
+_STALE = "Too much of the gallery changed since report {number}; another one is made first."
 _CHANGES_WAIT = "More than {changes} changes wait for catch-up; the cutover follows it."
 # Why a cutover or a rollback is refused.
 _ITEMS_LACK_ROWS = (
@@ -109,18 +119,23 @@ def withdraw_cutover(session: Session, upgrade_id: int) -> Upgrade:
 def cut_over(session: Session, upgrade_id: int, transform: Transform, max_changes: int) -> Upgrade:
     """Transform the last remainder and make the next generation active.
 
-    Raises `GatesHold` when the verdict keeps it from going live, `TooFarBehind` when more than `max_changes` changes
-    came since the verified revision, `NotComplete` when an item cannot be transformed, and `IllegalTransition` unless
-    the upgrade is ready.
+    Raises `NotAskedFor` when the request was withdrawn, `GatesHold` when the verdict keeps it from going live,
+    `ReportStale` when that is of other rows, `TooFarBehind` when more than `max_changes` changes came since the
+    verified revision, `NotComplete` when an item cannot be transformed, and `IllegalTransition` unless it is ready.
     """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.CUTOVER) == upgrade.state:
         return upgrade
+    if upgrade.cutover_requested_at is None and upgrade.cutover == "manual":
+        raise NotAskedFor(_WITHDRAWN)
     decision = check_verdict(session, upgrade)
 
     # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
+    report = newest_report(session, upgrade_id)
+    if report is not None and is_stale(report, gallery) and not upgrade.observe:
+        raise ReportStale(_STALE.format(number=report.number))
     verified, target = upgrade.verified_revision, GenerationKey(gallery.id, upgrade.to_generation_id)
     if gallery.revision - verified > max_changes:
         raise TooFarBehind(_CHANGES_WAIT.format(changes=max_changes))

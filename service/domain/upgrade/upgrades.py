@@ -15,9 +15,10 @@ from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import IndexEngine
 from service.domain.judging import reports
 from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
+from service.domain.verdict import Verdict
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_UPGRADE, send_after_commit
-from service.tables import Item, Upgrade, UpgradeBatch, UpgradeEvent
+from service.tables import Item, Report, Upgrade, UpgradeBatch, UpgradeEvent
 
 events = logs.Events(__name__)
 
@@ -192,7 +193,10 @@ def fail_for_item(session: Session, upgrade_id: int, item_id: int, reason: str) 
 
 def upgrade_needs_workers(session: Session) -> bool:
     """Return whether an upgrade has more to do than to stay ready: other long work gives way to it."""
-    wants_cutover = or_(Upgrade.cutover == "auto", Upgrade.cutover_requested_at.is_not(None))
+    newest = select(Report.verdict).where(Report.upgrade_id == Upgrade.id).order_by(Report.number.desc()).limit(1)
+    passes = or_(Upgrade.observe, newest.scalar_subquery() == Verdict.PASS)
+    asked = or_(Upgrade.cutover_requested_at.is_not(None), Upgrade.evaluate_seed.is_not(None))
+    wants_cutover = or_(and_(Upgrade.cutover == "auto", passes), asked)
     working = and_(Upgrade.state.in_(WORKING), Upgrade.speed > 0)
     query = select(Upgrade.id).where(or_(working, and_(Upgrade.state == State.READY, wants_cutover))).limit(1)
     return session.scalar(query) is not None

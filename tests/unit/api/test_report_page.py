@@ -34,7 +34,7 @@ def page(
     thumbnails: dict[int, bytes] | None = None,
     query_sets: tuple[AskedSet, ...] = (),
 ) -> str:
-    known = Known(10, 1, None, 0, HOSTILE)
+    known = Known(10, 1, 0, None, 0, HOSTILE)
     content = to_json(
         Report(verdict, gates, HOSTILE, 0, known, measured, {"networks": "h g", HOSTILE: HOSTILE}, query_sets)
     )

@@ -21,7 +21,7 @@ from workers.judging import Judging, Known, Report, judge
 Vectors = NDArray[np.float32]
 Map = Callable[[Vectors], Vectors]
 CLASSES, ITEMS, REFERENCES, OLD, SIDE, NEW = 40, 4000, 1500, 32, 24, 48
-KNOWN = Known(ITEMS, 0, 0.995, 200, "queries")
+KNOWN = Known(ITEMS, 0, 0, 0.995, 200, "queries")
 SETTINGS = Judging(KNOWN, "instance", reading=Reading(Draws(resamples=1000), sample_items=500))
 
 
@@ -326,7 +326,7 @@ def test_items_outside_of_what_h_learned_from_are_counted() -> None:
 def test_galleries_without_items_and_no_evidence_at_all_are_not_judged() -> None:
     empty = Evidence(Galleries("l2", [], []))
 
-    report = judge(empty, replace(SETTINGS, known=Known(0, 0, None, 0, "")))
+    report = judge(empty, replace(SETTINGS, known=Known(0, 0, 0, None, 0, "")))
 
     assert report.verdict is Verdict.NOT_JUDGED
     assert json.loads(to_json(report))["measurements"]["spaces"]["after"]["items"] == 0

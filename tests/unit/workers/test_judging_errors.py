@@ -40,7 +40,7 @@ def verdict_of(before: Hits, after: Hits, labels: Labels, attributes: Attributes
     found = flips(before, after, labels, draws)
     served = ServedReport(len(before), "query sets", found, found, None, slices, (), ())
     measurements = Measurements(None, None, served, None, None, None, SPACES, Examples())
-    gates = judge_gates(DEFAULT_RULES, measured(measurements, Known(10_000, 0, None, 0, "")))
+    gates = judge_gates(DEFAULT_RULES, measured(measurements, Known(10_000, 0, 0, None, 0, "")))
     return verdict(gates), next(gate.outcome for gate in gates if gate.metric is GateMetric.CMC_AT_1)
 
 

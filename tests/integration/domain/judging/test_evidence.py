@@ -7,13 +7,17 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from models.artifacts import load_encoder
-from models.images import decode_image
-from models.preprocessing import Preprocessing, preprocess_batch
 from service.domain.judging.evidence import JudgedItems, count_evidence, gallery_rows, judged_items
 from service.domain.upgrade.upgrades import get_upgrade
-from tests.judged import CLASSES, DIM, class_image, post_class_images, post_references, register_h, register_two_spaces
-from tests.networks import PREPROCESSING, SIZE, onnx_encoder_bytes
+from tests.judged import (
+    CLASSES,
+    DIM,
+    encoded_outside,
+    post_class_images,
+    post_references,
+    register_h,
+    register_two_spaces,
+)
 from tests.scenario import start_upgrade
 from tests.working import run_until
 from workers.app import WorkerParts
@@ -47,13 +51,6 @@ def judged(worker: WorkerParts, upgrade_id: int, most: int = 100, seed: int = 0)
         return judged_items(session, upgrade, gallery, most, seed, worker.networks.transform)
 
 
-def encoded(turn: np.ndarray, numbers: tuple[int, ...]) -> np.ndarray:
-    """Return what an encoder makes of class images, outside of the service."""
-    encode = load_encoder(onnx_encoder_bytes(DIM, seed=1, turn=turn), output_dim=DIM, input_size=SIZE)
-    images = [decode_image(class_image(number)) for number in numbers]
-    return encode(preprocess_batch(images, Preprocessing.from_json(PREPROCESSING)))
-
-
 def test_references_and_images_that_came_later_are_what_both_versions_make_of_them(
     worker: WorkerParts, upgrade_id: int, turn: np.ndarray
 ) -> None:
@@ -61,7 +58,7 @@ def test_references_and_images_that_came_later_are_what_both_versions_make_of_th
 
     assert found is not None
     assert (len(found), found.references) == (5, 3)
-    before, after = (encoded(matrix, (*REFERENCES, *LATER)) for matrix in (np.eye(DIM, dtype=np.float32), turn))
+    before, after = (encoded_outside(matrix, (*REFERENCES, *LATER)) for matrix in (np.eye(DIM, dtype=np.float32), turn))
     np.testing.assert_allclose(found.before, before, rtol=5e-3, atol=0.05)
     np.testing.assert_allclose(found.after, after, rtol=5e-3, atol=0.05)
     np.testing.assert_allclose(found.transformed, 2 * after, rtol=1e-2, atol=0.1)
