@@ -6,16 +6,17 @@ leads to. They count for every later upgrade between these versions, while the i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 from sqlalchemy import func, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.domain.gallery.current_rows import is_current
+from service.domain.gallery.current_rows import is_current, read_current_vectors
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.errors import Unprocessable
 from service.index.protocol import Vectors
@@ -25,10 +26,9 @@ from service.settings import Settings
 from service.tables import ReferencePair, Upgrade
 from service.vectors.rows import Origin
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 LEAST_COSINE = 0.99  # between an image's embedding and the one stored of its item; less is another image
+_PIXELS_AT_ONCE = 64_000_000  # decoded, three bytes each
+_ROWS_PER_CHUNK = 1_024
 _POOL = 20  # of how many times as many items as are wanted they are drawn, so that a large gallery is not sorted
 
 
@@ -132,12 +132,30 @@ def add_references(
         versions = _versions(session, upgrade)
         stored = _stored_rows(session, versions[0], [image.external_id for image in images])
 
-    results: list[ReferenceResult] = []
-    at_once = settings.encode_batch_items
-    for start in range(0, len(images), at_once):
-        results += _add_some(database, encoders, versions, stored, images[start : start + at_once])
+    rejected: dict[int, str] = {}
+    decoded: dict[int, Image] = {}
+    pixels = 0
+    for place, reference in enumerate(images):
+        if reference.external_id not in stored:
+            rejected[place] = "The gallery has no such item with a current embedding."
+            continue
+        try:
+            decoded[place] = encoders.images.decode(reference.read())
+        except InvalidImage as error:
+            rejected[place] = error.message
+            continue
+        pixels += decoded[place].width * decoded[place].height
+        if len(decoded) == settings.encode_batch_items or pixels >= _PIXELS_AT_ONCE:
+            rejected |= _add_some(database, encoders, versions, stored, images, decoded)
+            decoded, pixels = {}, 0
+    if decoded:
+        rejected |= _add_some(database, encoders, versions, stored, images, decoded)
 
-    if all(result.status == "rejected" for result in results):
+    results = [
+        ReferenceResult(reference.external_id, "rejected" if place in rejected else "accepted", rejected.get(place))
+        for place, reference in enumerate(images)
+    ]
+    if len(rejected) == len(images):
         errors: list[dict[str, object]] = [{"id": result.id, "detail": result.error} for result in results]
         raise NoReferenceAccepted("No image of the request is a reference.", errors)
     return results
@@ -149,22 +167,11 @@ def _add_some(
     versions: tuple[StoredGeneration, StoredGeneration],
     stored: dict[str, _Stored],
     images: Sequence[ReferenceImage],
-) -> list[ReferenceResult]:
-    rejected: dict[int, str] = {}
-    decoded: dict[int, Image] = {}
-    for place, image in enumerate(images):
-        if image.external_id not in stored:
-            rejected[place] = "The gallery has no such item with a current embedding."
-            continue
-        try:
-            decoded[place] = encoders.images.decode(image.read())
-        except InvalidImage as error:
-            rejected[place] = error.message
-
-    before, after = (
-        encoders.get(version.version).encode(list(decoded.values())).embedding if decoded else np.empty((0, 1))
-        for version in versions
-    )
+    decoded: dict[int, Image],
+) -> dict[int, str]:
+    """Keep what both versions make of images, by their places in the request; return why others are none."""
+    rejected = {}
+    before, after = (encoders.get(each.version).encode(list(decoded.values())).embedding for each in versions)
     rows = []
     for place, old, new in zip(decoded, before, after, strict=True):
         row = stored[images[place].external_id]
@@ -176,10 +183,7 @@ def _add_some(
     if rows:
         with database.session_scope() as session:
             _write(session, rows)
-    return [
-        ReferenceResult(image.external_id, "rejected" if place in rejected else "accepted", rejected.get(place))
-        for place, image in enumerate(images)
-    ]
+    return rejected
 
 
 def _row(
@@ -212,14 +216,15 @@ def _write(session: Session, rows: Sequence[dict[str, object]]) -> None:
 
 def _stored_rows(session: Session, generation: StoredGeneration, external_ids: Sequence[str]) -> dict[str, _Stored]:
     query = text(
-        f"SELECT i.external_id, i.id, i.revision, e.origin, e.embedding::real[] FROM items i"
-        f" JOIN {generation.table} e ON {is_current('e')}"
-        " WHERE i.gallery_id = :gallery_id AND i.external_id = ANY(:ids)"
+        f"SELECT i.external_id, i.id, i.revision, e.origin FROM items i JOIN {generation.table} e ON {is_current('e')}"
+        " WHERE i.gallery_id = :gallery_id AND i.external_id = ANY(:ids) ORDER BY i.id"
     )
-    found = session.execute(query, {"gallery_id": generation.gallery_id, "ids": list(external_ids)})
+    rows = session.execute(query, {"gallery_id": generation.gallery_id, "ids": list(external_ids)}).all()
+    ids = np.array([row.id for row in rows], np.int64)
+    _, embeddings = read_current_vectors(session, generation, _ROWS_PER_CHUNK, ids)
     return {
-        name: _Stored(item_id, revision, Origin(origin), np.array(embedding, np.float32))
-        for name, item_id, revision, origin, embedding in found
+        row.external_id: _Stored(row.id, row.revision, Origin(row.origin), embedding)
+        for row, embedding in zip(rows, embeddings, strict=True)
     }
 
 
