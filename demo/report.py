@@ -69,8 +69,8 @@ def quality_table(metrics: dict[str, Measured], depth: int, gallery: int) -> Tab
 
 
 def verdict_table(report: dict[str, Any]) -> Table:
-    """Return the gates of the report by which the service let its default h go live."""
-    title = f"What let the upgrade go live: {report['verdict']}, by {report['evidence']:,} images given again"
+    """Return the gates of the report on the upgrade by the default h."""
+    title = f"What the upgrade was judged by: {report['verdict']}, on {report['evidence']:,} images given again"
     table = Table("gate", "measured", "95 % interval", "not below", "n", "outcome", title=title)
     for gate in report["content"]["gates"]:
         interval = f"{gate['low']:+.3f} to {gate['high']:+.3f}"
