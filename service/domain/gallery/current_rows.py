@@ -26,6 +26,11 @@ def is_current(row: str, item: str = "i") -> str:
     return f"{_has_revision(row, item)} AND {item}.deleted_at IS NULL"
 
 
+def has_current(table: str, item: str = "i") -> str:
+    """Return the SQL condition that a live item has a current row in a generation's table."""
+    return f"EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)})"
+
+
 def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
     """Return the SQL condition that a live item has no current row in a generation's table. `within` limits the rows of
     the table that are looked at; they are `c` in it."""

@@ -17,8 +17,8 @@ from service.db import driver_connection
 from service.domain.gallery.current_rows import (
     count_missing,
     current_rows_query,
+    has_current,
     is_current,
-    lacks_current,
     read_current_vectors,
 )
 from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation
@@ -194,7 +194,7 @@ def _read_common(
     gallery: GalleryRows,
     rows_at_once: int,
 ) -> Iterator[EmbeddingRows]:
-    common = " AND ".join(f"NOT {lacks_current(stored.table)}" for stored in (gallery.before, gallery.after))
+    common = " AND ".join(has_current(stored.table) for stored in (gallery.before, gallery.after))
     query = current_rows_query(generation, vector_format, common)
     return read_rows(driver_connection(session), query, (), vector_format, rows_at_once)
 
