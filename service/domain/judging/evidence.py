@@ -219,7 +219,10 @@ def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGen
         f" JOIN {read.table} r ON {is_current('r')}"
         " LEFT JOIN reference_pairs p ON p.gallery_id = i.gallery_id AND p.item_id = i.id AND p.revision = i.revision"
         " AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id"
-        " WHERE i.gallery_id = :gallery_id"
+        # The few that may be evidence first: without, PostgreSQL joins the whole generations.
+        " WHERE i.gallery_id = :gallery_id AND i.id IN (SELECT item_id FROM reference_pairs"
+        " WHERE gallery_id = :gallery_id AND from_version_id = :from_version_id AND to_version_id = :to_version_id"
+        f" UNION SELECT item_id FROM {after.table} WHERE origin {from_pixels})"
         f" AND (p.item_id IS NOT NULL OR a.origin {from_pixels} AND b.origin {from_pixels})"
     )
 
