@@ -48,6 +48,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, s
 	$(BIN)/python -m benchmarks.eta
 	$(BIN)/python -m benchmarks.judging
 	$(BIN)/python -m benchmarks.judging --items 50000 --repeats 3
+	$(BIN)/python -m benchmarks.evaluating
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving --width 96 --clients 64
 	$(BIN)/python -m benchmarks.shadowing

@@ -1,8 +1,8 @@
 """The rows that an upgrade is judged by: items that both model versions encoded, and both generations as they are.
 
 Two kinds of items have an embedding by the new version that no h made: references (`reference_pairs`), and images that
-came while the upgrade was open, which both versions encoded. What h gives for a reference is its row in the next
-generation; for the others it is computed, from the row that the upgrade reads.
+came while the upgrade was open, which both versions encoded. What h gives for an item is its row in the next
+generation where h made that; where the new version encoded it, it is computed, from the row that the upgrade reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,9 +75,9 @@ class GalleryRows:
     """Both generations at one revision, and the one that h reads.
 
     items_waiting: live items that the next one lacks, of those up to the revision that was verified; other_leg_items:
-    those that the first leg cannot read, whose h is not judged; recall: of its
-    index, None where none was measured; labelled_ids, labels: (M,) ids, ascending, and class numbers of the items that
-    have a label; networks: the digests of each h and g in turn.
+    live items that the first leg cannot read; recall: of the next one's index, None where none was measured;
+    labelled_ids, labels: (M,) ids, ascending, and class numbers of the items that have a label; networks: the digests
+    of each h and g in turn.
     """
 
     before: StoredGeneration
