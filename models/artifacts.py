@@ -1,55 +1,55 @@
-"""Networks as files, in and out: `load_encoder` and `load_transformation_network` are the only ways in.
+"""Networks as files: `load_encoder` and `load_transformation_network` are the only ways in, and `try_encoder` and
+`try_transformation_network` say beforehand whether what comes in can be used.
 
-Accepted by content: safetensors of our own networks (the configuration is in the header's metadata), ONNX, and
-TorchScript where the operator trusts it. The first two cannot run code; `.pt2` and pickles are never opened. Every load
-makes a trial run, so what it returns has the shapes that it was asked for.
+Accepted by content: safetensors of our own networks (`models.own_networks`), ONNX, and TorchScript where the operator
+trusts it. The first two cannot run code, but an ONNX network may compute for ever: `open_session` says where it runs,
+such as in a process that can be killed (`models.confined_networks`). `.pt2` and pickles are never opened. Every load
+makes a trial run, so what it returns has the shapes that it was asked for; the trial before (`models.trials`) also asks
+whether it is a function of one row.
 """
 
 import io
-import json
-import logging
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
-import onnxruntime
-import safetensors
-import safetensors.torch
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from models.backbones import ENCODERS
-from models.normalize import l2_normalize
-from models.precision import Precision, in_precision
+from models.loaded_networks import (
+    ArtifactError,
+    LoadedNetwork,
+    NetworkForm,
+    NetworkStopped,
+    TrialFailed,
+    Vectors,
+    sentence_of,
+    shape_text,
+)
+from models.network_archives import is_packed, unpack_network
+from models.onnx_graphs import input_dtypes, read_graph
+from models.onnx_networks import load_onnx
+from models.onnx_sessions import OpenSession, open_here
+from models.own_networks import load_own, read_config, read_network, run_network, save_network
+from models.precision import Precision
+from models.preprocessing import UNIT, ValueRange
+from models.torchscript_networks import load_torchscript
 from models.transformation import Transformation
+from models.trials import TRIAL_ROWS, Trial, check_function_of_rows, check_layout, run_trial, trial_images
+
+__all__ = ["ArtifactError", "NetworkForm", "Vectors", "read_config", "save_network"]
 
 ArtifactKind = Literal["onnx", "safetensors", "torchscript"]
-Vectors = NDArray[Any]  # float32; what goes in may be float16
 Encoder = Callable[[Vectors], Vectors]
-# Inputs -> the output, and (B,) float32 the squared error that is expected of it, of a network that says it.
-_Run = Callable[[Sequence[Vectors]], tuple[Vectors, Vectors | None]]
+# An edge of three channels, or (depth, height, width).
+InputSize = int | tuple[int, int, int]
 
-NETWORKS: dict[str, type[nn.Module]] = {**ENCODERS, "Transformation": Transformation}
-_METADATA_KEY = "gallery_upgrade"
-_MAX_DIMENSION = 65_536
-_MAX_PARTS = 64
-_MAX_PARAMETERS = 2**31
-_TRIAL_BATCHES = (2, 1)
-_PRECISION_ROWS = 1024
-_LEAST_COSINE = 0.9999
+_Found = TypeVar("_Found")
+_LOADED_TRIAL_ROWS = (2, 1)
+AS_THE_FILE_SAYS = NetworkForm()
 _FORMS: tuple[tuple[str, tuple[int, ...]], ...] = (("(B, D)", ()), ("(B, D, 1, 1)", (1, 1)))
-
-
-_log = logging.getLogger(__name__)
-
-
-class ArtifactError(ValueError):
-    """The file is not a usable network; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,18 @@ class TransformationNetwork:
         return self._run(embedding, side_information)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A network of any kind: `run` takes `input_count` arrays. `config` is set when it is one of our own."""
-
-    run: _Run
-    input_count: int
-    name: str | None = None
-    config: dict[str, Any] | None = None
-
-
 def artifact_kind(data: bytes) -> ArtifactKind:
     """Return the kind of a file by its content. Raises `ArtifactError`."""
     if data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] <= len(data) - 8:
         return "safetensors"
     if data[:4] == b"PK\x03\x04":
         try:
-            names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+            archive = zipfile.ZipFile(io.BytesIO(data))
+            names = archive.namelist()
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
             raise ArtifactError("The file is a damaged archive.") from error
+        if is_packed(archive):
+            return "onnx"
         if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
             return "torchscript"
         raise ArtifactError(
@@ -101,54 +94,71 @@ def artifact_kind(data: bytes) -> ArtifactKind:
     raise ArtifactError("The file is neither ONNX, nor safetensors, nor TorchScript.")
 
 
-def save_network(network: nn.Module) -> bytes:
-    """Return one of our own networks as safetensors with its configuration in the metadata."""
-    name = type(network).__name__
-    if name not in NETWORKS:
-        raise ArtifactError(f"{name} is not one of our own networks.")
-    config = {"network": name, "config": network.config()}  # type: ignore[operator]  # each of NETWORKS has it
-    if _build(name, config["config"]).state_dict().keys() != network.state_dict().keys():
-        raise ArtifactError(f"This {name} is not as its configuration builds it; was its BatchNorm folded?")
-    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
-    return safetensors.torch.save(tensors, {_METADATA_KEY: json.dumps(config)})
+@dataclass(frozen=True)
+class Said:
+    """What a file says of itself before it is loaded: the dtype of its first input, and its outputs' names."""
+
+    dtype: str | None = None
+    outputs: tuple[str, ...] = ()
 
 
-def read_config(data: bytes) -> dict[str, Any]:
-    """Return {"network", "config"} of a safetensors file of ours, without reading its tensors."""
+def read_said(data: bytes) -> Said:
+    """Return what an ONNX file says; nothing of other kinds, and of one that will be refused when it is loaded."""
     try:
-        length = struct.unpack("<Q", data[:8])[0]
-        header = json.loads(data[8 : 8 + length])
-        config: dict[str, Any] = json.loads(header["__metadata__"][_METADATA_KEY])
-        if config["network"] not in NETWORKS or not isinstance(config["config"], dict):
-            raise KeyError(config["network"])
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError("The safetensors file does not name one of our own networks in its metadata.") from error
-    return config
+        if artifact_kind(data) != "onnx":
+            return Said()
+        model = read_graph(unpack_network(data)[0])
+    except ArtifactError:
+        return Said()
+    return Said(next(iter(input_dtypes(model)), None), tuple(output.name for output in model.graph.output))
 
 
 def load_encoder(
-    data: bytes, *, output_dim: int, input_size: int, device: str = "cpu", trust_torchscript: bool = False
+    data: bytes,
+    *,
+    output_dim: int,
+    input_size: InputSize,
+    device: str = "cpu",
+    trust_torchscript: bool = False,
+    form: NetworkForm = AS_THE_FILE_SAYS,
+    open_session: OpenSession = open_here,
 ) -> Encoder:
-    """Return a callable (B, 3, H, W) float32 -> (B, output_dim) float32, after a trial run. Raises `ArtifactError`.
+    """Return a callable (B, depth, H, W) float32 -> (B, output_dim) float32, after a trial run. Raises `ArtifactError`.
 
-    Outputs of the form (B, D, 1, 1) lose their trailing axes.
+    It gives the network its images in the layout, the dtype and the numbers of rows that the file or `form` says.
+    Outputs of the form (B, D, 1, 1) or (B, 1, 1, D) lose the axes of 1.
     """
-    loaded = _load(data, device, trust_torchscript)
-    if loaded.name == "Transformation":
-        raise ArtifactError("The file is a transformation (h or g); an encoder was expected.")
-    if loaded.input_count != 1:
-        raise ArtifactError(f"The network takes {loaded.input_count} inputs; an encoder takes one, the images.")
-
-    def encode(images: Vectors) -> Vectors:
-        return _as_vectors(loaded.run([images])[0])
-
-    for batch in _TRIAL_BATCHES:
-        trial = np.random.default_rng(0).standard_normal((batch, 3, input_size, input_size), np.float32)
-        _check_output(_trial(encode, [trial], "images"), batch, output_dim)
+    image = _image_shape(input_size)
+    loaded = _load_encoder(data, image, device, trust_torchscript, form, open_session)
+    encode = _encoder(loaded)
+    for rows in _LOADED_TRIAL_ROWS:
+        run_trial(lambda inputs: encode(inputs[0]), [trial_images(rows, image, UNIT)], output_dim)
     return encode
 
 
-def load_transformation_network(
+def try_encoder(
+    data: bytes,
+    *,
+    output_dim: int,
+    input_size: InputSize,
+    trust_torchscript: bool = False,
+    form: NetworkForm = AS_THE_FILE_SAYS,
+    value_range: ValueRange = UNIT,
+    open_session: OpenSession = open_here,
+) -> NetworkForm:
+    """Return how an encoder is to be run, if it gives each image a vector of its own that does not depend on the others
+    in a batch. Raises `ArtifactError`, saying what is wrong."""
+    image = _image_shape(input_size)
+    loaded = _load_encoder(data, image, "cpu", trust_torchscript, form, open_session)
+
+    def trial_of(network: LoadedNetwork) -> Trial:
+        encode = _encoder(network)
+        return lambda inputs: encode(inputs[0])
+
+    return _tried(loaded, trial_of, [trial_images(TRIAL_ROWS, image, value_range)], output_dim).form
+
+
+def load_transformation_network(  # noqa: PLR0913 - what a transformation is declared with, and where it runs
     data: bytes,
     *,
     from_dim: int,
@@ -157,36 +167,52 @@ def load_transformation_network(
     device: str = "cpu",
     trust_torchscript: bool = False,
     precision: Precision = "float32",
+    form: NetworkForm = AS_THE_FILE_SAYS,
+    open_session: OpenSession = open_here,
 ) -> TransformationNetwork:
     """Return ((B, from_dim), (B, side_information_dim) | None) -> (B, to_dim) float32, after a trial run.
 
     Inputs are float16 or float32. One of our own networks computes in `precision`, if its outputs then point where
     those in float32 do (cosine at least 0.9999 in every row of a trial); foreign networks compute as their file says.
 
-    A foreign network may take (B, D) or the paper's public form (B, D, 1, 1): the trial finds which. Of one input it
-    gets the embedding; of two, embedding and side-information in this order, or without side-information the embedding
-    twice, as in the paper's code. Raises `ArtifactError`.
+    A foreign network may take (B, D) or the paper's public form (B, D, 1, 1): the file says it, or the trial finds
+    which. Of one input it gets the embedding; of two, embedding and side-information in this order unless `form` names
+    them in another, or without side-information the embedding twice, as in the paper's code. A second output of an ONNX
+    file, named `uncertainty`, is the error that it expects. Raises `ArtifactError`.
     """
-    loaded = _load(data, device, trust_torchscript, precision)
-    _check_transformation(loaded, from_dim, side_information_dim, to_dim)
+    dims = _Dims(from_dim, side_information_dim, to_dim)
+    loaded = _load_transformation(data, dims, device, trust_torchscript, precision, form, open_session)
 
-    generator = np.random.default_rng(0)
-    embedding = generator.standard_normal((max(_TRIAL_BATCHES), from_dim), np.float32)
-    side = None
-    if side_information_dim is not None:
-        side = generator.standard_normal((max(_TRIAL_BATCHES), side_information_dim), np.float32)
+    def light(network: TransformationNetwork) -> TransformationNetwork:
+        for rows in _LOADED_TRIAL_ROWS:
+            run_trial(_trial_of(network), dims.rows(rows), to_dim)
+        return network
 
-    refusals = []
-    for form, trailing in _FORMS[:1] if loaded.config else _FORMS:
-        network = _bind(loaded, trailing)
-        try:
-            for batch in _TRIAL_BATCHES:
-                inputs = [embedding[:batch], None if side is None else side[:batch]]
-                _check_output(_trial(network, inputs, "vectors"), batch, to_dim)
-            return network
-        except ArtifactError as error:
-            refusals.append(f"Given {form}: {error}")
-    raise ArtifactError(" ".join(refusals))
+    return _in_a_form(loaded, dims, lambda trailing: light(_bind(loaded, trailing)))
+
+
+def try_transformation_network(
+    data: bytes,
+    *,
+    from_dim: int,
+    side_information_dim: int | None,
+    to_dim: int,
+    trust_torchscript: bool = False,
+    form: NetworkForm = AS_THE_FILE_SAYS,
+    open_session: OpenSession = open_here,
+) -> NetworkForm:
+    """Return how an h or g is to be run, if it gives each row a vector of its own that does not depend on the others in
+    a batch. Raises `ArtifactError`, saying what is wrong."""
+    dims = _Dims(from_dim, side_information_dim, to_dim)
+    loaded = _load_transformation(data, dims, "cpu", trust_torchscript, "float32", form, open_session)
+
+    def thorough(trailing: tuple[int, ...]) -> NetworkForm:
+        def trial_of(network: LoadedNetwork) -> Trial:
+            return _trial_of(_bind(network, trailing))
+
+        return _tried(loaded, trial_of, dims.rows(TRIAL_ROWS), to_dim).form
+
+    return _in_a_form(loaded, dims, thorough)
 
 
 def load_linear_map(data: bytes, device: str = "cpu") -> TransformationNetwork | None:
@@ -196,195 +222,186 @@ def load_linear_map(data: bytes, device: str = "cpu") -> TransformationNetwork |
     """
     if artifact_kind(data) != "safetensors":
         return None
-    network, _, _ = _read_network(data)
+    network, _, _ = read_network(data)
     alone = network.linear_alone() if isinstance(network, Transformation) else None
-    return None if alone is None else _bind(_Loaded(_run_torch(alone, device), 2), ())
+    if alone is None:
+        return None
+    run = run_network(alone, device)
+    return TransformationNetwork(lambda embedding, side: run([embedding, embedding if side is None else side]))
 
 
-def _check_transformation(loaded: _Loaded, from_dim: int, side_information_dim: int | None, to_dim: int) -> None:
-    if loaded.input_count not in (1, 2):
+@dataclass(frozen=True)
+class _Dims:
+    """The dimensions that a transformation was declared with."""
+
+    from_dim: int
+    side_information_dim: int | None
+    to_dim: int
+
+    def rows(self, count: int) -> list[Vectors]:
+        """Return (count, from_dim) and, where there is any, (count, side_information_dim) normal rows."""
+        generator = np.random.default_rng(0)
+        dims = [dim for dim in (self.from_dim, self.side_information_dim) if dim is not None]
+        return [generator.standard_normal((count, dim), np.float32) for dim in dims]
+
+
+def _load(
+    data: bytes, device: str, trusted: bool, precision: Precision, form: NetworkForm, open_session: OpenSession
+) -> LoadedNetwork:
+    kind = artifact_kind(data)
+    if kind == "torchscript" and not trusted:
         raise ArtifactError(
-            f"The network takes {loaded.input_count} inputs; a transformation takes the embedding and, if at all, the"
+            "TorchScript is accepted only where the operator trusts it (GALLERY_TRUST_TORCHSCRIPT=1); export to ONNX."
+        )
+    try:
+        if kind == "onnx":
+            return load_onnx(data, device, form, open_session)
+        if kind == "safetensors":
+            return load_own(data, device, precision, form)
+        return load_torchscript(data, device, form)
+    except ArtifactError:
+        raise
+    except Exception as error:  # a damaged file may make its parser raise anything
+        raise ArtifactError(f"The file cannot be loaded as {kind}: {sentence_of(error)}") from error
+
+
+def _load_encoder(
+    data: bytes,
+    image: tuple[int, int, int],
+    device: str,
+    trusted: bool,
+    form: NetworkForm,
+    open_session: OpenSession,
+) -> LoadedNetwork:
+    """Return an encoder whose form says in which layout it takes images of (depth, H, W)."""
+    loaded = _load(data, device, trusted, "float32", form, open_session)
+    if loaded.name == "Transformation":
+        raise ArtifactError("The file is a transformation (h or g); an encoder was expected.")
+    needed = [declared for declared in loaded.inputs if not declared.optional]
+    if len(needed) != 1:
+        named = ", ".join(declared.described for declared in needed)
+        raise ArtifactError(f"The network takes {len(needed)} inputs ({named}); an encoder takes one, the images.")
+    layout = form.layout or "nchw"
+    if needed[0].shape is not None:
+        layout = check_layout(needed[0].shape, form.layout, image, needed[0].described)
+    return replace(loaded, form=replace(loaded.form, layout=layout))
+
+
+def _encoder(loaded: LoadedNetwork) -> Encoder:
+    channels_last = loaded.form.layout == "nhwc"
+
+    def encode(images: Vectors) -> Vectors:
+        inputs = images.transpose(0, 2, 3, 1) if channels_last else images
+        return _as_vectors(loaded.run([inputs])[0])
+
+    return encode
+
+
+def _load_transformation(
+    data: bytes,
+    dims: _Dims,
+    device: str,
+    trusted: bool,
+    precision: Precision,
+    form: NetworkForm,
+    open_session: OpenSession,
+) -> LoadedNetwork:
+    loaded = _load(data, device, trusted, precision, form, open_session)
+    needed = sum(not declared.optional for declared in loaded.inputs)
+    if needed not in (1, 2) or len(loaded.inputs) == 0:
+        raise ArtifactError(
+            f"The network takes {needed} inputs; a transformation takes the embedding and, if at all, the"
             " side-information."
         )
+    if loaded.form.dtype == "uint8":
+        raise ArtifactError("The network takes uint8; embeddings are floats.")
     if loaded.config is None:
-        return
+        return loaded
     if loaded.name != "Transformation":
         raise ArtifactError(f"The file is an encoder ({loaded.name}); a transformation was expected.")
-    declared = {"from_dim": from_dim, "side_information_dim": side_information_dim, "to_dim": to_dim}
+    declared = {"from_dim": dims.from_dim, "side_information_dim": dims.side_information_dim, "to_dim": dims.to_dim}
     for name, expected in declared.items():
         found = loaded.config.get(name)
         ignores_it = name == "side_information_dim" and found is None  # trained without: whatever is stored is unused
         if found != expected and not ignores_it:
             raise ArtifactError(f"The transformation's {name} is {found}; {expected} was declared.")
+    return loaded
 
 
-def _bind(loaded: _Loaded, trailing: tuple[int, ...]) -> TransformationNetwork:
+def _in_a_form(loaded: LoadedNetwork, dims: _Dims, attempt: Callable[[tuple[int, ...]], _Found]) -> _Found:
+    """Return what the attempt gives in the first form, (B, D) or (B, D, 1, 1), in which the network can be run."""
+    given = [dims.from_dim, dims.from_dim if dims.side_information_dim is None else dims.side_information_dim]
+    forms = [form for form in _FORMS if _takes_form(loaded, given, form[1])]
+    if not forms:
+        declared = ", ".join(one.described for one in loaded.inputs)
+        due = ", ".join(shape_text((None, dim)) for dim in given[: len(loaded.inputs)])
+        raise ArtifactError(f"The network's inputs are {declared}; by the versions' dimensions it is given {due}.")
+    refusals = []
+    for name, trailing in forms[:1] if loaded.config else forms:
+        try:
+            return attempt(trailing)
+        except NetworkStopped:
+            raise
+        except TrialFailed as error:
+            refusals.append(f"Given {name}: {error}")
+        except ArtifactError as error:
+            if name == forms[-1][0] and not refusals:
+                raise
+            refusals.append(f"Given {name}: {error}")
+    raise ArtifactError(" ".join(refusals))
+
+
+def _takes_form(loaded: LoadedNetwork, given: Sequence[int], trailing: tuple[int, ...]) -> bool:
+    """Whether the inputs' declared shapes leave room for (B, D, *trailing)."""
+    for declared, dim in zip(loaded.inputs, given, strict=False):
+        due = (None, dim, *trailing)
+        if declared.shape is not None and (
+            len(declared.shape) != len(due)
+            or any(length not in (None, wanted) for length, wanted in zip(declared.shape[1:], due[1:], strict=True))
+        ):
+            return False
+    return True
+
+
+def _bind(loaded: LoadedNetwork, trailing: tuple[int, ...]) -> TransformationNetwork:
     def run(embedding: Vectors, side_information: Vectors | None) -> tuple[Vectors, Vectors | None]:
-        inputs = [embedding, embedding if side_information is None else side_information][: loaded.input_count]
+        taken = [one for one in loaded.inputs if side_information is not None or not one.optional]
+        inputs = [embedding, embedding if side_information is None else side_information][: len(taken)]
         output, uncertainty = loaded.run([values.reshape(*values.shape, *trailing) for values in inputs])
         return _as_vectors(output), uncertainty
 
     return TransformationNetwork(run)
 
 
-def _load(data: bytes, device: str, trust_torchscript: bool, precision: Precision = "float32") -> _Loaded:
-    kind = artifact_kind(data)
-    if kind == "onnx":
-        return _load_onnx(data, device)
-    if kind == "safetensors":
-        return _load_safetensors(data, device, precision)
-    if not trust_torchscript:
-        raise ArtifactError(
-            "TorchScript is accepted only where the operator trusts it (GALLERY_TRUST_TORCHSCRIPT=1); export to ONNX."
-        )
-    return _load_torchscript(data, device)
+def _trial_of(network: TransformationNetwork) -> Trial:
+    return lambda inputs: network(inputs[0], inputs[1] if len(inputs) > 1 else None)
 
 
-def _load_onnx(data: bytes, device: str) -> _Loaded:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # A model may name files that hold its weights; without this, those below the working directory would be read.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    # Threads that wait for the next run spin for 10 ms and more, on cores that the database and other requests need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-    providers = ["CPUExecutionProvider"]
-    if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
-    elif device != "cpu":
-        _log.warning("this ONNX Runtime has no CUDA: ONNX networks run on the CPU")
-
+def _tried(
+    loaded: LoadedNetwork, trial_of: Callable[[LoadedNetwork], Trial], inputs: Sequence[Vectors], dim: int
+) -> LoadedNetwork:
+    """Return the network, if it is a function of rows; one that fails for several at a time is given them one by
+    one."""
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        if "xternal data" in str(error):
-            raise ArtifactError("The ONNX file keeps weights in other files; export it as a single file.") from error
-        raise ArtifactError(f"ONNX Runtime refuses the file: {_first_line(error)}") from error
-    if len(session.get_outputs()) != 1:
-        raise ArtifactError(f"The network gives {len(session.get_outputs())} outputs; one was expected.")
-
-    names = [argument.name for argument in session.get_inputs()]
-
-    def run(inputs: Sequence[Vectors]) -> tuple[Vectors, None]:
-        single = [values.astype(np.float32, copy=False) for values in inputs]
-        return session.run(None, dict(zip(names, single, strict=True)))[0], None
-
-    return _Loaded(run, len(names))
+        check_function_of_rows(trial_of(loaded), inputs, dim, loaded.form.dtype)
+        return loaded
+    except TrialFailed as failure:
+        if loaded.config is not None or loaded.form.batch is not None:
+            raise
+        one_by_one = loaded.in_batches_of(1)
+        try:
+            check_function_of_rows(trial_of(one_by_one), inputs, dim, loaded.form.dtype)
+        except TrialFailed:
+            raise failure from None
+        return one_by_one
 
 
-def _read_network(data: bytes) -> tuple[nn.Module, str, dict[str, Any]]:
-    """Return one of our own networks, ready to run, its name and its configuration."""
-    described = read_config(data)
-    name, config = described["network"], described["config"]
-    network = _build(name, config)
-    if sum(tensor.numel() for tensor in network.state_dict().values()) > min(_MAX_PARAMETERS, len(data)):
-        raise ArtifactError("The network's configuration asks for more weights than the file holds.")
-
-    try:
-        network.load_state_dict(safetensors.torch.load(data), assign=True)
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"The weights do not fit the network: {_first_line(error)}") from error
-    network = network.float().eval()
-    _check_finite(network)
-    return network, name, config
-
-
-def _load_safetensors(data: bytes, device: str, precision: Precision) -> _Loaded:
-    network, name, config = _read_network(data)
-    if not isinstance(network, Transformation):
-        return _Loaded(_run_torch(network, device), 1, name, config)
-    run = _run_torch(in_precision(network, "float32"), device)
-    if precision != "float32":
-        shorter = _run_torch(in_precision(network, precision), device)
-        if _least_cosine(network, run, shorter) >= _LEAST_COSINE:
-            run = shorter
-        else:
-            _log.warning("a transformation is too inexact in %s and runs in float32", precision)
-    return _Loaded(run, 2, name, config)
-
-
-def _least_cosine(network: Transformation, exact: _Run, shorter: _Run) -> float:
-    """Return the least cosine between both outputs over rows of random inputs."""
-    generator = np.random.default_rng(0)
-    dims = (network.from_dim, network.side_information_dim or network.from_dim)
-    inputs = [generator.standard_normal((_PRECISION_ROWS, dim), np.float32) for dim in dims]
-    expected, found = l2_normalize(exact(inputs)[0]), l2_normalize(shorter(inputs)[0])
-    return float((expected * found).sum(axis=1).min())
-
-
-def _build(name: str, config: dict[str, Any]) -> nn.Module:
-    """Build one of our own networks without memory for its weights: the sizes come from a file."""
-    for key, value in config.items():
-        limit = _MAX_PARTS if key in ("blocks", "members") else _MAX_DIMENSION
-        is_size = isinstance(value, int) and 1 <= value <= limit
-        if not (is_size or isinstance(value, bool) or value is None):
-            raise ArtifactError(f"The network's configuration has {key} = {value!r}; from 1 to {limit} is accepted.")
-    try:
-        with torch.device("meta"):
-            return NETWORKS[name](**config)
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise ArtifactError(f"The configuration does not fit {name}: {_first_line(error)}") from error
-
-
-def _load_torchscript(data: bytes, device: str) -> _Loaded:
-    try:
-        module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    except (RuntimeError, ValueError) as error:
-        raise ArtifactError(f"The TorchScript file cannot be loaded: {_first_line(error)}") from error
-    _check_finite(module)
-    input_count = len(module.forward.schema.arguments) - 1  # without self
-    return _Loaded(_run_torch(module.eval(), device), input_count)
-
-
-def _check_finite(network: nn.Module) -> None:
-    tensors = network.state_dict().values()
-    if not all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()):
-        raise ArtifactError("The network has weights that are not finite.")
-
-
-def _run_torch(network: nn.Module, device: str) -> _Run:
-    network = network.to(device)
-
-    def run(inputs: Sequence[Vectors]) -> tuple[Vectors, Vectors | None]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(values)).to(device).float() for values in inputs]
-        uncertainty = None
-        with torch.inference_mode():
-            if isinstance(network, Transformation):
-                output, uncertainty = network.with_uncertainty(*tensors)
-            else:
-                output = network(*tensors)
-        if not isinstance(output, torch.Tensor):
-            raise ArtifactError(f"The network gives a {type(output).__name__}; one tensor was expected.")
-        return output.float().cpu().numpy(), None if uncertainty is None else uncertainty.cpu().numpy()
-
-    return run
+def _image_shape(size: InputSize) -> tuple[int, int, int]:
+    return (3, size, size) if isinstance(size, int) else size
 
 
 def _as_vectors(output: Vectors) -> Vectors:
-    """Remove trailing axes of size 1 beyond the second: (B, D, 1, 1) -> (B, D)."""
-    while output.ndim > 2 and output.shape[-1] == 1:
-        output = output[..., 0]
+    """Remove axes of size 1 beyond the first, where one other is left: (B, D, 1, 1) -> (B, D)."""
+    if output.ndim > 2 and sum(length != 1 for length in output.shape[1:]) <= 1:
+        output = output.reshape(len(output), -1)
     return np.ascontiguousarray(output, np.float32)
-
-
-def _trial(network: Callable[..., Vectors], inputs: Sequence[Vectors | None], what: str) -> Vectors:
-    try:
-        return network(*inputs)
-    except ArtifactError:
-        raise
-    except Exception as error:
-        raise ArtifactError(f"A trial run on {what} of the declared shape failed: {_first_line(error)}") from error
-
-
-def _check_output(output: Vectors, batch: int, dim: int) -> None:
-    if output.shape != (batch, dim):
-        raise ArtifactError(
-            f"A trial run on {batch} inputs gave an output of shape {tuple(output.shape)}; ({batch}, {dim}) is due."
-        )
-    if not np.isfinite(output).all():
-        raise ArtifactError("A trial run gave values that are not finite.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -19,11 +19,11 @@ _WORTH_SHARING_SECONDS = 0.004
 _TRIALS = 3
 
 
-def sharing_long_runs(encoder: Encoder, input_size: int) -> Encoder:
-    """Return the encoder, (B, 3, H, W) float32 to (B, D), such that a batch that one thread is done with in 4 ms is
+def sharing_long_runs(encoder: Encoder, image_shape: tuple[int, int, int]) -> Encoder:
+    """Return the encoder, (B, depth, H, W) float32 to (B, D), such that a batch that one thread is done with in 4 ms is
     left to the thread that asks. A trial finds out what an image takes; networks of ONNX Runtime are not affected."""
     teams = ThreadpoolController().select(user_api="openmp")
-    image = np.zeros((1, 3, input_size, input_size), np.float32)
+    image = np.zeros((1, *image_shape), np.float32)
     with teams.limit(limits=1):  # in this thread alone
         alone = _WORTH_SHARING_SECONDS / min(_seconds(encoder, image) for _ in range(_TRIALS))
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LEAST_SQUARE = torch.finfo(torch.float32).tiny
-_WIDEST_LOGARITHM = 80.0  # its exponential is within float32
+LEAST_SQUARE = torch.finfo(torch.float32).tiny
+WIDEST_LOGARITHM = 80.0  # its exponential is within float32
 _NEVER = torch.finfo(torch.float32).max  # a distance at which nothing is likely
 
 
@@ -177,7 +177,7 @@ class Transformation(nn.Module):
 
 def _log_length(squares: Tensor) -> Tensor:
     """(B, D) -> (B, 1): the logarithm of the sum."""
-    return squares.sum(dim=1, keepdim=True).clamp(min=_LEAST_SQUARE).log()
+    return squares.sum(dim=1, keepdim=True).clamp(min=LEAST_SQUARE).log()
 
 
 def _read_plain_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: object) -> None:
@@ -204,7 +204,7 @@ class ErrorHead(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, F) -> (B,) float32, finite where the inputs are."""
         logarithm: Tensor = self.weights(inputs.float())[:, 0]
-        return logarithm.clamp(-_WIDEST_LOGARITHM, _WIDEST_LOGARITHM).exp()
+        return logarithm.clamp(-WIDEST_LOGARITHM, WIDEST_LOGARITHM).exp()
 
 
 class ClassMeans(nn.Module):

@@ -101,6 +101,14 @@ def judge_references(references: References, metric: Metric, draws: Draws) -> Re
     return ReferencesReport(len(queries), queries.source, standing, linear, nothing, above, own, labelled, explained)
 
 
+def standing(queries: Vectors, items: Vectors, metric: Metric) -> Standing:
+    """Return how items stand in for re-encoded ones. queries, items: (N, D) float32, what φ_new gives and what h does.
+    Raises ValueError for fewer than two."""
+    ids = np.arange(len(queries))
+    wanted = nearest_items(queries, [(ids, queries)], _K, metric, ids).ids
+    return _stand(queries, items, wanted, metric)[0]
+
+
 def _explained(references: References, metric: Metric, draws: Draws) -> Interval | None:
     target, found = references.queries.after, references.transformed
     found = np.where(np.isfinite(found).all(axis=1, keepdims=True), found, 0)

@@ -97,8 +97,8 @@ class NearestItems:
         for cosine less 1, by more than the query's own share of the rounding."""
         factor = self._factor[queries[0] : queries[-1] + 1]
         bounds: Tensor = room[: len(items) * len(queries)].view(len(items), len(queries))
-        torch.mm(items, factor.T, out=bounds)
-        bounds.mul_(-2 if self._metric == "l2" else -1).add_(offsets)
+        scale = -2 if self._metric == "l2" else -1
+        torch.addmm(offsets, items, factor.T, alpha=scale, out=bounds)
         return bounds
 
     def _limits(self, queries: Ids) -> NDArray[np.float64]:

@@ -1,13 +1,13 @@
-"""Checkpoints, in the one format of all trainings: the state after an epoch, from which going on is the same as never
-having stopped. And what a training of φ or ψ leaves in its folder at its end.
+"""Checkpoints, in the one format of all trainings: the state after an epoch, or inside one, from which going on is the
+same as never having stopped. And what a training of φ or ψ leaves in its folder at its end.
 
 A crash leaves each file as it was, or new and whole. A checkpoint is read as data only and cannot run code. It holds:
 
     configuration                   all that the outcome depends on, but for the machine
     epoch                           epochs done
     learned, optimizer, schedule    the state of each
-    random                          the generator's state
-    and the numbers that the training counts, such as the loss
+    random                          the generator's state, at the start of the epoch where it is inside one
+    and the numbers that the training counts, such as the loss, or the steps of the epoch that is not done
 """
 
 import json
@@ -95,6 +95,11 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     except (RuntimeError, ValueError, OSError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         raise DamagedCheckpoint(f"The checkpoint {path} is damaged: {error}") from error
     return contents
+
+
+def position_of(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """Return the epochs that are done, and the steps of the next one."""
+    return checkpoint["epoch"], checkpoint.get("steps", 0)
 
 
 def load_checkpoint_if_whole(path: Path) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ def decode_images(
 ) -> TrainingImages:
     """Return N images in memory; `files` are N times (where it lies, the file's bytes), and `progress` gets (images
     read, images in all). Raises NoImages."""
-    pixels = np.empty((len(classes.labels), 3, preprocessing.size, preprocessing.size), np.uint8)
+    pixels = np.empty((len(classes.labels), *preprocessing.shape), np.uint8)
     _decode(files, pixels, preprocessing, progress)
     return _training_images(pixels, classes, preprocessing, _content_digest(pixels, classes))
 
@@ -99,7 +99,7 @@ def _training_images(
 
 
 def _write_pixels(path: Path, source: ImageSet, preprocessing: Preprocessing, progress: Progress) -> None:
-    shape = (len(source), 3, preprocessing.size, preprocessing.size)
+    shape = (len(source), *preprocessing.shape)
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     _decode(((image.where, image.data) for image in source.read()), pixels, preprocessing, progress)
     pixels.flush()

@@ -10,10 +10,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 # Called with (done, in all), of epochs or of images.
 Progress = Callable[[int, int], None]
+# Asked whether to stop here, and go on another time.
+Pause = Callable[[], bool]
+
+
+class Paused(Exception):
+    """The training stopped where it was asked to; its checkpoint says where."""
 
 
 def no_progress(*_: float) -> None:
     """Say nothing."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
 
 
 def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

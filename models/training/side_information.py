@@ -92,7 +92,7 @@ def _train_autoencoder(
     config = settle_precision(config, run)
     torch.manual_seed(config.seed)
     network = build()
-    decoder = Decoder(network.embedding_dim, images.preprocessing.size)
+    decoder = Decoder(network.embedding_dim, images.preprocessing.height)
     learned = nn.ModuleDict({"network": network, "decoder": decoder}).to(run.device)
 
     def loss_of(positions: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ With `task="class"` and labels, it also draws the output to the new model's clas
 which item it was, for retrieval by class; give rows for g without labels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.precision import Precision
-from models.training.checkpoints import TrainingState, load_checkpoint_if_whole, save_checkpoint
+from models.training.checkpoints import TrainingState, load_checkpoint_if_whole, position_of, save_checkpoint
 from models.training.class_means import (
     NOT_USED,
     Setting,
@@ -35,8 +35,9 @@ from models.training.class_means import (
 from models.training.error_head import fit_error_head
 from models.training.features import PairedFeatures
 from models.training.linear_map import best_share, fit_linear_map
-from models.training.loop import Progress, no_progress, warm_up_then_cosine
+from models.training.loop import Pause, Paused, Progress, never, no_progress, warm_up_then_cosine
 from models.training.scales import Scales, fold_scales, scales_of
+from models.training.widths import INNER_DIMS, LEAST_ROWS, narrowest
 from models.transformation import Transformation
 
 Recipe = Literal["paper", "default"]
@@ -48,19 +49,21 @@ _HELD_OUT = 0.1
 _MOST_HELD_OUT = 5_000
 _LEAST_BATCH = 64
 _BATCHES_AN_EPOCH = 16
+_INNER_DIM = 1024
 
 
 @dataclass(frozen=True)
 class TransformationTraining:
     """The released code's settings; `inner_dim` and `members` are the recipe's own where they are None: 2,048 and 1
-    (paper), 1,024 and 2 (default). `task` is what the gallery is searched for: items, or classes of items."""
+    (paper), 1,024 and 2 (default). "auto", in the default recipe: the narrowest as good as 2,048 (`widths`). `task` is
+    what the gallery is searched for: items, or classes of items."""
 
     epochs: int = 80
     warm_up_epochs: int = 5
     batch: int = 1024
     learning_rate: float = 5e-4
     weight_decay: float = 2**-15
-    inner_dim: int | None = None
+    inner_dim: int | Literal["auto"] | None = None
     seed: int = 0
     recipe: Recipe = "default"
     precision: Precision = "float32"  # of the products; the weights are float32
@@ -83,6 +86,7 @@ def train_transformation(
     checkpoint: Path | None = None,
     extra_loss: ExtraLoss | None = None,
     *,
+    pause: Pause = never,
     with_uncertainty: bool = False,
     unit_norm: bool = False,
 ) -> FittedTransformation:
@@ -90,10 +94,12 @@ def train_transformation(
 
     In the second half of the epochs BatchNorm's statistics are frozen, as in the released code. An epoch takes every
     image once of each kind, by a view drawn at random. After each epoch the state is written to `checkpoint`, then
-    `progress` is called; what it raises ends the training. A training of the same configuration that finds the file
-    goes on from there, to the same weights. `with_uncertainty` adds a head for the squared error of each output, in the
-    default recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where the target's are.
-    Raises ValueError for fewer than two samples.
+    `progress` is called; what it raises ends the training. `pause` is asked after each step of the optimiser: where it
+    says yes, the state is written and `Paused` raised. A training of the same configuration that finds the file goes on
+    from there, inside an epoch too, to the same weights. `with_uncertainty` adds a head for the squared error of each
+    output, in the default recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where the
+    target's are. Raises ValueError for fewer than two samples, and for an inner dimension that the paper's recipe is to
+    choose.
     """
     if len(pairs) < 2:
         raise ValueError("Training a transformation needs at least two samples: BatchNorm cannot learn from one.")
@@ -101,54 +107,92 @@ def train_transformation(
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     scales = None if config.recipe == "paper" else scales_of(pairs)
-    fit = _Fit(config, generator, progress, checkpoint, extra_loss, scales)
+    fit = _Fit(config, generator, progress, checkpoint, extra_loss, scales, pause)
     if scales is None:
+        if config.inner_dim == "auto":
+            raise ValueError("The paper's recipe holds no rows out that an inner dimension could be chosen on.")
         network = _network(pairs, config.inner_dim or 2048, config.members or 1)
         fit.run({"network": network}, {"network": pairs})
         return FittedTransformation(network.eval(), {"members": len(network.members), "inner_dim": network.inner_dim})
 
-    fitted, held_out = _train_default(pairs, config, fit, generator)
+    fitted, held_out = _train_default(pairs, fit, unit_norm)
     if with_uncertainty and len(held_out):
         return replace(fitted, network=_with_error_head(fitted.network, held_out, unit_norm))
     return fitted
 
 
-def _train_default(
-    pairs: PairedFeatures, config: TransformationTraining, fit: "_Fit", generator: torch.Generator
-) -> tuple[FittedTransformation, PairedFeatures]:
+def _train_default(pairs: PairedFeatures, fit: "_Fit", unit_norm: bool) -> tuple[FittedTransformation, PairedFeatures]:
     """Return what was fitted, and the rows that it did not learn from."""
+    config, generator = fit.config, fit.generator
     learned, held_out = _split(pairs, generator)
-    network = _network(pairs, config.inner_dim or 1024, config.members or 2)  # (a)
-    networks, rows = {"network": network}, {"network": learned}
+    members, inner_dims = config.members or 2, _inner_dims(config, len(held_out))
+    networks = {f"of {inner_dim}": _network(pairs, inner_dim, members) for inner_dim in inner_dims}  # (a)
+    rows = dict.fromkeys(networks, learned)
 
     left_out = None
     if config.task == "class" and learned.labels is not None:
         left_out = classes_to_leave_out(learned.labels, generator)
         if len(left_out):
-            networks["probe"] = _network(pairs, network.inner_dim, 1)
+            middle = inner_dims[len(inner_dims) // 2]
+            networks["probe"] = _network(pairs, middle, 1)
             kept = torch.nonzero(~torch.isin(learned.labels, left_out)).flatten().cpu()
             rows["probe"] = learned.take(kept)
 
     fit.run(networks, rows)
 
-    choices: dict[str, Any] = {"members": len(network.members), "inner_dim": network.inner_dim}
-    if len(held_out):  # (b)
-        network = _with_linear_map(network, learned, held_out)
-        assert network.linear_map is not None
+    non_negative = bool((pairs.target >= 0).all())
+    candidates = {
+        inner_dim: _completed(networks[f"of {inner_dim}"], learned, held_out, non_negative) for inner_dim in inner_dims
+    }
+    chosen, compared = inner_dims[0], None
+    if len(candidates) > 1:
+        chosen, compared = narrowest(candidates, held_out, unit_norm)
+    network = candidates[chosen]
+    choices: dict[str, Any] = {"members": members, "inner_dim": chosen}
+    if compared is not None:
+        choices["inner_dims"] = compared
+    if network.linear_map is not None:
         choices["linear_share"] = float(network.linear_map.share)
-    network = _extended(network, non_negative=bool((pairs.target >= 0).all()))  # (c)
 
     if left_out is not None:
-        setting = NOT_USED
-        if "probe" in networks:
-            probe = _extended(networks["probe"], non_negative=network.non_negative)
-            setting = choose_setting(probe, learned, held_out.first_view(), left_out)
-        choices["class_means"] = None if setting is NOT_USED else asdict(setting)
-        choices["classes_left_out"] = len(left_out)
-        if setting is not NOT_USED:
-            network = _with_class_means(network, learned, setting)
+        probe = _extended(networks["probe"], non_negative=non_negative) if "probe" in networks else None
+        network, setting = _drawn_to_classes(network, probe, learned, held_out, left_out)
+        choices |= {"class_means": setting, "classes_left_out": len(left_out)}
 
     return FittedTransformation(network.eval(), choices), held_out
+
+
+def _inner_dims(config: TransformationTraining, held_out: int) -> tuple[int, ...]:
+    """Return the inner dimensions to train, narrowest first."""
+    if config.inner_dim == "auto":
+        return INNER_DIMS if held_out >= LEAST_ROWS else (_INNER_DIM,)
+    return (config.inner_dim or _INNER_DIM,)
+
+
+def _completed(
+    network: Transformation, learned: PairedFeatures, held_out: PairedFeatures, non_negative: bool
+) -> Transformation:
+    """Return the members with what stands beside them and after them."""
+    if len(held_out):  # (b)
+        network = _with_linear_map(network, learned, held_out)
+    return _extended(network, non_negative=non_negative)  # (c)
+
+
+def _drawn_to_classes(
+    network: Transformation,
+    probe: Transformation | None,
+    learned: PairedFeatures,
+    held_out: PairedFeatures,
+    left_out: Tensor,
+) -> tuple[Transformation, dict[str, float] | None]:
+    """Return the network with the class means, if drawing to them pays on the classes that the probe did not see, and
+    the setting that was chosen."""
+    if probe is None:
+        return network, None
+    setting = choose_setting(probe, learned, held_out.first_view(), left_out)
+    if setting is NOT_USED:
+        return network, None
+    return _with_class_means(network, learned, setting), asdict(setting)
 
 
 def _network(pairs: PairedFeatures, inner_dim: int, members: int) -> Transformation:
@@ -167,6 +211,7 @@ class _Fit:
     checkpoint: Path | None
     extra_loss: ExtraLoss | None
     scales: Scales | None
+    pause: Pause
 
     def run(self, networks: dict[str, Transformation], rows: dict[str, PairedFeatures]) -> None:
         """Fit each network to its rows, and give it their scales where it learned without."""
@@ -180,19 +225,23 @@ class _Fit:
         shapes = {name: [len(rows[name]), network.config()] for name, network in networks.items()}
         configuration = {"networks": shapes, "training": asdict(config), "scaled": self.scales is not None}
         stored = None if self.checkpoint is None else load_checkpoint_if_whole(self.checkpoint)
-        epochs_done = 0
+        epochs_done, steps_done = 0, 0
         if stored is not None and stored["configuration"] == configuration:
             state.restore(stored)
-            epochs_done = stored["epoch"]
+            epochs_done, steps_done = position_of(stored)
 
         for epoch in range(epochs_done, config.epochs):
             learned.train(epoch < config.epochs // 2)
-            for name, network in networks.items():
-                for batch in rows[name].batches(self._batch_size(len(rows[name]) * rows[name].kinds), self.generator):
-                    optimizer.zero_grad()
-                    self._loss(network, batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-                    optimizer.step()
+            at_start = torch.Generator()
+            at_start.set_state(self.generator.get_state())
+            for steps in self._steps(networks, rows, optimizer, steps_done):
+                if self.checkpoint is not None and self.pause():
+                    # The shuffling is that of the epoch's start: whoever goes on draws the same batches again.
+                    within = replace(state, generator=at_start)
+                    save_checkpoint(self.checkpoint, configuration, epoch, within, steps=steps)
+                    raise Paused
 
+            steps_done = 0
             schedule.step()
             if self.checkpoint is not None:
                 save_checkpoint(self.checkpoint, configuration, epoch + 1, state)
@@ -201,6 +250,26 @@ class _Fit:
         if self.scales is not None:
             for network in networks.values():
                 fold_scales(network, self.scales)
+
+    def _steps(
+        self,
+        networks: dict[str, Transformation],
+        rows: dict[str, PairedFeatures],
+        optimizer: torch.optim.Optimizer,
+        steps_done: int,
+    ) -> Iterator[int]:
+        """Take the steps of one epoch, and give after each how many there were. The batches of those that are done are
+        drawn again, and nothing is learned from them."""
+        steps = 0
+        for name, network in networks.items():
+            for batch in rows[name].batches(self._batch_size(len(rows[name]) * rows[name].kinds), self.generator):
+                steps += 1
+                if steps <= steps_done:
+                    continue
+                optimizer.zero_grad()
+                self._loss(network, batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+                optimizer.step()
+                yield steps
 
     def _loss(self, network: Transformation, batch: PairedFeatures) -> Tensor:
         """Return the sum of what each member loses: they learn independently of each other."""

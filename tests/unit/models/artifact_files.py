@@ -38,6 +38,86 @@ def onnx_bytes(
     return bytes(model.SerializeToString())
 
 
+def typed_onnx(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, tuple[int, list[Any]]],
+    outputs: dict[str, int],
+    weights: dict[str, NDArray[Any]] | None = None,
+    domains: tuple[str, ...] = (),
+) -> bytes:
+    """A network whose inputs and outputs have dtypes of `TensorProto`; `domains` are those of operators of its own."""
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, None) for name, dtype in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", 17), *(helper.make_opsetid(domain, 1) for domain in domains)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+def pixels_onnx(
+    shape: list[Any], dtype: int = TensorProto.FLOAT, seed: int = 0, dim: int = 5, count: int | None = None
+) -> bytes:
+    """An encoder that multiplies the flattened pixels by a matrix, whatever their order: (B, ...) -> (B, dim). `count`
+    is how many there are where the shape does not say it."""
+    count = count or int(np.prod([length for length in shape[1:] if isinstance(length, int)]))
+    weights = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["product"]),
+        helper.make_node("Cast", ["product"], ["y"], to=dtype if dtype != TensorProto.UINT8 else TensorProto.FLOAT),
+    ]
+    out = TensorProto.FLOAT if dtype == TensorProto.UINT8 else dtype
+    return typed_onnx(nodes, {"images": (dtype, shape)}, {"y": out}, {"w": weights})
+
+
+def weights_of(data: bytes) -> NDArray[Any]:
+    """The first weights of an ONNX file."""
+    return numpy_helper.to_array(onnx.load_model_from_string(data).graph.initializer[0])
+
+
+def training_mode_onnx(operator: str, shape: list[Any], dim: int) -> bytes:
+    """A network (B, dim) or (B, dim, H, W) with BatchNorm or Dropout as an export in training mode has it."""
+    if operator == "Dropout":
+        constants = {"ratio": np.array(0.3, np.float32), "training": np.array(True)}
+        nodes = [helper.make_node("Dropout", ["x", "ratio", "training"], ["n"])]
+    else:
+        constants = {
+            "scale": np.ones(dim, np.float32),
+            "bias": np.zeros(dim, np.float32),
+            "mean": np.zeros(dim, np.float32),
+            "variance": np.ones(dim, np.float32),
+        }
+        outputs = ["n", "running_mean", "running_variance"]
+        nodes = [helper.make_node("BatchNormalization", ["x", *constants], outputs, training_mode=1)]
+    last = "n"
+    if len(shape) == 4:
+        nodes.append(helper.make_node("GlobalMaxPool", ["n"], ["p"]))
+        nodes.append(helper.make_node("Flatten", ["p"], ["y"]))
+        last = "y"
+    return typed_onnx(nodes, {"x": (TensorProto.FLOAT, shape)}, {last: TensorProto.FLOAT}, constants)
+
+
+def external_onnx(locations: dict[str, NDArray[np.float32]], length: int | None = None) -> bytes:
+    """(B, D) -> (B, D_to): the sum of matrices, each kept in a file of its own, of which `length` bytes are said."""
+    nodes, names, tensors = [], [], []
+    for number, (location, matrix) in enumerate(locations.items()):
+        tensor = TensorProto(
+            name=f"w{number}", data_type=TensorProto.FLOAT, dims=matrix.shape, data_location=TensorProto.EXTERNAL
+        )
+        tensor.external_data.add(key="location", value=location)
+        tensor.external_data.add(key="length", value=str(length or matrix.nbytes))
+        tensors.append(tensor)
+        nodes.append(helper.make_node("MatMul", ["x", f"w{number}"], [f"y{number}"]))
+        names.append(f"y{number}")
+    nodes.append(helper.make_node("Sum", names, ["y"]))
+    rows = len(next(iter(locations.values())))
+    return onnx_bytes(nodes, {"x": ["batch", rows]}, ["y"], external=tensors)
+
+
 def onnx_encoder(weights: Vectors, trailing: bool = False) -> bytes:
     """(B, 3, H, W) -> (B, D), or (B, D, 1, 1) with `trailing`: one convolution as large as the image."""
     nodes = [helper.make_node("Conv", ["images", "w"], ["features"]), helper.make_node("Flatten", ["features"], ["y"])]

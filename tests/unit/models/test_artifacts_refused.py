@@ -36,6 +36,7 @@ from tests.unit.models.artifact_files import (
     pt2_bytes,
     rewritten_header,
     state_dict_bytes,
+    typed_onnx,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -222,3 +223,21 @@ def test_only_our_own_networks_as_built_can_be_saved() -> None:
         save_network(nn.Linear(2, 2))
     with pytest.raises(ArtifactError, match="folded"):
         save_network(fold_batch_norm(transformation(6, None, 4, seed=0)))
+
+
+@pytest.mark.parametrize("wrong", ["output", "uncertainty"])
+def test_an_h_that_gives_strings_is_refused(wrong: str) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        *(
+            helper.make_node("Cast", ["product"], [name], to=TensorProto.STRING if name == wrong else TensorProto.FLOAT)
+            for name in ("output", "uncertainty")
+        ),
+    ]
+    dtypes: dict[str, int] = {
+        name: TensorProto.STRING if name == wrong else TensorProto.FLOAT for name in ("output", "uncertainty")
+    }
+    data = typed_onnx(nodes, {"x": (TensorProto.FLOAT, ["b", 3])}, dtypes, {"w": normal(3, 2)})
+
+    with pytest.raises(ArtifactError, match=f"The output '{wrong}' is string; it must be one of float32"):
+        load_transformation_network(data, from_dim=3, side_information_dim=None, to_dim=2)

@@ -2,9 +2,7 @@
 
 import io
 import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,39 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.images import ImageRejected, decode_image, thumbnail_jpeg
+from models.images import ImageRejected, decode_image, open_image, thumbnail_jpeg
+from tests.image_files import TURNED_HEIC, display_p3, encoded, picture, png_of_zeros
 
 ORIENTATION = 0x0112
 RANDOM = np.random.default_rng(0)
 
 
-def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, image_format, **options)
-    return stream.getvalue()
-
-
-def picture(width: int = 24, height: int = 16) -> Image.Image:
-    """A smooth image, so that lossy formats keep its values."""
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    return Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
-
-
 def pixels(image: Image.Image) -> NDArray[np.int64]:
     return np.asarray(image).astype(np.int64)
-
-
-def png_of_zeros(width: int, height: int) -> bytes:
-    """A real PNG of 1 bit per pixel: kilobytes that decode to any number of pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    compressor = zlib.compressobj(9)
-    row = bytes(1 + (width + 7) // 8)
-    rows = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "PPM"])
@@ -253,12 +227,30 @@ def test_a_bomb_is_refused_where_warnings_are_errors() -> None:
         decode_image(png_of_zeros(12_000, 12_000))
 
 
-def test_a_bomb_that_pillow_refuses_is_refused_with_our_sentence() -> None:
+def test_a_bomb_of_kilobytes_is_refused_before_it_is_decoded() -> None:
     data = png_of_zeros(20_000, 20_000)
 
     assert len(data) < 100_000
-    with pytest.raises(ImageRejected, match="too many pixels"):
-        decode_image(data, max_pixels=10**12)
+    with pytest.raises(ImageRejected, match=r"too many pixels|20000 x 20000"):
+        decode_image(data)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_a_limit_above_pillows_own_holds_for_every_format(image_format: str) -> None:
+    data = encoded(Image.new("1", (16_000, 12_000)), image_format)
+
+    with pytest.raises(ImageRejected, match="16000 x 12000 pixels; at most"):
+        open_image(data, max_pixels=191_999_999)
+    assert open_image(data, max_pixels=192_000_000).decoded_bytes >= 192_000_000
+
+
+def test_an_edge_is_bounded_as_well_as_the_area() -> None:
+    data = png_of_zeros(65_536, 1)
+
+    with pytest.raises(ImageRejected, match="65536 x 1 pixels; an edge has at most 65535"):
+        decode_image(data)
+    assert decode_image(png_of_zeros(1, 65_535)).size == (1, 65_535)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about TIFF tags
@@ -279,6 +271,31 @@ def test_damaged_bytes_give_an_image_or_a_refusal(image_format: str, changes: li
         outcome = str(error)
 
     assert outcome == "RGB" or outcome.startswith("The ")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about TIFF tags
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_two_thousand_mutated_files_give_an_image_or_a_refusal() -> None:
+    random = np.random.default_rng(0)
+    image = picture(32, 24)
+    formats = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF"]
+    files = [encoded(image, name) for name in formats]
+    files += [encoded(image, "JPEG", progressive=True), encoded(image.convert("CMYK"), "JPEG"), TURNED_HEIC]
+    files += [encoded(image, name, icc_profile=display_p3()) for name in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")]
+    outcomes = set()
+
+    for number in range(2_000):
+        data = bytearray(files[number % len(files)])
+        for position in random.integers(0, len(data), random.integers(1, 12)):
+            data[position] = random.integers(0, 256)
+        if number % 3 == 0:
+            del data[int(random.integers(1, len(data))) :]
+        try:
+            outcomes.add(decode_image(bytes(data), max_pixels=1_000_000).mode)
+        except ImageRejected as error:
+            outcomes.add(str(error).split()[0])
+
+    assert outcomes == {"RGB", "The"}
 
 
 def test_decoding_from_many_threads_gives_what_one_gives() -> None:

@@ -42,7 +42,7 @@ def images(count: int) -> Vectors:
 @pytest.mark.parametrize(("seconds", "count", "threads"), [(0.0005, 1, 1), (0.0005, 64, THREADS), (0.02, 1, THREADS)])
 def test_a_run_is_shared_when_it_takes_long(seconds: float, count: int, threads: int) -> None:
     recording = Recording(seconds)
-    encoder = sharing_long_runs(recording, 4)
+    encoder = sharing_long_runs(recording, (3, 4, 4))
     recording.threads.clear()
 
     encoder(images(count))
@@ -51,7 +51,7 @@ def test_a_run_is_shared_when_it_takes_long(seconds: float, count: int, threads:
 
 
 def test_what_a_network_gives_is_passed_on() -> None:
-    encoder = sharing_long_runs(lambda asked: asked[:, :, 0, 0], 4)
+    encoder = sharing_long_runs(lambda asked: asked[:, :, 0, 0], (3, 4, 4))
 
     for count in (1, 200):
         np.testing.assert_array_equal(encoder(images(count)), images(count)[:, :, 0, 0])
@@ -63,7 +63,7 @@ def test_neither_this_thread_nor_others_keep_a_setting() -> None:
             raise RuntimeError
         return asked[:, :, 0, 0]
 
-    encoder = sharing_long_runs(failing, 4)
+    encoder = sharing_long_runs(failing, (3, 4, 4))
     encoder(images(1))
     with pytest.raises(RuntimeError):
         encoder(images(2))

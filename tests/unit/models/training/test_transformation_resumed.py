@@ -1,5 +1,6 @@
 """A training that stops and goes on from its checkpoint gives the weights of one that never stopped."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.training.checkpoints import load_checkpoint, part_of
+from models.training.checkpoints import load_checkpoint, part_of, position_of
 from models.training.features import PairedFeatures
+from models.training.loop import Paused
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 
@@ -25,6 +27,11 @@ def stop_after(epochs: int) -> Callable[[int, int], None]:
             raise Stopped
 
     return progress
+
+
+def pause_after(steps: int) -> Callable[[], bool]:
+    asked = itertools.count(1)
+    return lambda: next(asked) == steps
 
 
 def paired(seed: int = 0, rows: int = 50) -> PairedFeatures:
@@ -81,6 +88,38 @@ def test_a_training_by_class_goes_on_with_its_probe(tmp_path: Path, stops: tuple
     assert gone_on.choices == uninterrupted.choices
     assert gone_on.choices["classes_left_out"] == 2
     assert same_weights(gone_on.network, uninterrupted.network)
+
+
+@pytest.mark.parametrize("pauses", [(1,), (2, 3), (3, 1, 7), (4,), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("views", [1, 2])
+def test_going_on_inside_an_epoch_gives_the_same_weights(tmp_path: Path, pauses: tuple[int, ...], views: int) -> None:
+    pairs = replace(paired(rows=100), views=views)
+    path = tmp_path / "h.checkpoint"
+    for steps in pauses:
+        with pytest.raises(Paused):
+            train_transformation(pairs, CONFIG, checkpoint=path, pause=pause_after(steps))
+
+    network = train_transformation(pairs, CONFIG, checkpoint=path).network
+
+    assert same_weights(network, train_transformation(pairs, CONFIG).network)
+
+
+def test_a_training_by_class_goes_on_inside_its_probes_part_of_an_epoch(tmp_path: Path) -> None:
+    pairs, config, path = by_class(), replace(CONFIG, task="class", batch=64), tmp_path / "h.checkpoint"
+    for steps in (11, 2):
+        with pytest.raises(Paused):
+            train_transformation(pairs, config, checkpoint=path, pause=pause_after(steps))
+    stored = load_checkpoint(path)
+
+    gone_on = train_transformation(pairs, config, checkpoint=path)
+
+    assert stored is not None
+    assert position_of(stored) == (0, 13)
+    assert same_weights(gone_on.network, train_transformation(pairs, config).network)
+
+
+def test_a_training_without_a_checkpoint_does_not_pause() -> None:
+    assert train_transformation(paired(), CONFIG, pause=lambda: True).network is not None
 
 
 def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(tmp_path: Path) -> None:
