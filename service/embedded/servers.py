@@ -50,6 +50,7 @@ _POSTGRES_SOCKET = f".s.PGSQL.{_PORT}"
 _MAX_SOCKET_PATH_BYTES = 107
 _START_SECONDS = 300.0  # the recovery after a crash included
 _STOP_SECONDS = 60.0
+_LOG_TAIL_BYTES = 4_096
 _DATABASE = "gallery"
 _POSTGRES_OPTIONS = {
     "listen_addresses": "",
@@ -140,7 +141,10 @@ class EmbeddedServers:
         """Raise `ServerDied` when one of the servers is not running any more."""
         for name, process in self._children.items():
             if process.poll() is not None:
-                raise ServerDied(f"{name} ended by itself (code {process.returncode}); see {self._log(name)}.")
+                raise ServerDied(
+                    f"{name} ended by itself (code {process.returncode}); see {self._log(name)}, which ends:"
+                    f" {_last_line(self._log(name))}"
+                )
 
     def stop(self) -> None:
         """Stop both servers cleanly and give the folder back; does nothing unless started."""
@@ -323,3 +327,11 @@ def _process_of(pid_file: Path, mentioned: Path) -> int | None:
         return pid if os.fsencode(mentioned) in Path(f"/proc/{pid}/cmdline").read_bytes() else None
     except (FileNotFoundError, ProcessLookupError, IndexError, ValueError):
         return None
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log that says something."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+        lines = stream.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")

@@ -1,23 +1,26 @@
 """`serve`: one supervising process with PostgreSQL, Valkey, the API and a worker as its children.
 
 Children are told to die when this process dies, even by SIGKILL, so nothing is ever left behind. A worker or an API
-that dies is started again; when an embedded server dies, both are stopped and started again. One that cannot start ends
-`serve`.
+that dies is started again; when an embedded server dies, both are stopped and started again, and again while that
+fails, as it does on a full disk. One that cannot start at first ends `serve`.
 """
 
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 
 from service import logs
 from service.embedded.processes import spawn, stop
-from service.embedded.servers import EmbeddedServers, ServerDied
+from service.embedded.servers import EmbeddedServerError, EmbeddedServers, ServerDied
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ events = logs.Events(__name__)
 _START_SECONDS = 120
 _STOP_SECONDS = 30
 _RESTART_PAUSE_SECONDS = 1.0
+_RETRY_SECONDS = 5.0
 
 
 class ServeError(Exception):
@@ -57,15 +61,38 @@ class _Child:
         stop(self.process, signal.SIGTERM, _STOP_SECONDS)
 
 
-def serve_everything(settings: Settings, host: str, port: int) -> None:
+@dataclass(frozen=True)
+class Address:
+    """Where the API listens, and the files of its certificate, if it speaks TLS."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `gallery-upgrade api`."""
+        files = {"--ssl-certfile": self.certificate, "--ssl-keyfile": self.certificate_key}
+        given = [part for name, path in files.items() if path is not None for part in (name, str(path))]
+        return ["--host", self.host, "--port", str(self.port), *given]
+
+    def url(self, host: str | None = None) -> str:
+        """Return the address of the server, as reached by another name; an IPv6 address stands in brackets."""
+        name = host or self.host
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://[{name}]:{self.port}" if ":" in name else f"{scheme}://{name}:{self.port}"
+
+
+def serve_everything(settings: Settings, address: Address) -> None:
     """Start everything, watch it, and stop it on SIGINT or SIGTERM. Must run in the main thread.
 
     Raises `ServeError`.
     """
-    logs.configure_logging()
+    logs.configure_logging(settings.log_format)
     _refuse_milvus_lite(settings.index_url)
-    _refuse_taken_port(host, port)
-    settings.data.mkdir(parents=True, exist_ok=True)
+    _refuse_taken_port(address.host, address.port)
+    _make_data_folder(settings.data)
 
     servers: EmbeddedServers | None = None
     children: list[_Child] = []
@@ -82,8 +109,8 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
                 }
             )
 
-        _start_children(children, settings, host, port)
-        print(f"gallery-upgrade is ready at http://{host}:{port} (data in {settings.data.resolve()})", flush=True)
+        _start_children(children, settings, address)
+        print(f"gallery-upgrade is ready at {address.url()} (data in {settings.data.resolve()})", flush=True)
 
         _watch(children, servers)
     except _Stop:
@@ -98,13 +125,13 @@ def serve_everything(settings: Settings, host: str, port: int) -> None:
             servers.stop()
 
 
-def _start_children(children: list[_Child], settings: Settings, host: str, port: int) -> None:
+def _start_children(children: list[_Child], settings: Settings, address: Address) -> None:
     """Start the API, wait for it, and start the worker; each is in `children` from its start on, to be stopped."""
     environment = {**os.environ, **settings.environment()}
-    api_command = [sys.executable, "-m", "service.cli", "api", "--host", host, "--port", str(port)]
+    api_command = [sys.executable, "-m", "service.cli", "api", *address.options]
     api = _Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
     children.append(api)
-    _wait_until_ready(api, f"http://{_loopback(host)}:{port}")
+    _wait_until_ready(api, address.url(_loopback(address.host)))
 
     log_path = settings.data / "worker.log"
     children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
@@ -138,9 +165,17 @@ def _restart_if_dead(servers: EmbeddedServers) -> None:
     try:
         servers.check()
     except ServerDied as error:
-        events.warning("serve.server_died", reason=str(error))
-        servers.stop()
-        servers.start()
+        reason = str(error)
+        while True:
+            events.warning("serve.server_died", reason=reason)
+            servers.stop()
+            try:
+                servers.start()
+            except EmbeddedServerError as failure:
+                reason = f"It could not be started again, and is tried every {_RETRY_SECONDS:g} s: {failure}"
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
 
 
 def _wait_until_ready(api: _Child, url: str) -> None:
@@ -156,7 +191,8 @@ def _wait_until_ready(api: _Child, url: str) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).status_code == httpx.codes.OK
+        # Whose certificate it is does not matter: the process is our own, and nothing is told it.
+        return httpx.get(url, timeout=5, verify=False).status_code == httpx.codes.OK  # noqa: S501
     except httpx.TransportError:
         return False
 
@@ -169,6 +205,20 @@ def _refuse_milvus_lite(index_url: str | None) -> None:
         )
 
 
+def _make_data_folder(folder: Path) -> None:
+    """Make the data folder, or close one that is there, to other users, and have all that comes below it closed too."""
+    os.umask(0o077)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ServeError(
+            f"Nothing can be kept in the data folder {folder}: {error.strerror}. Choose another --data."
+        ) from error
+
+
 def _refuse_taken_port(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -176,11 +226,11 @@ def _refuse_taken_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ServeError(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --port.") from error
+            raise ServeError(
+                f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another --port."
+            ) from error
 
 
 def _loopback(host: str) -> str:
     """Return an address of this machine that reaches a server listening on `host`."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 from pymilvus import DataType, MilvusClient
@@ -70,8 +71,9 @@ class Collections:
     def __init__(self, url: str, timeout_seconds: float = 30.0, limits: Limits | None = None) -> None:
         self._timeout_seconds = timeout_seconds
         self._limits = limits or Limits()
+        address, user, password = _without_credentials(url)
         with _answering():
-            self._client = MilvusClient(url, timeout=timeout_seconds)
+            self._client = MilvusClient(address, user=user, password=password, timeout=timeout_seconds)
 
     def close(self) -> None:
         self._client.close()
@@ -112,6 +114,11 @@ class Collections:
     def flush(self, name: str) -> None:
         """Make Milvus seal what was added, so that it builds its index instead of scanning."""
         self._ask(self._client.flush, name)
+
+    def compact(self, name: str) -> None:
+        """Have Milvus write a collection's segments anew, without what was deleted; it does so by and by."""
+        self.flush(name)
+        self._ask(self._client.compact, name)
 
     def point(self, alias: str, name: str) -> None:
         """Let an alias stand for a collection from now on."""
@@ -294,6 +301,13 @@ def _is_among(ids: Ids) -> str:
 def _parts(count: int, size: int) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def _without_credentials(url: str) -> tuple[str, str, str]:
+    """Return a URL's address, which errors and logs may show, its user and its password."""
+    parts = urlsplit(url)
+    address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else url
+    return address, unquote(parts.username or ""), unquote(parts.password or "")
 
 
 @contextmanager

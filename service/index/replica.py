@@ -6,6 +6,7 @@ index to load. No SQL and no HTTP: rows come from a `GenerationSource`.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,9 @@ from service import logs
 from service.index.protocol import Ids, VectorIndex, Vectors
 
 events = logs.Events(__name__)
+
+_SWITCH_TRIES = 5
+_CHANGES_TOGETHER_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class Replicas:
         self._lock = threading.Lock()
         self._loaded = threading.Event()
         self._last_failures: dict[str, str] = {}
+        self._changed: set[int] = set()
+        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="replicas", daemon=True)
         self._loading: threading.Thread | None = None
@@ -127,9 +133,34 @@ class Replicas:
 
     def stop(self) -> None:
         self._stopping.set()
+        self._wake.set()
         for thread in (self._thread, self._loading):
             if thread is not None and thread.is_alive():
                 thread.join(timeout=30)
+
+    def note_change(self, gallery_id: int, revision: int | None) -> None:
+        """Follow a gallery soon, without waiting for the next round, unless what is here is at `revision` already; None
+        where its generations changed."""
+        if revision is not None and self._replica(gallery_id).revision >= revision:
+            return
+        with self._lock:
+            self._changed.add(gallery_id)
+        self._wake.set()
+
+    def answers_by(self, gallery_id: int, generation_id: int) -> bool:
+        """Return whether queries here are answered by the generation, which is the active one in the gallery's row, or
+        by one that is active since; load it if need be."""
+        replica = self._replica(gallery_id)
+        if replica.active is not None and replica.active.generation_id == generation_id:
+            return True
+        return any(self._is_switched(gallery_id) for _ in range(_SWITCH_TRIES))
+
+    def _is_switched(self, gallery_id: int) -> bool:
+        """Follow a gallery, and return whether its active generation answers; where it has gone, none is to."""
+        self.sync_generations(gallery_id)
+        active = self._replica(gallery_id).active
+        states = self._source.galleries(only=gallery_id)
+        return not states or (active is not None and active.generation_id == states[0].active_generation_id)
 
     def active(self, gallery_id: int, generation_id: int | None) -> ServedGeneration:
         """Return the serving pair of the active generation; take it once per request. Loads it when it is new here.
@@ -152,18 +183,32 @@ class Replicas:
             self.refresh(gallery_id, every_generation=True)
         return self.loaded_next(gallery_id)
 
+    def pinned(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:
+        """Return the pair of a generation that is stored and has an index; loads it when it is new here."""
+        if self.loaded(gallery_id, generation_id) is None:
+            self.refresh(gallery_id, every_generation=True)
+        return self.loaded(gallery_id, generation_id)
+
     def loaded_next(self, gallery_id: int) -> ServedGeneration | None:
         """Return the pair of the open upgrade's generation if it is loaded here already; looks for nothing."""
         return self._replica(gallery_id).next
+
+    def loaded(self, gallery_id: int, generation_id: int) -> ServedGeneration | None:
+        """Return the pair of a generation if it is loaded here already; looks for nothing."""
+        return self._replica(gallery_id).held.get(generation_id)
 
     def sync(self, gallery_id: int, revision: int) -> None:
         """Follow one gallery until it has at least `revision`: what a request wrote, its own next query sees."""
         replica = self._replica(gallery_id)
         if replica.revision < revision or replica.active is None:
-            try:
-                self.refresh(gallery_id)
-            except GenerationGone:  # since it was seen to be there: what was written must be seen all the same
-                self.refresh(gallery_id)
+            self.sync_generations(gallery_id)
+
+    def sync_generations(self, gallery_id: int) -> None:
+        """Follow one gallery now, as `refresh` does, although a generation of it is dropped just then."""
+        try:
+            self.refresh(gallery_id)
+        except GenerationGone:  # since it was seen to be there: what was written must be seen all the same
+            self.refresh(gallery_id)
 
     def refresh(self, gallery_id: int, *, every_generation: bool = False) -> None:
         """Follow one gallery now, and flip to the generation that is active now.
@@ -189,21 +234,43 @@ class Replicas:
             replicas = dict(self._galleries)
         return {id_: len(r.active.index) for id_, r in replicas.items() if r.active is not None}
 
+    def revisions(self) -> dict[int, int]:
+        """Return how far each gallery was followed here; -1 where nothing of it is loaded."""
+        with self._lock:
+            return {id_: replica.revision for id_, replica in self._galleries.items()}
+
     def _replica(self, gallery_id: int) -> _GalleryReplica:
         with self._lock:
             return self._galleries.setdefault(gallery_id, _GalleryReplica())
 
     def _follow(self) -> None:
-        self._try("replica.follow_failed", self._follow_once)
-        while not self._stopping.wait(self._follow_every_seconds):
-            self._try("replica.follow_failed", self._follow_once)
+        """Follow every gallery each `follow_every_seconds`, and in between those of which a change was noted."""
+        round_due = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() >= round_due:
+                self._try("replica.follow_failed", self._follow_all)
+                round_due = time.monotonic() + self._follow_every_seconds
+            elif self._wake.wait(round_due - time.monotonic()):
+                self._wake.clear()
+                self._try("replica.follow_failed", self._follow_changed)
 
-    def _follow_once(self) -> None:
+    def _follow_all(self) -> None:
         states = self._source.galleries()
         with self._lock:
             for gallery_id in self._galleries.keys() - {state.id for state in states}:
                 del self._galleries[gallery_id]
+        if self._follow_each(states) and not any(map(self._is_missing, states)):
+            self._loaded.set()
 
+    def _follow_changed(self) -> None:
+        self._stopping.wait(_CHANGES_TOGETHER_SECONDS)  # of many writes in a row, one look sees several
+        with self._lock:
+            changed, self._changed = self._changed, set()
+        for gallery_id in changed:
+            self._follow_each(self._source.galleries(only=gallery_id))
+
+    def _follow_each(self, states: Sequence[GalleryState]) -> bool:
+        """Follow galleries, have loaded what is missing here, and return whether all could be followed."""
         followed = [
             self._try(
                 "replica.sync_failed",
@@ -212,13 +279,11 @@ class Replicas:
             )
             for state in states
         ]
-        if all(followed) and not any(map(self._is_missing, states)):
-            self._loaded.set()
-
         to_load = [state.id for state in states if self._is_missing(state) or self._outdated(state)]
         if to_load and (self._loading is None or not self._loading.is_alive()):
             self._loading = threading.Thread(target=self._load_each, args=(to_load,), name="loading", daemon=True)
             self._loading.start()
+        return all(followed)
 
     def _load_each(self, gallery_ids: list[int]) -> None:
         for gallery_id in gallery_ids:

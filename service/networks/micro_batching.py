@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.metrics import SECONDS
+
 Vectors = NDArray[np.float32]
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_WAIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 class ImageQueryMetrics:
@@ -36,14 +37,33 @@ class ImageQueryMetrics:
             "gallery_query_wait_seconds",
             "How long an image query waited: for its turn, then for its batch to begin",
             ["waited_for"],
-            buckets=_WAIT_BUCKETS,
+            buckets=SECONDS,
             registry=self.registry,
         )
+        stage_seconds = Histogram(
+            "gallery_search_stage_seconds",
+            "What stages of searches take: decoding the image, encoding it with the wait for its batch, searching the"
+            " index, reading the rows of what was found",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.decode_seconds = stage_seconds.labels("decode")
+        self.encode_seconds = stage_seconds.labels("encode")
+        self.index_seconds = stage_seconds.labels("index")
+        self.rows_seconds = stage_seconds.labels("rows")
         self.turn_wait_seconds = wait_seconds.labels("turn")
         self.batch_wait_seconds = wait_seconds.labels("batch")
         self.admitted = Gauge("gallery_queries_admitted", "Image queries that run or wait", registry=self.registry)
         self.refused = Counter(
             "gallery_queries_refused", "Image queries refused because too many waited", registry=self.registry
+        )
+        self.canary = Counter(
+            "gallery_canary_queries",
+            "Image queries drawn for an upgrade's canary, by the generation that answered: the candidate, or the active"
+            " one where the candidate could not",
+            ["upgrade", "answered_by"],
+            registry=self.registry,
         )
 
 
@@ -83,12 +103,21 @@ class MicroBatcher:
         What φ raises on these inputs is raised here, and to no other caller.
         """
         if self._batch_images == 1:
-            inputs = prepare()
+            with self._metrics.decode_seconds.time():
+                inputs = prepare()
             self._metrics.batch_images.observe(len(inputs))
-            return self._run(inputs)
+            with self._metrics.encode_seconds.time():
+                return self._run(inputs)
         with self._coming():
-            query = _Query(prepare(), time.monotonic())
+            with self._metrics.decode_seconds.time():
+                inputs = prepare()
+            query = _Query(inputs, time.monotonic())
             leads = self._enqueue(query)
+        with self._metrics.encode_seconds.time():
+            return self._outcome(query, leads)
+
+    def _outcome(self, query: _Query, leads: bool) -> Vectors:
+        """Wait for a query's turn or its answer; return φ of it, or raise what φ did."""
         if not leads:
             query.woken.wait()
         if query.outcome is None:

@@ -1,41 +1,49 @@
-"""The h and g of each transformation: their trial before they are registered, and their application to stored rows, for
-which a process loads them once."""
+"""The h and g of each transformation and their application to stored rows, for which a process loads them once."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.artifacts import (
+    AS_THE_FILE_SAYS,
     ArtifactError,
+    NetworkForm,
     TransformationNetwork,
-    artifact_kind,
     load_linear_map,
     load_transformation_network,
-    read_config,
 )
+from models.loaded_networks import sentence_of
 from models.normalize import l2_normalize
+from models.onnx_export import transformation_as_onnx
 from models.precision import Precision, fastest_precision
 from service.blobs import BlobStore
 from service.db import Database
-from service.networks.encoders import InvalidArtifact
+from service.errors import Conflict
+from service.networks.confinement import where_networks_run
 from service.settings import Settings
 from service.tables import ModelVersion, Transformation
-from service.vectors.rows import EmbeddingRows, NotStorable, VectorFormat, to_storage
+from service.vectors.rows import EmbeddingRows, VectorFormat, Vectors
+from service.vectors.storing import NotStorable, to_storage
 
-Vectors = NDArray[Any]  # float16 as stored, or float32
+
+class NotExportable(Conflict):
+    """The network cannot be written as ONNX."""
 
 
-class PoisonedItem(Exception):
-    """A row cannot be transformed into one that can be stored; trying again would not help."""
+class TransformationFailed(Conflict):
+    """A network of a transformation failed on rows, or was stopped; trying again may not help."""
 
-    def __init__(self, item_id: int, reason: str) -> None:
-        super().__init__(reason)
-        self.item_id = item_id
-        self.reason = reason
+
+class PoisonedItems(Exception):
+    """Some rows cannot be transformed into ones that can be stored; trying again would not help. `reasons` says of each
+    item, by its id, what is wrong: words that follow "its"."""
+
+    def __init__(self, reasons: dict[int, str]) -> None:
+        super().__init__(f"{len(reasons)} items")
+        self.reasons = reasons
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,26 @@ class Hop:
     normalize: bool
 
     def __call__(self, embedding: Vectors, side_information: Vectors | None) -> "Transformed":
-        """(B, D_from) and (B, S) | None -> h's and g's outputs."""
-        transformed, uncertainty = self.h.with_uncertainty(embedding, side_information)
+        """(B, D_from) and (B, S) | None -> h's and g's outputs. Raises `TransformationFailed`."""
+        transformed, uncertainty = _applied("h", self.h, embedding, side_information)
         if self.normalize:  # the target's embeddings have unit norm, so what stands in for them has too
             transformed = l2_normalize(transformed)
-        return Transformed(transformed, self.g(embedding, side_information) if self.g else None, uncertainty)
+        given_side = None if self.g is None else _applied("g", self.g, embedding, side_information)[0]
+        return Transformed(transformed, given_side, uncertainty)
+
+
+def _applied(
+    name: str, network: TransformationNetwork, embedding: Vectors, side_information: Vectors | None
+) -> tuple[Vectors, Vectors | None]:
+    """Return what a network gives. Raises `TransformationFailed` for whatever it may do instead."""
+    rows = len(embedding)
+    try:
+        output, uncertainty = network.with_uncertainty(embedding, side_information)
+    except Exception as error:  # a network may raise anything
+        raise TransformationFailed(f"{name} failed on {rows} rows: {sentence_of(error)}") from error
+    if output.ndim != 2 or len(output) != rows:
+        raise TransformationFailed(f"{name} gave an output of shape {tuple(output.shape)} for {rows} rows.")
+    return output, uncertainty
 
 
 @dataclass(frozen=True)
@@ -91,17 +114,20 @@ class TransformationNetworks:
     def transform(self, rows: EmbeddingRows, wanted: VectorFormat, path: tuple[int, ...]) -> EmbeddingRows:
         """Return rows of the wanted format, same ids and revisions, by the transformations of a path, in their order.
 
-        Raises `PoisonedItem` when a value of a row comes out not finite, or too large for the stored dtype.
+        Raises `TransformationFailed`, and `PoisonedItems`, with every row that `service.vectors.storing` refuses.
         """
         hops = [self._hop(transformation_id) for transformation_id in path]
         chunk = self._settings.rows_per_chunk
+        found, poisoned = [], {}
         with self._computing:
-            return EmbeddingRows.concatenate(
-                [
-                    _transform_chunk(rows.part(slice(start, start + chunk)), hops, wanted)
-                    for start in range(0, len(rows), chunk)
-                ]
-            )
+            for start in range(0, len(rows), chunk):
+                try:
+                    found.append(_transform_chunk(rows.part(slice(start, start + chunk)), hops, wanted))
+                except PoisonedItems as error:
+                    poisoned.update(error.reasons)
+        if poisoned:
+            raise PoisonedItems(poisoned)
+        return EmbeddingRows.concatenate(found)
 
     def linear(self, rows: EmbeddingRows, path: tuple[int, ...]) -> Vectors | None:
         """Return what the linear map that stands beside h gives for rows, (N, D_to) float32; None where h has none, and
@@ -130,7 +156,7 @@ class TransformationNetworks:
         return found.embedding, found.side_information
 
     def load(self, transformation_ids: Iterable[int]) -> None:
-        """Have the networks ready, so that nothing that holds a lock waits for them."""
+        """Have the networks ready, so that nothing that holds a lock waits for them. Raises `TransformationFailed`."""
         for transformation_id in transformation_ids:
             self._hop(transformation_id)
 
@@ -145,16 +171,24 @@ class TransformationNetworks:
             transformation = session.get_one(Transformation, transformation_id)
             before = session.get_one(ModelVersion, transformation.from_version_id)
             after = session.get_one(ModelVersion, transformation.to_version_id)
-        h = self._network(transformation.h_digest, before, after.embedding_dim)
+        described = transformation.architecture
+        h = self._network(transformation.h_digest, before, after.embedding_dim, described.get("h", {}))
         g = None
         if transformation.g_digest is not None and after.side_information_dim is not None:
-            g = self._network(transformation.g_digest, before, after.side_information_dim)
+            g = self._network(transformation.g_digest, before, after.side_information_dim, described.get("g", {}))
         return Hop(h, g, after.normalize)
 
-    def _network(self, digest: str, before: ModelVersion, to_dim: int) -> TransformationNetwork:
+    def _network(
+        self, digest: str, before: ModelVersion, to_dim: int, described: dict[str, Any]
+    ) -> TransformationNetwork:
         device = self._settings.device
         precision = self._settings.precision or fastest_precision(device)
-        return load_network(self._blobs.get(digest), before, to_dim, self._settings, device, precision)
+        form = NetworkForm.from_json(described.get("form", {}))
+        data = self._blobs.get(digest)
+        try:
+            return load_network(data, before, to_dim, self._settings, device, precision, form)
+        except ArtifactError as error:
+            raise TransformationFailed(f"A network of the transformation cannot be loaded: {error}") from error
 
 
 def load_network(
@@ -164,6 +198,7 @@ def load_network(
     settings: Settings,
     device: str = "cpu",
     precision: Precision = "float32",
+    form: NetworkForm = AS_THE_FILE_SAYS,
 ) -> TransformationNetwork:
     """Return an h or g that leads from `before` to vectors of `to_dim` numbers. Raises `ArtifactError`."""
     return load_transformation_network(
@@ -174,18 +209,17 @@ def load_network(
         device=device,
         trust_torchscript=settings.trust_torchscript,
         precision=precision,
+        form=form,
+        open_session=where_networks_run(settings),
     )
 
 
-def check_transformation_network(data: bytes, before: ModelVersion, to_dim: int, settings: Settings) -> dict[str, Any]:
-    """Try an h or g on rows of `before`'s dimensions and return what is known of it: its kind, and the network and its
-    configuration when it is one of ours. Raises `InvalidArtifact` (422)."""
+def as_onnx(data: bytes, about: Mapping[str, str]) -> bytes:
+    """Return an h or g of our own as ONNX that says `about` of itself. Raises `NotExportable` (409)."""
     try:
-        load_network(data, before, to_dim, settings)
-        kind = artifact_kind(data)
-        return {"kind": kind, **(read_config(data) if kind == "safetensors" else {})}
+        return transformation_as_onnx(data, about)
     except ArtifactError as error:
-        raise InvalidArtifact(str(error)) from error
+        raise NotExportable(str(error)) from error
 
 
 def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFormat) -> EmbeddingRows:
@@ -193,14 +227,20 @@ def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFor
     for hop in hops:
         found = hop(embedding, side_information)
         embedding, side_information, uncertainty = found.embedding, found.side_information, found.uncertainty
-    stored_side = None
+    poisoned: dict[int, str] = {}
+    stored_embedding = stored_side = None
     try:
-        stored_embedding = to_storage(embedding, wanted.dtype)
-        if wanted.side_information_dim is not None:
-            assert side_information is not None
-            stored_side = to_storage(side_information, wanted.dtype)
+        stored_embedding = to_storage(embedding, wanted.dtype, needs_direction=wanted.needs_direction)
     except NotStorable as error:
-        raise PoisonedItem(int(rows.item_id[error.row]), error.reason) from error
+        poisoned |= _named("transformed embedding", error, rows)
+    if wanted.side_information_dim is not None:
+        assert side_information is not None
+        try:
+            stored_side = to_storage(side_information, wanted.dtype)
+        except NotStorable as error:
+            poisoned = _named("transformed side-information", error, rows) | poisoned
+    if stored_embedding is None or poisoned:
+        raise PoisonedItems(poisoned)
     return replace(
         rows,
         hops=rows.hops + np.int16(len(hops)),
@@ -208,3 +248,7 @@ def _transform_chunk(rows: EmbeddingRows, hops: Sequence[Hop], wanted: VectorFor
         embedding=stored_embedding,
         side_information=stored_side,
     )
+
+
+def _named(what: str, error: NotStorable, rows: EmbeddingRows) -> dict[int, str]:
+    return {int(rows.item_id[row]): f"{what} {error.reason_of(row)}" for row in error.rows.tolist()}

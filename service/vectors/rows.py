@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 StoredDtype = Literal["float16", "float32"]
+Vectors = NDArray[Any]  # float16 as stored, or float32
 
 
 class Origin(IntEnum):
@@ -30,26 +31,19 @@ class Origin(IntEnum):
         return self.name.lower()
 
 
-class NotStorable(ValueError):
-    """A value in row number `row` is not finite, or does not fit the stored dtype."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(f"a value of row {row} {reason}.")
-        self.row = row
-        self.reason = reason
-
-
 class UnexpectedRow(RuntimeError):
     """A COPY stream is not one of a generation's rows: a row has another width, or the end is missing."""
 
 
 @dataclass(frozen=True)
 class VectorFormat:
-    """The dimensions and dtype of a generation's vectors; `side_information_dim` is None when its rows carry no ψ."""
+    """The dimensions and dtype of a generation's vectors; `side_information_dim` is None when its rows carry no ψ, and
+    `needs_direction` says that no embedding may be zero."""
 
     embedding_dim: int
     side_information_dim: int | None
     dtype: StoredDtype
+    needs_direction: bool = False
 
     @property
     def sql_types(self) -> dict[str, str]:
@@ -151,18 +145,3 @@ class EmbeddingRows:
             embedding=np.concatenate([part.embedding for part in parts]),
             side_information=np.concatenate(side) if side else None,
         )
-
-
-def to_storage(values: NDArray[np.float32], dtype: StoredDtype) -> NDArray[Any]:
-    """Return (N, D) float32 `values` in the stored dtype.
-
-    Raises `NotStorable`, naming the first row that has a value that is not finite or overflows float16.
-    """
-    with np.errstate(over="ignore"):
-        stored = values.astype(np.float16 if dtype == "float16" else np.float32)
-    finite = np.isfinite(stored).all(axis=1)
-    if not finite.all():
-        row = int(np.argmin(finite))
-        reason = "is not finite" if not np.isfinite(values[row]).all() else "is too large for float16 (65504)"
-        raise NotStorable(row, reason)
-    return stored

@@ -4,12 +4,30 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.conftest import settings_of_serve
 from tests.served import Served, free_port, is_running, wait_for
+
+
+@pytest.fixture(scope="module")
+def supervised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with settings_of_serve(request) as settings:
+        running = Served(tmp_path_factory.mktemp("supervised") / "data", **settings)
+        yield running
+        running.stop()
+
+
+@pytest.fixture
+def served(supervised: Served) -> Served:
+    """One `serve` for all tests here, started again after those that stop it."""
+    if not supervised.is_started:
+        supervised.start()
+    return supervised
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -57,7 +75,7 @@ def test_a_taken_port_is_refused_with_a_sentence(served: Served) -> None:
     second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert second.returncode == 1
-    assert f"Cannot listen on 127.0.0.1:{served.port}" in second.stderr
+    assert f"Cannot listen on 127.0.0.1, port {served.port}" in second.stderr
 
 
 def is_ready(served: Served) -> bool:
@@ -69,27 +87,28 @@ def is_ready(served: Served) -> bool:
 
 @pytest.mark.parametrize("word", ["service.cli api", "workers.app"])
 def test_a_child_that_dies_is_started_again(served: Served, word: str) -> None:
-    (killed,) = served.children(word)
+    (killed,), said_before = served.children(word), len(served.log.read_text())
 
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: served.children(word) not in ([], [killed]))
     wait_for(lambda: is_ready(served))
 
     assert is_running(served.pid)
-    assert "serve.child_died" in served.log.read_text()
+    assert "serve.child_died" in served.log.read_text()[said_before:]
 
 
 def test_a_server_that_dies_is_started_again_with_the_other(served: Served, serve_settings: dict[str, str]) -> None:
     if serve_settings:
         pytest.skip("real servers are not the supervisor's children")
     (valkey,), (postgres,) = served.children("valkey-server"), served.children("bin/postgres")
+    said_before = len(served.log.read_text())
 
     os.kill(valkey, signal.SIGKILL)
     wait_for(lambda: served.children("valkey-server") not in ([], [valkey]))
     wait_for(lambda: is_ready(served))
 
     assert served.children("bin/postgres") not in ([], [postgres])
-    assert "serve.server_died" in served.log.read_text()
+    assert "serve.server_died" in served.log.read_text()[said_before:]
 
 
 def test_an_api_that_cannot_start_ends_serve_with_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:

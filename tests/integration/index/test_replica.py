@@ -1,6 +1,7 @@
 """Two API replicas on one database: what is written through one is seen by the other when it next polls.
 
-The second replica's own thread sleeps for an hour, so a test says when it polls; one test waits for the first's.
+The second replica's own thread sleeps for an hour and hears of nothing, so a test says when it polls; other tests wait
+for the first's, or let it hear.
 """
 
 import io
@@ -26,6 +27,7 @@ from service.index.replica import GenerationGone
 from service.settings import Settings
 from tests.fakes import Call, WatchedSource
 from tests.networks import image_bytes
+from tests.problems import check_problem
 from tests.replicas import watched_parts
 from tests.scenario import create_gallery, post_images, register_transformation, register_version, search, start_upgrade
 from tests.served import wait_for
@@ -62,7 +64,7 @@ def first(client: TestClient) -> TestClient:
 
 @pytest.fixture
 def second(first: TestClient, settings: Settings) -> Iterator[Follower]:
-    parts, source = watched_parts(settings.model_copy(update={"follow_every_seconds": 3600.0}))
+    parts, source = watched_parts(settings.model_copy(update={"follow_every_seconds": 3600.0, "listen": False}))
     with TestClient(create_app(settings, lambda _: parts), raise_server_exceptions=False) as client:
         wait_for(lambda: client.get("/readyz").status_code == 200)
         yield Follower(client, parts, source)
@@ -240,6 +242,66 @@ def test_a_replica_polls_by_itself(first: TestClient, second: Follower) -> None:
         pass
 
     assert nearest(first, 20) == ("image-20.png", True)
+
+
+def test_a_process_says_live_only_once_it_answers_by_the_new_version(
+    first: TestClient, second: Follower, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(first, "v2", cutover="auto")
+    run_until(worker, first, upgrade_id, "live")
+
+    before = search(second.client, 1)["model_version"]
+    said = second.client.get(f"/v1/upgrades/{upgrade_id}").json()["state"]
+    after = search(second.client, 1)["model_version"]
+
+    assert (before, said, after) == ("v1", "live", "v2")
+
+
+def test_while_the_new_version_is_being_loaded_here_live_is_not_said(
+    first: TestClient, second: Follower, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(first, "v2", cutover="auto")
+    run_until(worker, first, upgrade_id, "live")
+    opening, may_open = threading.Event(), threading.Event()
+
+    def wait_before_opening(call: Call) -> None:
+        if call == "open":
+            opening.set()
+            may_open.wait(60)
+
+    second.source.before = wait_before_opening
+    polling = threading.Thread(target=second.poll)
+    polling.start()
+    opening.wait(60)
+    refused = second.client.get(f"/v1/upgrades/{upgrade_id}")
+    streamed = second.parts.upgrade_actions.news(upgrade_id)
+    may_open.set()
+    polling.join()
+    told = second.parts.upgrade_actions.news(upgrade_id)
+
+    check_problem(refused, 503)
+    assert (streamed.changes, streamed.ended) == ([], False)
+    assert told.changes[-1].state == "live"
+
+
+def test_a_replica_hears_of_writes_cutovers_and_rollbacks_of_others(
+    first: TestClient, settings: Settings, worker: WorkerParts
+) -> None:
+    parts, _ = watched_parts(settings.model_copy(update={"follow_every_seconds": 3600.0}))
+    with TestClient(create_app(settings, lambda _: parts), raise_server_exceptions=False) as client:
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        post_images(first, [20])
+        wait_for(lambda: "image-20.png" in found(client))
+        upgrade_id = start_upgrade(first, "v2", cutover="manual")
+        run_until(worker, first, upgrade_id, "ready")
+        (gallery_id,) = parts.replicas.sizes()
+        wait_for(lambda: parts.replicas.loaded_next(gallery_id) is not None)
+        with worker.database.session_scope() as session:
+            request_cutover(session, upgrade_id)
+        run_until(worker, first, upgrade_id, "live")
+        wait_for(lambda: parts.replicas.active(gallery_id, None).version.name == "v2")
+        first.post(f"/v1/upgrades/{upgrade_id}/rollback")
+        wait_for(lambda: parts.replicas.active(gallery_id, None).version.name == "v1")
 
 
 def test_while_the_generation_that_went_live_is_loaded_writes_reach_the_one_that_answers(

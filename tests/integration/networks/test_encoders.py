@@ -41,4 +41,4 @@ def test_a_registered_torchscript_is_not_run_once_the_operator_trusts_it_no_more
         image = distrusting.post("/v1/galleries/g/images", files={"files": ("x", image_bytes(1))})
 
     assert answer.status_code == 200
-    check_problem(image, 500, "GALLERY_TRUST_TORCHSCRIPT=1")
+    check_problem(image, 409, "GALLERY_TRUST_TORCHSCRIPT=1")
