@@ -1,12 +1,12 @@
-"""The states of an upgrade's batch and the actions that move between them; pure, no database.
+"""The states of claimed work, a batch of an upgrade or an item of a backfill, and the actions that move between them;
+pure, no database.
 
     pending ─claim (a)▶ claimed ─finish (b)▶ done
        ▲                   │
        └─── release (c) ───┘
 
-a is taken again by the next claimer of a batch whose lease has ended. c is for a batch that failed, that an outage cut
-off, or whose upgrade was paused; a retry of the upgrade (reset) takes the same way. Nothing leaves `done`: its rows are
-written.
+a is taken again by the next claimer of what has a lease that ended. c is for what failed, what an outage cut off, and
+what was paused; a retry (reset) takes the same way. Nothing leaves `done`: its rows are written, or it is given up.
 """
 
 from enum import StrEnum
@@ -24,6 +24,8 @@ class BatchAction(StrEnum):
     RELEASE = "release"
     RESET = "reset"
 
+
+UNFINISHED = frozenset({BatchState.PENDING, BatchState.CLAIMED})
 
 # action -> the states that it may leave, and the one that it leads to.
 TRANSITIONS: dict[BatchAction, tuple[frozenset[BatchState], BatchState]] = {

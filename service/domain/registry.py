@@ -9,17 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Text, any_, literal, or_, select, union
+from sqlalchemy import Null, Text, any_, literal, null, or_, select, union, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
+from service import identity
+from service.access.tenancy import check_may_change, check_may_share, own_or_shared, version_named
 from service.advisory_locks import AdvisoryLock, hold
+from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.choice import unsoundness
 from service.errors import Conflict, NotFound, Unprocessable
-from service.networks.encoders import check_encoder, check_preprocessing
-from service.networks.transformations import check_transformation_network
+from service.networks.trials import (
+    AS_THE_FILES_SAY,
+    DeclaredEncoders,
+    TransformationForms,
+    check_embedding_model,
+    check_side_information_model,
+    check_transformation_network,
+    settle_preprocessing,
+)
 from service.settings import Settings
 from service.tables import Gallery, Generation, JudgedQuery, ModelVersion, Transformation, Upgrade
 
@@ -44,6 +55,10 @@ class TransformationInUse(Conflict):
     """A generation or an upgrade refers to the transformation."""
 
 
+class UnsoundDefault(Conflict):
+    """By its own metrics the transformation is not to be taken unless it is named."""
+
+
 class InvalidRegistration(Unprocessable):
     """The parts of the registration do not fit together."""
 
@@ -52,10 +67,8 @@ class InvalidRegistration(Unprocessable):
 class VersionSpec:
     """What a model version declares about its networks."""
 
-    embedding_dim: int
-    side_information_dim: int | None
+    encoders: DeclaredEncoders
     normalize: bool
-    preprocessing: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,50 +106,116 @@ _WITH_VERSIONS = (
 )
 
 
-def register_model_version(
-    store: NetworkStore, name: str, spec: VersionSpec, embedding_model: bytes, side_information_model: bytes | None
-) -> ModelVersion:
-    """Try both networks, store them, and return the new version.
+@dataclass(frozen=True)
+class Registration:
+    """What registrations need, made for one: where networks are stored, and how they are tried. No connection is held
+    while a network is tried, which may take as long as it may take."""
 
-    Raises `InvalidRegistration` and `InvalidArtifact` (422), `VersionExists` (409).
-    """
-    session, blobs = store.session, store.blobs
-    if (spec.side_information_dim is None) != (side_information_model is None):
-        raise InvalidRegistration("side_information_dim and the file side_information_model are given both or neither.")
-    if session.scalar(select(ModelVersion.id).where(ModelVersion.name == name)) is not None:
+    database: Database
+    blobs: BlobStore
+    settings: Settings
+
+    def of_version(
+        self,
+        name: str,
+        spec: VersionSpec,
+        embedding_model: bytes,
+        side_information_model: bytes | None,
+        *,
+        shared: bool = False,
+    ) -> ModelVersion:
+        """Try φ and ψ, store them, and return the new version, of the tenant or `shared` by all.
+
+        Raises `SharedByAll` (403), `InvalidRegistration` and `InvalidArtifact` (422), `VersionExists` (409) and
+        `TooManyTrials` (429).
+        """
+        declared = spec.encoders
+        if (declared.side_information_dim is None) != (side_information_model is None):
+            raise InvalidRegistration(
+                "side_information_dim and the file side_information_model are given both or neither."
+            )
+        with self.database.session_scope() as session:
+            _refuse_taken_name(session, name, shared)
+
+        preprocessing = settle_preprocessing(declared, embedding_model)
+        phi = check_embedding_model(embedding_model, declared, preprocessing, self.settings)
+        psi = None
+        if side_information_model is not None:
+            psi = check_side_information_model(side_information_model, declared, preprocessing, self.settings)
+
+        with self.database.session_scope() as session:
+            hold(session, AdvisoryLock.VERSION_NAMES)
+            _refuse_taken_name(session, name, shared)
+            hold(session, AdvisoryLock.BLOBS, shared=True)
+            version = ModelVersion(
+                tenant=_tenant_of(shared),
+                name=name,
+                embedding_dim=declared.embedding_dim,
+                side_information_dim=declared.side_information_dim,
+                normalize=spec.normalize,
+                preprocessing=declared.preprocessing
+                | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+                embedding_model_digest=self.blobs.put(embedding_model),
+                embedding_model_kind=phi.kind,
+                embedding_model_form=phi.form.to_json(),
+                side_information_model_digest=(
+                    None if side_information_model is None else self.blobs.put(side_information_model)
+                ),
+                side_information_model_kind=None if psi is None else psi.kind,
+                side_information_model_form={} if psi is None else psi.form.to_json(),
+            )
+            session.add(version)
+            session.flush()  # `created_at` is in the answer
+            record(session, Act.VERSION_REGISTERED, Subject("model_version", name), after=_digests_of_version(version))
+            session.refresh(version)
+            return version
+
+    def of_transformation(
+        self,
+        from_version: str,
+        to_version: str,
+        h: bytes,
+        g: bytes | None,
+        forms: TransformationForms,
+        *,
+        shared: bool = False,
+    ) -> TransformationDetails:
+        """Try h and g on the versions' dimensions, store them, and return the new transformation, of the tenant or
+        `shared` by all.
+
+        Raises `SharedByAll` (403), `UnknownVersion` (404), `InvalidRegistration` and `InvalidArtifact` (422) and
+        `TooManyTrials` (429).
+        """
+        with self.database.session_scope() as session:
+            before, after = _versions_between(session, from_version, to_version, with_g=g is not None)
+        if shared and (before.tenant, after.tenant) != (None, None):
+            raise InvalidRegistration("A transformation is shared by all between model versions that are.")
+        tenant = _tenant_of(shared)
+        architecture = _tried(before, after, h, g, forms, self.settings)
+        with self.database.session_scope() as session:
+            store = NetworkStore(session, self.blobs, self.settings)
+            return describe_transformation(session, _stored(store, before, after, h, g, architecture, tenant))
+
+
+def _tenant_of(shared: bool) -> str | Null:
+    """Return whose a new network is, as a row is given it: None would be the column's default. Raises `SharedByAll`
+    (403) where it is to be all tenants', unless an operator says so."""
+    if shared:
+        check_may_share()
+        return null()
+    return identity.current.get().tenant
+
+
+def _refuse_taken_name(session: Session, name: str, shared: bool) -> None:
+    """Refuse a name that would mean two versions to somebody: one of the tenant's own, and one that is shared."""
+    taken = ModelVersion.name == name if shared else version_named(name)
+    if session.scalar(select(ModelVersion.id).where(taken).limit(1)) is not None:
         raise VersionExists(f"A model version named {name!r} exists.")
-
-    check_preprocessing(spec.preprocessing)
-    embedding_kind = check_encoder(embedding_model, spec.embedding_dim, spec.preprocessing, store.settings)
-    side_kind = None
-    if side_information_model is not None and spec.side_information_dim is not None:
-        side_kind = check_encoder(side_information_model, spec.side_information_dim, spec.preprocessing, store.settings)
-
-    hold(session, AdvisoryLock.BLOBS, shared=True)
-    version = ModelVersion(
-        name=name,
-        embedding_dim=spec.embedding_dim,
-        side_information_dim=spec.side_information_dim,
-        normalize=spec.normalize,
-        preprocessing=spec.preprocessing,
-        embedding_model_digest=blobs.put(embedding_model),
-        embedding_model_kind=embedding_kind,
-        side_information_model_digest=None if side_information_model is None else blobs.put(side_information_model),
-        side_information_model_kind=side_kind,
-    )
-
-    session.add(version)
-    try:
-        session.flush()  # the unique name decides between two requests at once
-    except IntegrityError as error:
-        raise VersionExists(f"A model version named {name!r} exists.") from error
-    session.refresh(version)
-    return version
 
 
 def get_version(session: Session, name: str) -> ModelVersion:
     """Return the version, or raise `UnknownVersion` (404)."""
-    version = session.scalar(select(ModelVersion).where(ModelVersion.name == name))
+    version = session.scalar(select(ModelVersion).where(version_named(name)))
     if version is None:
         raise UnknownVersion(f"There is no model version named {name!r}.")
     return version
@@ -144,16 +223,18 @@ def get_version(session: Session, name: str) -> ModelVersion:
 
 def list_versions(session: Session, after_id: int, limit: int) -> list[ModelVersion]:
     """Return up to `limit` versions with ids above `after_id`, by id."""
-    query = select(ModelVersion).where(ModelVersion.id > after_id).order_by(ModelVersion.id).limit(limit)
-    return list(session.scalars(query))
+    query = select(ModelVersion).where(ModelVersion.id > after_id, own_or_shared(ModelVersion))
+    return list(session.scalars(query.order_by(ModelVersion.id).limit(limit)))
 
 
 def delete_version(session: Session, name: str) -> list[str]:
     """Delete a version that nothing refers to, and return the digests that it held.
 
-    Raises `UnknownVersion` (404), and `VersionInUse` (409) naming what refers to it, where that is known.
+    Raises `UnknownVersion` (404), `SharedByAll` (403), and `VersionInUse` (409) naming what refers to it, where that
+    is known.
     """
     version = get_version(session, name)
+    check_may_change(version)
     gallery = session.scalar(
         select(Gallery.name)
         .join(Generation, Generation.gallery_id == Gallery.id)
@@ -175,29 +256,71 @@ def delete_version(session: Session, name: str) -> list[str]:
         session.flush()  # a gallery or transformation made at this moment keeps the version
     except IntegrityError as error:
         raise VersionInUse(f"Model version {name!r} has just been put to use.") from error
+    record(session, Act.VERSION_DELETED, Subject("model_version", name), before=_digests_of_version(version))
     return [digest for digest in digests if digest is not None]
 
 
-def register_transformation(
-    store: NetworkStore, from_version: str, to_version: str, h: bytes, g: bytes | None
-) -> Transformation:
-    """Try h and g on the versions' dimensions, store them, and return the new transformation.
+def _digests_of_version(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "embedding_model": version.embedding_model_digest,
+        "side_information_model": version.side_information_model_digest,
+    }
 
-    Raises `UnknownVersion` (404), `InvalidRegistration` and `InvalidArtifact` (422).
+
+def register_transformation(
+    store: NetworkStore, from_version: str, to_version: str, h: bytes, g: bytes | None, reason: str
+) -> Transformation:
+    """Try h and g of our own on the versions' dimensions, and store them, in the session's transaction; `reason` says
+    in the audit where they come from.
+
+    Raises as `Registration.of_transformation`.
     """
-    session, blobs = store.session, store.blobs
+    before, after = _versions_between(store.session, from_version, to_version, with_g=g is not None)
+    architecture = _tried(before, after, h, g, AS_THE_FILES_SAY, store.settings)
+    return _stored(store, before, after, h, g, architecture, _tenant_of(shared=False), reason)
+
+
+def _versions_between(
+    session: Session, from_version: str, to_version: str, *, with_g: bool
+) -> tuple[ModelVersion, ModelVersion]:
     before, after = get_version(session, from_version), get_version(session, to_version)
     if before.id == after.id:
         raise InvalidRegistration("A transformation leads from one model version to another.")
-    if g is not None and after.side_information_dim is None:
+    if with_g and after.side_information_dim is None:
         raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
+    return before, after
 
-    architecture = {"h": check_transformation_network(h, before, after.embedding_dim, store.settings)}
+
+def _tried(
+    before: ModelVersion,
+    after: ModelVersion,
+    h: bytes,
+    g: bytes | None,
+    forms: TransformationForms,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Return what is known of h and g after their trial, by their names."""
+    architecture = {"h": check_transformation_network("h", h, before, after.embedding_dim, forms.h, settings)}
     if g is not None and after.side_information_dim is not None:
-        architecture["g"] = check_transformation_network(g, before, after.side_information_dim, store.settings)
+        side_dim = after.side_information_dim
+        architecture["g"] = check_transformation_network("g", g, before, side_dim, forms.g, settings)
+    return architecture
 
+
+def _stored(
+    store: NetworkStore,
+    before: ModelVersion,
+    after: ModelVersion,
+    h: bytes,
+    g: bytes | None,
+    architecture: dict[str, Any],
+    tenant: str | Null,
+    reason: str | None = None,
+) -> Transformation:
+    session, blobs = store.session, store.blobs
     hold(session, AdvisoryLock.BLOBS, shared=True)
     transformation = Transformation(
+        tenant=tenant,
         from_version_id=before.id,
         to_version_id=after.id,
         h_digest=blobs.put(h),
@@ -211,14 +334,19 @@ def register_transformation(
     try:
         session.flush()  # its id is the answer
     except IntegrityError as error:
-        raise UnknownVersion(f"Model version {from_version!r} or {to_version!r} has just been deleted.") from error
+        raise UnknownVersion(f"Model version {before.name!r} or {after.name!r} has just been deleted.") from error
+    digests = {"h": transformation.h_digest, "g": transformation.g_digest}
+    registered = {"from_version": before.name, "to_version": after.name, **digests}
+    subject = Subject("transformation", transformation.id)
+    record(session, Act.TRANSFORMATION_REGISTERED, subject, after=registered, reason=reason)
     session.refresh(transformation)
     return transformation
 
 
 def get_transformation(session: Session, transformation_id: int) -> Transformation:
     """Return the transformation, or raise `UnknownTransformation` (404)."""
-    transformation = session.get(Transformation, transformation_id)
+    this = Transformation.id == transformation_id
+    transformation = session.scalar(select(Transformation).where(this, own_or_shared(Transformation)))
     if transformation is None:
         raise UnknownTransformation(f"There is no transformation {transformation_id}.")
     return transformation
@@ -226,8 +354,9 @@ def get_transformation(session: Session, transformation_id: int) -> Transformati
 
 def list_transformations(session: Session, after_id: int, limit: int) -> list[TransformationDetails]:
     """Return up to `limit` transformations with ids above `after_id`, by id."""
-    query = _WITH_VERSIONS.where(Transformation.id > after_id).order_by(Transformation.id).limit(limit)
-    return [TransformationDetails(*row) for row in session.execute(query)]
+    query = _WITH_VERSIONS.where(Transformation.id > after_id, own_or_shared(Transformation))
+    found = session.execute(query.order_by(Transformation.id).limit(limit))
+    return [TransformationDetails(*row) for row in found]
 
 
 def describe_transformation(session: Session, transformation: Transformation) -> TransformationDetails:
@@ -235,12 +364,43 @@ def describe_transformation(session: Session, transformation: Transformation) ->
     return TransformationDetails(*session.execute(_WITH_VERSIONS.where(Transformation.id == transformation.id)).one())
 
 
+def set_default(session: Session, transformation_id: int, default: bool) -> Transformation:
+    """Make a transformation the default between its versions, in the place of another of its tenant's, or no longer so.
+
+    Raises `UnknownTransformation` (404), `SharedByAll` (403), and `UnsoundDefault` (409) for one that its own metrics
+    speak against.
+    """
+    transformation = get_transformation(session, transformation_id)
+    check_may_change(transformation)
+    if default and (why := unsoundness(transformation)) is not None:
+        raise UnsoundDefault(
+            f"Transformation {transformation_id} {why}: it can be named for one upgrade, and is no default."
+        )
+    between = (
+        Transformation.tenant.is_not_distinct_from(transformation.tenant),
+        Transformation.from_version_id == transformation.from_version_id,
+        Transformation.to_version_id == transformation.to_version_id,
+    )
+    before, after = {"default": transformation.is_default}, {"default": default}
+    # In the order of their ids, so that two requests at once wait for each other.
+    session.execute(select(Transformation.id).where(*between).order_by(Transformation.id).with_for_update())
+    if default:
+        session.execute(update(Transformation).where(*between).values(is_default=False))
+    session.execute(update(Transformation).where(Transformation.id == transformation_id).values(is_default=default))
+    subject = Subject("transformation", transformation_id)
+    record(session, Act.TRANSFORMATION_CHANGED, subject, before=before, after=after)
+    session.expire_all()
+    return get_transformation(session, transformation_id)
+
+
 def delete_transformation(session: Session, transformation_id: int) -> list[str]:
     """Delete a transformation that no generation or upgrade used, and return the digests that it held.
 
-    Raises `UnknownTransformation` (404), and `TransformationInUse` (409) naming what uses it, where that is known.
+    Raises `UnknownTransformation` (404), `SharedByAll` (403), and `TransformationInUse` (409) naming what uses it,
+    where that is known.
     """
     transformation = get_transformation(session, transformation_id)
+    check_may_change(transformation)
     used = session.scalar(select(Upgrade.id).where(Upgrade.legs.contains([{"transformations": [transformation_id]}])))
     if used is not None:
         raise TransformationInUse(f"Upgrade {used} uses transformation {transformation_id}.")
@@ -251,6 +411,8 @@ def delete_transformation(session: Session, transformation_id: int) -> list[str]
         session.flush()  # an upgrade planned at this moment keeps it
     except IntegrityError as error:
         raise TransformationInUse(f"Transformation {transformation_id} has just been put to use.") from error
+    before = {"h": transformation.h_digest, "g": transformation.g_digest}
+    record(session, Act.TRANSFORMATION_DELETED, Subject("transformation", transformation_id), before=before)
     return [digest for digest in digests if digest is not None]
 
 

@@ -1,17 +1,19 @@
 """The keys of requests (`Idempotency-Key`): which of them were answered, and how. No HTTP here.
 
-An answer is kept for a day under (key, path). An advisory lock, held on a connection of its own while the request runs,
-tells a request that still runs from one whose process died, which may be run again. Each statement on that connection
-commits by itself: a key is taken before the request's own transaction begins, and its answer is kept after that ended.
+An answer is kept for a day under (tenant, key, path). An advisory lock, held on a connection of its own while the
+request runs, tells a request that still runs from one whose process died, which may be run again. Each statement on
+that connection commits by itself: a key is taken before the request's own transaction begins, and its answer is kept
+after that ended.
 """
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, text, update
 
+from service import identity
 from service.advisory_locks import idempotency_lock
 from service.db import Database
-from service.errors import Conflict, Unprocessable
+from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.tables import IdempotencyKey
 
 _KEPT_INTERVAL = text("interval '1 day'")
@@ -41,8 +43,20 @@ class RunningRequest:
     """The right to run a request: the connection holds its lock."""
 
     connection: Connection
+    tenant: str
     key: str
     path: str
+
+    @property
+    def lock(self) -> int:
+        """The number of its advisory lock."""
+        return idempotency_lock(self.key, f"{self.tenant}{self.path}")
+
+    @property
+    def row(self) -> ColumnElement[bool]:
+        """Which row is its."""
+        row = IdempotencyKey
+        return and_(row.tenant == self.tenant, row.key == self.key, row.path == self.path)
 
 
 def take_key(database: Database, key: str, path: str, request_sha256: str) -> RunningRequest | KeptAnswer:
@@ -51,7 +65,7 @@ def take_key(database: Database, key: str, path: str, request_sha256: str) -> Ru
     Raises `RequestStillRuns` (409) and `KeyOfAnotherRequest` (422). Whoever runs the request calls `keep_answer` after.
     """
     connection = database.engine.execution_options(isolation_level="AUTOCOMMIT").connect()
-    running = RunningRequest(connection, key, path)
+    running = RunningRequest(connection, identity.current.get().tenant, key, path)
     try:
         answer = _lock_key(running, request_sha256)
     except BaseException:
@@ -65,33 +79,37 @@ def take_key(database: Database, key: str, path: str, request_sha256: str) -> Ru
 
 
 def keep_answer(running: RunningRequest, answer: KeptAnswer) -> None:
-    """Keep the answer; after a failure of ours, free the key, so that a retry tries again."""
-    this = (IdempotencyKey.key == running.key) & (IdempotencyKey.path == running.path)
+    """Keep the answer; after a failure of ours, or one that asks to come back (429), free the key, so that a retry
+    tries again."""
     try:
-        if answer.status >= 500:
-            running.connection.execute(delete(IdempotencyKey).where(this))
+        if answer.status >= 500 or answer.status == TooManyRequests.status_code:
+            running.connection.execute(delete(IdempotencyKey).where(running.row))
         else:
             values = {"status": answer.status, "headers": answer.headers, "body": answer.body}
-            running.connection.execute(update(IdempotencyKey).where(this).values(values))
+            running.connection.execute(update(IdempotencyKey).where(running.row).values(values))
     finally:
         _release(running)
 
 
 def _lock_key(running: RunningRequest, request_sha256: str) -> KeptAnswer | None:
     """Lock the key and note that the request runs, or return the answer that is kept."""
-    connection, key, path = running.connection, running.key, running.path
-    if not connection.scalar(select(func.pg_try_advisory_lock(idempotency_lock(key, path)))):
+    connection = running.connection
+    if not connection.scalar(select(func.pg_try_advisory_lock(running.lock))):
         raise RequestStillRuns("A request with this Idempotency-Key is still running.")
 
     connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - _KEPT_INTERVAL))
     row = connection.execute(
         select(IdempotencyKey.request_sha256, IdempotencyKey.status, IdempotencyKey.headers, IdempotencyKey.body).where(
-            IdempotencyKey.key == key, IdempotencyKey.path == path
+            running.row
         )
     ).one_or_none()
 
     if row is None:
-        connection.execute(insert(IdempotencyKey).values(key=key, path=path, request_sha256=request_sha256))
+        connection.execute(
+            insert(IdempotencyKey).values(
+                tenant=running.tenant, key=running.key, path=running.path, request_sha256=request_sha256
+            )
+        )
         return None
     if row.request_sha256 != request_sha256:
         raise KeyOfAnotherRequest("This Idempotency-Key was used with another request.")
@@ -102,6 +120,6 @@ def _lock_key(running: RunningRequest, request_sha256: str) -> KeptAnswer | None
 
 def _release(running: RunningRequest) -> None:
     try:
-        running.connection.execute(select(func.pg_advisory_unlock(idempotency_lock(running.key, running.path))))
+        running.connection.execute(select(func.pg_advisory_unlock(running.lock)))
     finally:
         running.connection.close()

@@ -14,7 +14,8 @@ a start, b transformed, c indexed, d evaluated, e cut over, f finalize: a to d a
 
 from enum import StrEnum
 
-from service.errors import Conflict
+from service.domain.state_table import IllegalTransition as IllegalTransition
+from service.domain.state_table import StateTable
 
 
 class State(StrEnum):
@@ -90,24 +91,9 @@ ALREADY_TRUE: dict[Action, frozenset[State]] = {
 }
 
 
-class IllegalTransition(Conflict):
-    """The action is not possible in the upgrade's state."""
+_TABLE = StateTable("An upgrade", TRANSITIONS, ALREADY_TRUE)
 
 
 def advance(state: State, action: Action, resume_state: State | None = None) -> State:
-    """Return the state after `action`; the same state when the action asks for what is already true.
-
-    Raises `IllegalTransition` (409) with a sentence that lists what is possible.
-    """
-    if state in ALREADY_TRUE.get(action, frozenset()):
-        return state
-    if (state, action) not in TRANSITIONS:
-        possible = sorted({str(a) for s, a in TRANSITIONS if s is state and a in ALREADY_TRUE})
-        hint = f"possible now: {', '.join(possible)}" if possible else "nothing more can be done with it"
-        raise IllegalTransition(f"An upgrade that is {state} cannot {action}; {hint}.")
-    target = TRANSITIONS[state, action]
-    if target is None:
-        if resume_state is None:
-            raise ValueError(f"{action} needs the state that was left")
-        return resume_state
-    return target
+    """Return the state after `action`. Raises as `StateTable.advance` does."""
+    return _TABLE.advance(state, action, resume_state)

@@ -2,21 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, delete, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service import identity
+from service.access.tenancy import check_gallery_name, gallery_named, own_galleries
+from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain import registry
+from service.domain.backfill_state import OPEN as OPEN_BACKFILL
 from service.domain.gallery.generations import add_generation
+from service.domain.gallery.probe_images import want_probe_images
 from service.domain.generation_stage import GenerationStage
-from service.domain.upgrade_state import OPEN
+from service.domain.upgrade_state import OPEN, State
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
 from service.index.replica import Replicas
 from service.tables import (
+    Backfill,
     Gallery,
     Generation,
     JudgedQuery,
@@ -33,7 +40,16 @@ _WITH_VERSION = (
     .join(Generation, Generation.id == Gallery.active_generation_id)
     .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
 )
-_SERVING = text("SELECT id, active_generation_id FROM galleries WHERE name = :name")
+# An upgrade that is open is one at most, and so is one that made the active generation.
+_SERVING = text(f"""
+SELECT g.id, g.active_generation_id, c.id AS canary_id, c.canary,
+  b.id AS bake_id, CAST(b.bake ->> 'share' AS float8) AS bake_share, b.from_generation_id AS previous_id
+FROM galleries g
+LEFT JOIN upgrades c ON c.gallery_id = g.id AND c.state = '{State.READY}' AND c.canary > 0
+LEFT JOIN upgrades b ON b.gallery_id = g.id AND b.to_generation_id = g.active_generation_id
+  AND b.state = '{State.LIVE}' AND b.bake_ends_at > now() AND b.bake_result IS NULL
+WHERE g.name = :name AND g.tenant = :tenant
+""")
 
 
 class UnknownGallery(NotFound):
@@ -45,7 +61,33 @@ class GalleryExists(Conflict):
 
 
 class GalleryBusy(Conflict):
-    """An open upgrade needs the gallery."""
+    """An open upgrade or backfill needs the gallery."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An upgrade that a share of image queries tries."""
+
+    upgrade_id: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Bake(Trial):
+    """A trial of a generation that is active: which one it is compared with."""
+
+    previous_generation_id: int
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Which generation of a gallery is active, the upgrade whose candidate answers a share of the image queries, and
+    the one that is baked."""
+
+    gallery_id: int
+    active_generation_id: int
+    canary: Trial | None
+    bake: Bake | None
 
 
 @dataclass(frozen=True)
@@ -57,27 +99,43 @@ class GalleryDetails:
     version: ModelVersion
 
 
-def create_gallery(
-    session: Session,
-    name: str,
-    model_version: str,
-    metric: Metric,
-    dtype: StoredDtype,
-    thumbnails: bool,
-    index: IndexOption = "auto",
-    task: Task = "instance",
-) -> Gallery:
-    """Create an empty gallery whose first generation is under `model_version`.
+@dataclass(frozen=True)
+class WantedGallery:
+    """What a client asks for; `probe_images` is how many images of its items are kept."""
 
-    Raises `UnknownVersion` (404) and `GalleryExists` (409).
+    name: str
+    model_version: str
+    metric: Metric
+    dtype: StoredDtype
+    thumbnails: bool
+    index: IndexOption = "auto"
+    task: Task = "instance"
+    probe_images: int = 0
+
+
+def create_gallery(session: Session, wanted: WantedGallery) -> Gallery:
+    """Create an empty gallery whose first generation is under the model version.
+
+    Raises `NotYourGallery` (403), `UnknownVersion` (404) and `GalleryExists` (409).
     """
-    version = registry.get_version(session, model_version)
-    gallery = Gallery(name=name, metric=metric, dtype=dtype, thumbnails=thumbnails, index=index, task=task, revision=0)
+    check_gallery_name(wanted.name)
+    version = registry.get_version(session, wanted.model_version)
+    gallery = Gallery(
+        tenant=identity.current.get().tenant,
+        name=wanted.name,
+        metric=wanted.metric,
+        dtype=wanted.dtype,
+        thumbnails=wanted.thumbnails,
+        index=wanted.index,
+        task=wanted.task,
+        probe_images=wanted.probe_images,
+        revision=0,
+    )
     session.add(gallery)
     try:
         session.flush()  # the unique name decides between two requests at once
     except IntegrityError as error:
-        raise GalleryExists(f"A gallery named {name!r} exists.") from error
+        raise GalleryExists(f"A gallery named {wanted.name!r} exists.") from error
 
     generation = add_generation(
         session,
@@ -87,31 +145,39 @@ def create_gallery(
         has_side_information=version.side_information_dim is not None,
     )
     gallery.active_generation_id = generation.id
+    made = {"model_version": version.name, "metric": wanted.metric, **_settings(gallery)}
+    record(session, Act.GALLERY_CREATED, Subject("gallery", gallery.name), after=made)
     return gallery
 
 
 def get_gallery(session: Session, name: str) -> Gallery:
-    """Return the gallery, or raise `UnknownGallery` (404)."""
-    gallery = session.scalar(select(Gallery).where(Gallery.name == name))
+    """Return the gallery, or raise `UnknownGallery` (404) or `NotYourGallery` (403)."""
+    gallery = session.scalar(select(Gallery).where(gallery_named(name)))
     if gallery is None:
         raise UnknownGallery(f"There is no gallery named {name!r}.")
     return gallery
 
 
-def find_serving(connection: Connection, name: str) -> tuple[int, int]:
-    """Return the ids of the gallery and of its active generation, or raise `UnknownGallery` (404).
+def find_serving(connection: Connection, name: str) -> Serving:
+    """Return what answers a gallery's queries, or raise `UnknownGallery` (404) or `NotYourGallery` (403).
 
     For searches: to load the gallery's row as an object takes twice as long.
     """
-    row = connection.execute(_SERVING, {"name": name}).one_or_none()
+    check_gallery_name(name)
+    row = connection.execute(_SERVING, {"name": name, "tenant": identity.current.get().tenant}).one_or_none()
     if row is None:
         raise UnknownGallery(f"There is no gallery named {name!r}.")
-    return row.id, row.active_generation_id
+    return Serving(
+        row.id,
+        row.active_generation_id,
+        None if row.canary_id is None else Trial(row.canary_id, row.canary),
+        None if row.bake_id is None else Bake(row.bake_id, row.bake_share, row.previous_id),
+    )
 
 
 def list_galleries(session: Session, after_id: int, limit: int) -> list[GalleryDetails]:
     """Return up to `limit` galleries with ids above `after_id`, by id."""
-    query = _WITH_VERSION.where(Gallery.id > after_id).order_by(Gallery.id).limit(limit)
+    query = _WITH_VERSION.where(Gallery.id > after_id, own_galleries()).order_by(Gallery.id).limit(limit)
     return [GalleryDetails(*row) for row in session.execute(query)]
 
 
@@ -120,17 +186,30 @@ def describe_gallery(session: Session, gallery: Gallery) -> GalleryDetails:
     return GalleryDetails(*session.execute(_WITH_VERSION.where(Gallery.id == gallery.id)).one())
 
 
-def change_gallery(session: Session, name: str, index: IndexOption | None, task: Task | None) -> Gallery:
-    """Ask for another kind of index, which a worker soon builds if there is a file of another kind, or say that the
-    gallery is searched for something else, which the next upgrade keeps to. None leaves what there is.
+def change_gallery(
+    session: Session, name: str, index: IndexOption | None, task: Task | None, probe_images: int | None = None
+) -> Gallery:
+    """Ask for another kind of index, which a worker soon builds if there is a file of another kind; say that the
+    gallery is searched for something else, which the next upgrade keeps to; or how many probe images are kept of what
+    is ingested from now on. None leaves what there is.
 
     Raises `UnknownGallery` (404).
     """
     gallery = lock_gallery(session, get_gallery(session, name).id)
+    before = _settings(gallery)
     gallery.index = index or gallery.index
     gallery.task = task or gallery.task
+    if probe_images is not None:
+        want_probe_images(session, gallery, probe_images)
     session.flush()
+    if _settings(gallery) != before:
+        record(session, Act.GALLERY_CHANGED, Subject("gallery", name), before=before, after=_settings(gallery))
     return gallery
+
+
+def _settings(gallery: Gallery) -> dict[str, Any]:
+    """Return what a user may change of a gallery."""
+    return {"index": gallery.index, "task": gallery.task, "probe_images": gallery.probe_images}
 
 
 def lock_gallery(session: Session, gallery_id: int, changes: int = 0) -> Gallery:
@@ -160,19 +239,29 @@ def find_open_upgrade(session: Session, gallery_id: int) -> Upgrade | None:
 def delete_gallery(session: Session, name: str) -> int:
     """Delete a gallery with its items and tables; return its id.
 
-    Raises `UnknownGallery` (404), and `GalleryBusy` (409) while an upgrade of it is open.
+    Raises `UnknownGallery` (404), and `GalleryBusy` (409) while an upgrade or a backfill of it is open.
     """
     gallery = lock_gallery(session, get_gallery(session, name).id)
-    upgrade = find_open_upgrade(session, gallery.id)
-    if upgrade is not None:
-        raise GalleryBusy(f"Upgrade {upgrade.id} of gallery {name!r} is open; cancel it first.")
-
+    check_not_busy(session, gallery)
     gallery.active_generation_id = None
     session.flush()  # the generations cannot go while the gallery points at one
     for generation_id in session.scalars(select(Generation.id).where(Generation.gallery_id == gallery.id)):
         drop_embeddings_table(session, generation_id)
+    record(session, Act.GALLERY_DELETED, Subject("gallery", name), before={"items": gallery.items})
     session.execute(delete(Gallery).where(Gallery.id == gallery.id))
     return gallery.id
+
+
+def check_not_busy(session: Session, gallery: Gallery) -> None:
+    """Raise `GalleryBusy` (409) while an upgrade or a backfill of a gallery is open."""
+    upgrade = find_open_upgrade(session, gallery.id)
+    if upgrade is not None:
+        raise GalleryBusy(f"Upgrade {upgrade.id} of gallery {gallery.name!r} is open; cancel it first.")
+
+    backfills = select(Backfill.id).where(Backfill.gallery_id == gallery.id, Backfill.state.in_(OPEN_BACKFILL))
+    backfill_id = session.scalar(backfills.limit(1))
+    if backfill_id is not None:
+        raise GalleryBusy(f"Backfill {backfill_id} of gallery {gallery.name!r} is open; cancel it first.")
 
 
 def remove_gallery(database: Database, blobs: BlobStore, replicas: Replicas, name: str) -> None:
@@ -188,7 +277,7 @@ def remove_gallery(database: Database, blobs: BlobStore, replicas: Replicas, nam
 
 def _query_images(session: Session, name: str) -> Sequence[str]:
     """Return the digests of a gallery's query images, once whoever is adding some has done so."""
-    gallery = session.scalars(select(Gallery).where(Gallery.name == name).with_for_update()).one_or_none()
+    gallery = session.scalars(select(Gallery).where(gallery_named(name)).with_for_update()).one_or_none()
     if gallery is None:
         return []
     query = select(JudgedQuery.image_digest).join(QuerySet).where(QuerySet.gallery_id == gallery.id)
@@ -196,5 +285,6 @@ def _query_images(session: Session, name: str) -> Sequence[str]:
 
 
 def gallery_names(session: Session) -> dict[int, str]:
-    """Return every gallery's name by its id."""
-    return {row.id: row.name for row in session.execute(select(Gallery.id, Gallery.name))}
+    """Return the names of the galleries that whoever is served may see, by their ids."""
+    query = select(Gallery.id, Gallery.name).where(own_galleries())
+    return {row.id: row.name for row in session.execute(query)}

@@ -108,7 +108,14 @@ def drop_generation(session: Session, generation_id: int) -> None:
 def format_of(gallery: Gallery, generation: Generation, version: ModelVersion) -> VectorFormat:
     """Return the byte format of a generation's rows."""
     side_dim = version.side_information_dim if generation.has_side_information else None
-    return VectorFormat(version.embedding_dim, side_dim, gallery.dtype)
+    needs_direction = gallery.metric == "cosine" or version.normalize
+    return VectorFormat(version.embedding_dim, side_dim, gallery.dtype, needs_direction)
+
+
+def generation_stage(session: Session, gallery_id: int, generation_id: int) -> GenerationStage | None:
+    """Return the state of a generation, None where the gallery never had it."""
+    query = select(Generation.state).where(Generation.id == generation_id, Generation.gallery_id == gallery_id)
+    return session.scalar(query)
 
 
 def stored_generations(session: Session, gallery_id: int) -> list[StoredGeneration]:
@@ -163,9 +170,14 @@ def previous_generation(session: Session, active_generation_id: int | None) -> i
 
 def stage_embeddings(session: Session, staging: str, rows: EmbeddingRows, vector_format: VectorFormat) -> None:
     """COPY rows into a new temporary table named `staging`, gone at the end of the transaction."""
+    create_staging(session, staging, vector_format)
+    write_rows(driver_connection(session), staging, rows, vector_format)
+
+
+def create_staging(session: Session, staging: str, vector_format: VectorFormat) -> None:
+    """Create a temporary table for a generation's rows, gone at the end of the transaction."""
     columns = ", ".join(f"{name} {sql_type}" for name, sql_type in vector_format.sql_types.items())
     session.execute(text(f"CREATE TEMP TABLE {staging} ({columns}) ON COMMIT DROP"))
-    write_rows(driver_connection(session), staging, rows, vector_format)
 
 
 def columns_of(vector_format: VectorFormat) -> str:

@@ -1,33 +1,56 @@
-"""Import of vectors that a user already has, as an Arrow IPC stream or Parquet.
+"""Import of vectors that a user already has: Parquet, an Arrow IPC stream or an Arrow IPC file.
 
-They go into the active generation; an open upgrade's catch-up transforms them. Between a cutover and its finalize, they
+They go into the active generation; an open upgrade's catch-up transforms them. What was upgraded elsewhere says so
+(`service.domain.gallery.provenance`). Between a cutover and its finalize, they
 may come with the previous version's values beside them, so that a rollback keeps them.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from service.domain.gallery.generations import StoredGeneration, previous_generation
-from service.domain.gallery.new_items import NewItem, check_items
+from service.domain.gallery.generations import StoredGeneration
+from service.domain.gallery.new_items import NewItem, item_faults
+from service.domain.gallery.probe_images import Originals
+from service.domain.gallery.provenance import read_provenance
 from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
 from service.errors import Conflict, Unavailable
-from service.vectors.arrow import InvalidImport, check_columns, read_strings, read_table, read_vectors
-from service.vectors.rows import EmbeddingRows, NotStorable, Origin, to_storage
+from service.metrics import INGESTED
+from service.settings import Settings
+from service.vectors.arrow import (
+    BadRows,
+    InvalidImport,
+    RowFaults,
+    check_columns,
+    open_table,
+    plain_values,
+    read_strings,
+    read_vectors,
+    refuse_no_rows,
+)
+from service.vectors.bounded_tables import TableLimits
+from service.vectors.rows import EmbeddingRows, Origin
+from service.vectors.storing import NotStorable, to_storage
 
 COLUMNS = {
     "id",
     "embedding",
     "side_information",
+    "origin",
+    "hops",
+    "uncertainty",
     "previous_embedding",
     "previous_side_information",
     "label",
     "metadata",
+    "image_uri",
 }
 
 
@@ -35,121 +58,174 @@ class OtherSpace(Conflict):
     """The vectors were said to be of another model version than the active one."""
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    """(N, D) and (N, S) under one model version; `prefix` is that of their columns' names."""
-
-    prefix: str
-    embedding: NDArray[np.float32]
-    side_information: NDArray[np.float32] | None
-
-
-@dataclass(frozen=True)
-class _Table:
-    items: list[NewItem]
-    active: _Vectors
-    previous: _Vectors | None
-
-
 def import_embeddings(writer: GalleryWriter, gallery_name: str, body: BinaryIO, model_version: str | None) -> int:
-    """Store every row or none, and return how many.
+    """Store every row or none, and return how many. Memory holds a few rows at a time.
 
-    Raises `InvalidImport` (422), `UnknownFormat` (415), and `OtherSpace` (409) when `model_version` is given and is
-    not the active one.
+    Raises `InvalidImport` (422), `UnknownFormat` (415), `TableTooLarge` (413), and `OtherSpace` (409) when
+    `model_version` is given and is not the active one.
     """
-    table = _parse(read_table(body))
-    check_items(table.items, writer.settings.max_metadata_bytes)
     busy = Unavailable("Upgrades of this gallery kept changing during the import; try again.")
-    writer.write(gallery_name, partial(_rows_for, writer, table, model_version), busy)
-    return len(table.items)
+    _, written = writer.write(gallery_name, partial(_Import, body, model_version, writer.settings), busy)
+    INGESTED.labels("vectors", "stored").inc(written.items)
+    return written.items
 
 
-def _rows_for(writer: GalleryWriter, table: _Table, model_version: str | None, target: Target) -> NewRows:
-    active = next(g for g in target.generations if g.id == target.gallery.active_generation_id)
-    if model_version not in (None, active.version.name):
-        raise OtherSpace(
-            f"The active generation of {target.gallery.name!r} is under model version {active.version.name!r}, not"
-            f" {model_version!r}."
-        )
+class _Import:
+    """A table on its way into a gallery's active generation, and perhaps the previous one.
 
-    rows = {active.id: _rows(table.active, active)}
-    if table.previous is not None:
-        with writer.database.session_scope() as session:
-            previous_id = previous_generation(session, active.id)
-        previous = next((generation for generation in target.generations if generation.id == previous_id), None)
-        if previous is None:
-            raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
-        rows[previous.id] = _rows(table.previous, previous)
-    return NewRows(table.items, rows, active_generation_id=active.id)
+    Its parts are read from the body each time that they are asked for. Where a row is bad, the rest is read too, so
+    that all such rows are counted, and then refused.
+    """
+
+    originals: ClassVar[Originals] = {}
+    names_replaced = False
+
+    def __init__(self, body: BinaryIO, model_version: str | None, settings: Settings, target: Target) -> None:
+        """Raises `OtherSpace` (409)."""
+        gallery = target.gallery
+        by_id = {generation.id: generation for generation in target.generations}
+        self.active_generation_id = gallery.active_generation_id
+        self._active = next(g for g in target.generations if g.id == gallery.active_generation_id)
+        self._previous = None if target.previous_generation_id is None else by_id.get(target.previous_generation_id)
+        self._body = body
+        self._limits = TableLimits(settings.max_table_rows, settings.max_table_bytes)
+        self._max_metadata_bytes = settings.max_metadata_bytes
+        if model_version not in (None, self._active.version.name):
+            raise OtherSpace(
+                f"The active generation of {gallery.name!r} is under model version {self._active.version.name!r}, not"
+                f" {model_version!r}."
+            )
+
+    def parts(self) -> Iterator[NewRows]:
+        """Give all rows, in order; raises as `import_embeddings` says."""
+        faults, ids = RowFaults(), _Ids()
+        with open_table(self._body, self._limits) as table:
+            names = table.schema.names
+            check_columns(names, COLUMNS, required=("id", "embedding"))
+            prefixes = self._prefixes(names)
+            for batch in table.batches:
+                part = self._part(pa.Table.from_batches([batch]), prefixes, faults, ids)
+                if part is not None and not faults:
+                    yield part
+                faults.start += batch.num_rows
+        refuse_no_rows(faults.start)
+        faults.start = 0
+        faults.add((row, "The id occurs twice in this request.") for row in ids.repeated())
+        faults.refuse()
+
+    def _prefixes(self, names: Sequence[str]) -> dict[str, StoredGeneration]:
+        """Return the generations that the table has vectors for, by what the names of their columns begin with."""
+        found = {"": self._active}
+        if "previous_embedding" in names:
+            if self._previous is None:
+                raise InvalidImport("No previous generation is kept, so there is nothing for previous_embedding.")
+            found["previous_"] = self._previous
+        elif "previous_side_information" in names:
+            raise InvalidImport("The column 'previous_side_information' comes with 'previous_embedding'.")
+
+        for prefix, generation in found.items():
+            name = f"{prefix}side_information"
+            wanted = generation.vector_format.side_information_dim is not None
+            if (name in names) != wanted:
+                verb = "needs" if wanted else "has no"
+                raise InvalidImport(f"The generation under {generation.version.name!r} {verb} {name}.")
+        return found
+
+    def _part(
+        self, table: pa.Table, prefixes: dict[str, StoredGeneration], faults: RowFaults, ids: "_Ids"
+    ) -> NewRows | None:
+        """Return some rows of the table; None where one of them is bad."""
+        items = self._items(table, faults)
+        ids.add(items)
+        provenance = faults.reading(read_provenance, table)
+        found = {
+            generation.id: faults.reading(_rows, table, prefix, generation) for prefix, generation in prefixes.items()
+        }
+        rows = {generation_id: rows for generation_id, rows in found.items() if rows is not None}
+        if provenance is None or len(rows) < len(found):
+            return None
+        rows[self._active.id] = replace(rows[self._active.id], **vars(provenance))
+        return NewRows(items, rows)
+
+    def _items(self, table: pa.Table, faults: RowFaults) -> list[NewItem]:
+        external_ids = read_strings(table, "id", nullable=True)
+        labels = read_strings(table, "label", nullable=True)
+        image_uris = read_strings(table, "image_uri", nullable=True)
+        metadata, metadata_faults = _metadata(table)
+        items = [
+            NewItem(external_id or "", said, label, image_uri)
+            for external_id, said, label, image_uri in zip(external_ids, metadata, labels, image_uris, strict=True)
+        ]
+        faults.add((row, "The column 'id' is null.") for row, value in enumerate(external_ids) if value is None)
+        faults.add(metadata_faults)
+        faults.add(item_faults(items, self._max_metadata_bytes))
+        return items
 
 
-def _parse(table: pa.Table) -> _Table:
-    check_columns(table, COLUMNS, required=("id", "embedding"))
-    ids = read_strings(table, "id", nullable=False)
-    labels = read_strings(table, "label", nullable=True)
-    metadata = _metadata(table)
-    items = [NewItem(str(id_), metadata[row], label) for row, (id_, label) in enumerate(zip(ids, labels, strict=True))]
+class _Ids:
+    """The ids of a table, by their digests: 16 bytes each, whatever their length."""
 
-    previous = None
-    if "previous_embedding" in table.column_names:
-        previous = _vectors_of(table, "previous_")
-    elif "previous_side_information" in table.column_names:
-        raise InvalidImport("The column 'previous_side_information' comes with 'previous_embedding'.")
-    return _Table(items, _vectors_of(table, ""), previous)
+    def __init__(self) -> None:
+        self._digests = bytearray()
 
+    def add(self, items: Sequence[NewItem]) -> None:
+        for item in items:
+            encoded = item.external_id.encode(errors="surrogatepass")
+            self._digests += hashlib.blake2b(encoded, digest_size=16).digest()
 
-def _vectors_of(table: pa.Table, prefix: str) -> _Vectors:
-    side_information = f"{prefix}side_information"
-    return _Vectors(
-        prefix,
-        read_vectors(table, f"{prefix}embedding"),
-        read_vectors(table, side_information) if side_information in table.column_names else None,
-    )
+    def repeated(self) -> list[int]:
+        """Return the rows whose id an earlier row has."""
+        digests = np.frombuffer(self._digests, np.uint64).reshape(-1, 2)
+        order = np.lexsort(digests.T)  # of equal ones, the earlier row comes first
+        again = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
+        return [int(row) for row in order[1:][again]]
 
 
-def _metadata(table: pa.Table) -> list[dict[str, Any]]:
-    """Metadata comes as structs, maps or JSON text; null is no metadata."""
+def read_metadata(table: pa.Table) -> list[dict[str, Any]]:
+    """Return each row's metadata: structs, maps or JSON text; null is none. Raises `InvalidImport` (422)."""
+    metadata, faults = _metadata(table)
+    if faults:
+        raise BadRows(faults)
+    return metadata
+
+
+def _metadata(table: pa.Table) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+    """Return each row's metadata, none where it is bad, and what is wrong with the bad ones."""
     if "metadata" not in table.column_names:
-        return [{} for _ in range(table.num_rows)]
-    try:
-        values = table.column("metadata").to_pylist(maps_as_pydicts="strict")
-    except (ValueError, KeyError, OverflowError) as error:  # a key that occurs twice, a date that Python has not
-        raise InvalidImport(f"The column 'metadata' cannot be read as JSON objects: {error}") from error
-
+        return [{} for _ in range(table.num_rows)], []
     rows: list[dict[str, Any]] = []
-    for number, value in enumerate(values):
+    faults: list[tuple[int, str]] = []
+    for number, value in enumerate(plain_values(table.column("metadata"))):
+        parsed = None
         try:
             parsed = json.loads(value) if isinstance(value, str) else value
             json.dumps(parsed)
         except (ValueError, TypeError, RecursionError) as error:
-            raise InvalidImport(f"The metadata of row {number} is not JSON: {error}") from error
+            faults.append((number, f"The metadata is not JSON: {error}"))
+            parsed = None
         if parsed is not None and not isinstance(parsed, dict):
-            raise InvalidImport(f"The metadata of row {number} is not an object.")
-        rows.append(parsed or {})
-    return rows
+            faults.append((number, "The metadata is not an object."))
+        rows.append(parsed if isinstance(parsed, dict) else {})
+    return rows, faults
 
 
-def _rows(vectors: _Vectors, generation: StoredGeneration) -> EmbeddingRows:
+def _rows(table: pa.Table, prefix: str, generation: StoredGeneration) -> EmbeddingRows:
     vector_format = generation.vector_format
-    side_information = vectors.side_information
-    names = (f"{vectors.prefix}embedding", f"{vectors.prefix}side_information")
-    if (side_information is None) != (vector_format.side_information_dim is None):
-        verb = "needs" if side_information is None else "has no"
-        raise InvalidImport(f"The generation under {generation.version.name!r} {verb} {names[1]}.")
-
-    stored_side = None
-    if side_information is not None and vector_format.side_information_dim is not None:
-        stored_side = _stored(side_information, vector_format.side_information_dim, names[1], generation)
-    embedding = _stored(vectors.embedding, vector_format.embedding_dim, names[0], generation)
-    return new_rows(Origin.IMPORTED, embedding, stored_side)
+    name, side_name = f"{prefix}embedding", f"{prefix}side_information"
+    side_information = None
+    if vector_format.side_information_dim is not None:
+        side_information = _stored(table, side_name, vector_format.side_information_dim, generation)
+    needs_direction = vector_format.needs_direction
+    embedding = _stored(table, name, vector_format.embedding_dim, generation, needs_direction)
+    return new_rows(Origin.IMPORTED, embedding, side_information)
 
 
-def _stored(values: NDArray[np.float32], dim: int, name: str, generation: StoredGeneration) -> NDArray[Any]:
-    if values.shape[1] != dim:
-        raise InvalidImport(
-            f"Rows of {name!r} have {values.shape[1]} numbers; model version {generation.version.name!r} has {dim}."
-        )
+def _stored(
+    table: pa.Table, name: str, dim: int, generation: StoredGeneration, needs_direction: bool = False
+) -> NDArray[Any]:
+    values = read_vectors(table, name, dim)
     try:
-        return to_storage(values, generation.vector_format.dtype)
+        return to_storage(values, generation.vector_format.dtype, needs_direction=needs_direction)
     except NotStorable as error:
-        raise InvalidImport(f"Column {name!r}: {error}") from error
+        faults = [(row, f"The vector of {name!r} {error.reason_of(row)}.") for row in error.rows.tolist()]
+        raise BadRows(faults) from error

@@ -1,5 +1,6 @@
-"""Items: looking at them, one by one or in pages, and deleting them."""
+"""Items: looking at them, one by one or in pages, describing them anew, and deleting them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Select, select, text
@@ -7,8 +8,8 @@ from sqlalchemy.orm import Session, defer
 
 from service.domain.gallery.galleries import get_gallery
 from service.domain.gallery.generations import known_uncertainty
-from service.domain.gallery.new_items import check_external_id
-from service.domain.gallery.writes import GalleryWriter, delete_items
+from service.domain.gallery.new_items import canonical_id, check_description, check_external_id, check_image_uri
+from service.domain.gallery.writes import Description, GalleryWriter, delete_items, redescribe_item
 from service.errors import NotFound
 from service.tables import Item, embeddings_table
 from service.vectors.rows import Origin
@@ -23,10 +24,13 @@ class NoThumbnail(NotFound):
 
 
 def get_item(session: Session, gallery_name: str, external_id: str) -> Item:
-    """Return a live item, or raise `UnknownItem` (404)."""
+    """Return a live item, or raise `UnknownItem` (404). One that is stored under the id as it was given goes before
+    that of the canonical id: rows from before ids had one form may share it."""
     check_external_id(external_id)
     gallery = get_gallery(session, gallery_name)
-    item = session.scalar(_live_items(gallery.id).where(Item.external_id == external_id))
+    names = {external_id, canonical_id(external_id)}
+    query = _live_items(gallery.id).where(Item.external_id.in_(names))
+    item = session.scalar(query.order_by((Item.external_id == external_id).desc()).limit(1))
     if item is None:
         raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
     return item
@@ -37,6 +41,18 @@ def list_items(session: Session, gallery_name: str, after_id: int, limit: int) -
     gallery = get_gallery(session, gallery_name)
     query = _live_items(gallery.id).where(Item.id > after_id).order_by(Item.id).limit(limit)
     return list(session.scalars(query))
+
+
+def find_items(session: Session, gallery_name: str, external_ids: Sequence[str]) -> list[Item]:
+    """Return those of the items that are live, in the order of the ids, each once."""
+    gallery = get_gallery(session, gallery_name)
+    names = list(dict.fromkeys(map(canonical_id, external_ids)))
+    for name in names:
+        check_external_id(name)
+    found = {
+        item.external_id: item for item in session.scalars(_live_items(gallery.id).where(Item.external_id.in_(names)))
+    }
+    return [found[name] for name in names if name in found]
 
 
 def _live_items(gallery_id: int) -> Select[Item]:
@@ -66,6 +82,11 @@ def provenance_of(session: Session, gallery_name: str, item_ids: list[int]) -> d
     }
 
 
+def having_thumbnails(session: Session, item_ids: Sequence[int]) -> set[int]:
+    """Return which of the items have a thumbnail, without reading any."""
+    return set(session.scalars(select(Item.id).where(Item.id.in_(item_ids), Item.thumbnail.is_not(None))))
+
+
 def get_thumbnail(session: Session, gallery_name: str, external_id: str) -> bytes:
     """Return the item's thumbnail as JPEG, or raise `NoThumbnail` (404)."""
     thumbnail = get_item(session, gallery_name, external_id).thumbnail
@@ -76,10 +97,26 @@ def get_thumbnail(session: Session, gallery_name: str, external_id: str) -> byte
 
 def delete_item(writer: GalleryWriter, gallery_name: str, external_id: str) -> None:
     """Delete one item everywhere, or raise `UnknownItem` (404)."""
-    check_external_id(external_id)
     with writer.database.session_scope() as session:
-        gallery = get_gallery(session, gallery_name)
-        revision, count = delete_items(session, gallery.id, [external_id])
+        item = get_item(session, gallery_name, external_id)
+        revision, count = delete_items(session, item.gallery_id, [item.external_id])
         if count == 0:
             raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
-    writer.replicas.sync(gallery.id, revision)
+    writer.replicas.sync(item.gallery_id, revision)
+
+
+def describe_item(writer: GalleryWriter, gallery_name: str, external_id: str, changes: Description) -> None:
+    """Change what is said of an item; its embeddings, and what is evidence of it, stay as they are.
+
+    Raises `UnknownItem` (404) and `InvalidItem` (422).
+    """
+    check_description(external_id, changes.get("label"), changes.get("metadata"), writer.settings.max_metadata_bytes)
+    image_uri = changes.get("image_uri")
+    if image_uri is not None:
+        check_image_uri(external_id, image_uri)
+    with writer.database.session_scope() as session:
+        item = get_item(session, gallery_name, external_id)
+        revision = redescribe_item(session, item.gallery_id, item.id, changes)
+        if revision is None:
+            raise UnknownItem(f"Gallery {gallery_name!r} has no item {external_id!r}.")
+    writer.replicas.sync(item.gallery_id, revision)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.due import DueRebuild
-from service.index.protocol import IndexKind
+from service.index.protocol import Ids, IndexKind
 from service.index.recall import Recall
 from service.index.replica import GenerationSource
 from service.networks.encoders import Encoders
@@ -68,6 +68,11 @@ class IndexEngine(Protocol):
     def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:  # noqa: ARG002 - FAISS's uses them
         """Return a generation whose index is to be built anew, or that one if its is; None where there is none, as
         where indexes take changes as they are."""
+        return None
+
+    def take_out(self, generation: GenerationKey, ids: Ids) -> str | None:  # noqa: ARG002 - Milvus's uses them
+        """Remove the bytes of items (N,) from a generation's index, and return a sentence on what becomes of them; None
+        where the index takes no changes, and is to be built anew."""
         return None
 
     def remove_unneeded(self, wait_seconds: float) -> None:

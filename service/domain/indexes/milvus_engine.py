@@ -55,6 +55,10 @@ events = logs.Events(__name__)
 
 _LOCK_WAIT_SECONDS = 30.0
 _FOLLOWING_AT_ONCE = 8  # each takes two of the process's connections
+_TAKEN_OUT = (
+    "The items are deleted from the collection, which was told to compact: Milvus writes its segments without them, and"
+    " removes those of before when its own retention ends."
+)
 _CHANGED = select(Item.id, Item.revision, Item.deleted_at.is_(None))
 _COLLECTION = re.compile(r"gallery_\d+_generation_(\d+)")
 
@@ -98,6 +102,17 @@ class MilvusEngine(IndexEngine):
                 with _locked(self._database, AdvisoryLock.COLLECTION, generation_id, wait_seconds):
                     self._collections.drop(name)
                 events.info("index.collection_removed", name=name)
+
+    def take_out(self, generation: GenerationKey, ids: Ids) -> str | None:
+        with self._database.session_scope() as session:
+            stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)
+        name = collection_name(generation)
+        with _locked(self._database, AdvisoryLock.COLLECTION, generation.generation_id):
+            if self._collections.has(name):
+                index = self._collections.open(name, stored.metric, stored.vector_format.embedding_dim, "hnsw")
+                index.remove(ids)
+                self._collections.compact(name)
+        return _TAKEN_OUT
 
     def close(self) -> None:
         self._collections.close()

@@ -126,6 +126,14 @@ class QuerySamples:
             events.warning("query_sample.not_written", reason=f"{type(error).__name__}: {reason}", **fields)
 
 
+def remove_old_samples(session: Session, days: float) -> None:
+    """Remove the queries that were asked longer ago than so many days. Rows that somebody writes just now stay."""
+    old = "SELECT ctid FROM query_samples WHERE asked_at < now() - make_interval(secs => :days * 86400)"
+    session.execute(
+        text(f"DELETE FROM query_samples WHERE ctid = ANY(ARRAY({old} FOR UPDATE SKIP LOCKED))"), {"days": days}
+    )
+
+
 class _Reservoir:
     """The vectors that are kept of those that were offered: a uniform sample, as bytes of float32, little-endian."""
 

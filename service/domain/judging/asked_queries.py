@@ -8,7 +8,7 @@ network computes differs in its last bits with what it computes at the same time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,15 @@ from service.domain.gallery.generations import get_stored_generation
 from service.domain.judging.evidence import GalleryRows, JudgedItems
 from service.index.protocol import Ids, Vectors
 from service.networks.encoders import Encoders, EncodingFailed, VersionEncoder
-from service.networks.images import InvalidImage
+from service.networks.images import InvalidImage, ReducedImage
 from service.tables import JudgedQuery, ModelVersion, QueryVector, Upgrade
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 events = logs.Events(__name__)
 
 NO_ITEM = -1
 SOURCE = "queries of query sets"
-_IMAGES_AT_ONCE = 32
-_PIXELS_AT_ONCE = 16_000_000  # decoded, three bytes each
 
-Images = list[tuple[Row[Any], "Image"]]
+Images = list[tuple[Row[Any], ReducedImage]]
 
 
 @dataclass(frozen=True)
@@ -94,14 +89,14 @@ def encode_queries(
     """Have both versions of an upgrade encode the images of those queries that `asked_queries` will draw, if they have
     not yet, and keep the vectors; an image for which that fails is passed over. Memory holds a few images at a time.
 
-    Running it again does what is left. Raises `ArtifactUnusable` (500) for a network that cannot be loaded.
+    Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
     with database.session_scope() as session:
         versions = _versions(session, upgrade)
         parameters = _parameters(upgrade, versions)
         rows = session.execute(text(_TO_ENCODE), parameters | {"most": most, "seed": seed}).all()
 
-    for images in _few_at_a_time(blobs, encoders, rows):
+    for images in _few_at_a_time(blobs, encoders, versions, rows):
         for version in versions:
             _encode_lacking(database, encoders, version, images)
 
@@ -182,24 +177,22 @@ def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -
     return {"gallery_id": upgrade.gallery_id, "before": versions[0].id, "after": versions[1].id}
 
 
-def _few_at_a_time(blobs: BlobStore, encoders: Encoders, rows: Sequence[Row[Any]]) -> Iterator[Images]:
-    """Give queries with their images, as many at a time as memory is to hold, in a list that is then used again; those
-    that cannot be read are logged."""
+def _few_at_a_time(
+    blobs: BlobStore, encoders: Encoders, versions: Sequence[ModelVersion], rows: Sequence[Row[Any]]
+) -> Iterator[Images]:
+    """Give queries with their images, reduced, a batch at a time; those that cannot be read are logged."""
     images: Images = []
-    pixels = 0
+    preprocessings = [encoders.get(version).preprocessing for version in versions] if rows else []
     for row in rows:
         try:
-            image = encoders.images.decode(blobs.get(row.image_digest))
+            image = encoders.images.reduce(blobs.get(row.image_digest), preprocessings)
         except (BlobMissing, BlobDamaged, InvalidImage) as error:
             events.warning("query.not_read", query_id=row.id, reason=error.message)
             continue
         images.append((row, image))
-        pixels += image.width * image.height
-        del image  # the list has it, and is emptied before the next one is decoded
-        if len(images) == _IMAGES_AT_ONCE or pixels >= _PIXELS_AT_ONCE:
+        if encoders.images.is_full(len(images), image):
             yield images
-            images.clear()
-            pixels = 0
+            images = []
     yield images
 
 
@@ -212,7 +205,7 @@ def _encode_lacking(database: Database, encoders: Encoders, version: ModelVersio
 def _encode(database: Database, encoder: VersionEncoder, version: ModelVersion, images: Images) -> None:
     """Keep the embeddings of images as queries have them; where one cannot be encoded, the others still are."""
     try:
-        vectors = encoder.encode_embedding([image for _, image in images])
+        vectors = encoder.encode_embedding(lambda: [image for _, image in images])
     except EncodingFailed as error:
         if len(images) == 1:
             events.warning("query.not_encoded", query_id=images[0][0].id, reason=error.message)

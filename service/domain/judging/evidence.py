@@ -7,6 +7,7 @@ generation where h made that; where the new version encoded it, it is computed, 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,13 +72,22 @@ class JudgedItems:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """What the training of a transformation measured on rows that it had not learned from; metrics: None for one that
+    was registered, and not trained here."""
+
+    transformation: int
+    metrics: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
 class GalleryRows:
     """Both generations at one revision, and the one that h reads.
 
     items_waiting: live items that the next one lacks, of those up to the revision that was verified; other_leg_items:
     live items that the first leg cannot read; recall: of the next one's index, None where none was measured;
     labelled_ids, labels: (M,) ids, ascending, and class numbers of the items that have a label; networks: the digests
-    of each h and g in turn.
+    of each h and g in turn; held_out: what their trainings measured.
     """
 
     before: StoredGeneration
@@ -93,6 +103,7 @@ class GalleryRows:
     labels: NDArray[np.int64]
     task: Task
     networks: list[str]
+    held_out: list[HeldOut]
 
     @property
     def generations(self) -> tuple[StoredGeneration, StoredGeneration, StoredGeneration]:
@@ -104,6 +115,7 @@ def gallery_rows(session: Session, upgrade: Upgrade) -> GalleryRows:
     gallery = session.get_one(Gallery, upgrade.gallery_id)
     before, after, read = _generations(session, upgrade)
     index = session.get_one(Generation, after.id).index_parameters or {}
+    transformations = [session.get_one(Transformation, id_) for id_ in upgrade.legs[0].transformation_ids]
     labelled_ids, labels = _labelled(session, gallery.id)
     return GalleryRows(
         before=before,
@@ -118,11 +130,8 @@ def gallery_rows(session: Session, upgrade: Upgrade) -> GalleryRows:
         labelled_ids=labelled_ids,
         labels=labels,
         task=gallery.task,
-        networks=[
-            digest
-            for id_ in upgrade.legs[0].transformation_ids
-            for digest in _digests(session.get_one(Transformation, id_))
-        ],
+        networks=[digest for transformation in transformations for digest in _digests(transformation)],
+        held_out=[HeldOut(transformation.id, transformation.metrics) for transformation in transformations],
     )
 
 
@@ -212,7 +221,10 @@ _CHANCE = "hashint8extended(i.id, :seed)"
 
 
 def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGeneration) -> str:
-    """Return the SQL that follows FROM for items, as `i`, that both versions encoded, and their references, as `p`."""
+    """Return the SQL that follows FROM for items, as `i`, that both versions encoded, and their references, as `p`.
+
+    What was backfilled in the next generation is no evidence of its own: it was chosen because h was expected to fail.
+    """
     from_pixels = f"IN ({int(Origin.ENCODED)}, {int(Origin.BACKFILLED)})"
     return (
         f"items i JOIN {before.table} b ON {is_current('b')} JOIN {after.table} a ON {is_current('a')}"
@@ -222,8 +234,8 @@ def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGen
         # The few that may be evidence first: without, PostgreSQL joins the whole generations.
         " WHERE i.gallery_id = :gallery_id AND i.id IN (SELECT item_id FROM reference_pairs"
         " WHERE gallery_id = :gallery_id AND from_version_id = :from_version_id AND to_version_id = :to_version_id"
-        f" UNION SELECT item_id FROM {after.table} WHERE origin {from_pixels})"
-        f" AND (p.item_id IS NOT NULL OR a.origin {from_pixels} AND b.origin {from_pixels})"
+        f" UNION SELECT item_id FROM {after.table} WHERE origin = {int(Origin.ENCODED)})"
+        f" AND (p.item_id IS NOT NULL OR a.origin = {int(Origin.ENCODED)} AND b.origin {from_pixels})"
     )
 
 

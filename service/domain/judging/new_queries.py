@@ -7,11 +7,18 @@ from typing import BinaryIO
 import numpy as np
 
 from service.db import is_storable
-from service.domain.gallery.new_items import MAX_ID_LENGTH, InvalidItem, check_external_id
+from service.domain.gallery.new_items import MAX_ID_LENGTH, InvalidItem, canonical_id, check_external_id, shown_id
 from service.errors import Unprocessable
 from service.index.protocol import Vectors
 from service.tables import ModelVersion
-from service.vectors.arrow import check_columns, read_string_lists, read_strings, read_table, read_vectors
+from service.vectors.arrow import (
+    check_columns,
+    read_string_lists,
+    read_strings,
+    read_table,
+    read_vectors,
+    refuse_no_rows,
+)
 
 COLUMNS = {"id", "embedding", "item_id", "label", "relevant", "slice"}
 MAX_QUERIES = 100_000  # of a set
@@ -29,7 +36,7 @@ class InvalidQueries(Unprocessable):
 @dataclass(frozen=True)
 class NewQuery:
     """A query by its id, and what it should find: items with the label, or the relevant ones, one of the two. `item_id`
-    names the item that is the same image, which no answer counts."""
+    names the item that is the same image, which no answer counts. Ids are canonical, however they were given."""
 
     external_id: str
     item_id: str | None = None
@@ -37,12 +44,18 @@ class NewQuery:
     relevant: tuple[str, ...] = ()
     slice: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "external_id", canonical_id(self.external_id))
+        object.__setattr__(self, "item_id", None if self.item_id is None else canonical_id(self.item_id))
+        object.__setattr__(self, "relevant", tuple(map(canonical_id, self.relevant)))
+
 
 def read_queries(body: BinaryIO) -> tuple[list[NewQuery], Vectors]:
     """Return the queries of a table and their vectors, (N, D) float32. Raises as `read_table` does, `InvalidImport`,
     and `InvalidQueries` for too many."""
     table = read_table(body)
-    check_columns(table, COLUMNS, required=("id", "embedding"))
+    check_columns(table.column_names, COLUMNS, required=("id", "embedding"))
+    refuse_no_rows(table.num_rows)
     if table.num_rows > MAX_QUERIES:
         raise InvalidQueries(f"A set has at most {MAX_QUERIES} queries; the table has {table.num_rows}.")
     ids = read_strings(table, "id", nullable=False)
@@ -60,15 +73,10 @@ def refuse_faults(queries: Sequence[NewQuery], faults: Iterable[Fault]) -> None:
     found = sorted(faults)
     if found:
         errors: list[dict[str, object]] = [
-            {"query": _shown(queries[place].external_id), "position": place, "detail": fault}
+            {"query": shown_id(queries[place].external_id), "position": place, "detail": fault}
             for place, fault in found[:SHOWN]
         ]
         raise InvalidQueries(f"{len({place for place, _ in found})} of the queries cannot be stored.", errors)
-
-
-def _shown(name: str) -> str:
-    """Return an id as an answer can hold it."""
-    return name[:MAX_ID_LENGTH] if is_storable(name) else repr(name[:MAX_ID_LENGTH])
 
 
 def query_faults(queries: Sequence[NewQuery], known: Collection[str] = ()) -> Iterator[Fault]:

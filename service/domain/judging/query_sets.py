@@ -15,7 +15,9 @@ from sqlalchemy import delete, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from service.access.tenancy import gallery_named, version_named
 from service.advisory_locks import AdvisoryLock, hold
+from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain import registry
@@ -140,6 +142,7 @@ def remove_query_set(database: Database, blobs: BlobStore, gallery_name: str, na
         )
         digests = [str(digest) for digest in session.scalars(images)]
         session.execute(delete(QuerySet).where(QuerySet.id == query_set.id))
+        record(session, Act.QUERY_SET_DELETED, Subject("gallery", gallery_name), before={"query_set": name})
     with database.session_scope() as session:
         registry.delete_unreferenced_blobs(session, blobs, digests)
 
@@ -154,13 +157,13 @@ def _find(session: Session, gallery_name: str, name: str) -> QuerySet:
 
 def _hold_gallery(session: Session, name: str) -> int:
     """Keep the gallery from being deleted until the transaction ends; return its id."""
-    session.execute(select(Gallery.id).where(Gallery.name == name).with_for_update(read=True, key_share=True))
+    session.execute(select(Gallery.id).where(gallery_named(name)).with_for_update(read=True, key_share=True))
     return get_gallery(session, name).id
 
 
 def _hold_version(session: Session, name: str) -> ModelVersion:
     """Keep the version from being deleted until the transaction ends."""
-    session.execute(select(ModelVersion.id).where(ModelVersion.name == name).with_for_update(read=True, key_share=True))
+    session.execute(select(ModelVersion.id).where(version_named(name)).with_for_update(read=True, key_share=True))
     return registry.get_version(session, name)
 
 
@@ -193,7 +196,7 @@ def _find_or_add_set(session: Session, gallery_id: int, name: str) -> QuerySet:
 def _unreadable(decoder: ImageDecoder, images: Sequence[QueryImage]) -> Iterator[Fault]:
     for place, image in enumerate(images):
         try:
-            decoder.decode(image.read())
+            decoder.reduce(image.read(), [])
         except InvalidImage as error:
             yield place, error.message
 

@@ -9,26 +9,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL.Image import Image
 from sqlalchemy import func, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.domain.gallery.current_rows import is_current, read_current_vectors
+from service.domain.gallery.current_rows import is_current
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation
+from service.domain.gallery.same_image import ANOTHER_IMAGE, StoredRow, stored_rows
 from service.errors import Unprocessable
 from service.index.protocol import Vectors
 from service.networks.encoders import Encoders
-from service.networks.images import InvalidImage
-from service.settings import Settings
+from service.networks.images import InvalidImage, ReducedImage
 from service.tables import ReferencePair, Upgrade
-from service.vectors.rows import Origin
 
-LEAST_COSINE = 0.99  # between an image's embedding and the one stored of its item; less is another image
-_PIXELS_AT_ONCE = 64_000_000  # decoded, three bytes each
-_ROWS_PER_CHUNK = 1_024
 _POOL = 20  # of how many times as many items as are wanted they are drawn, so that a large gallery is not sorted
 
 
@@ -59,16 +53,6 @@ class WantedReferences:
 
     ids: list[str]
     given: int
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """An item's row in the active generation."""
-
-    item_id: int
-    revision: int
-    origin: Origin
-    embedding: NDArray[np.float32]
 
 
 def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) -> WantedReferences:
@@ -121,7 +105,7 @@ def count_references(session: Session, upgrade: Upgrade) -> int:
 
 
 def add_references(
-    database: Database, encoders: Encoders, settings: Settings, upgrade: Upgrade, images: Sequence[ReferenceImage]
+    database: Database, encoders: Encoders, upgrade: Upgrade, images: Sequence[ReferenceImage]
 ) -> list[ReferenceResult]:
     """Encode images by both versions and keep the embeddings, with one result per image in order.
 
@@ -130,26 +114,25 @@ def add_references(
     """
     with database.session_scope(snapshot=True) as session:
         versions = _versions(session, upgrade)
-        stored = _stored_rows(session, versions[0], [image.external_id for image in images])
+        stored = stored_rows(session, versions[0], [image.external_id for image in images])
 
     rejected: dict[int, str] = {}
-    decoded: dict[int, Image] = {}
-    pixels = 0
+    preprocessings = [encoders.get(each.version).preprocessing for each in versions]
+    reduced: dict[int, ReducedImage] = {}
     for place, reference in enumerate(images):
         if reference.external_id not in stored:
             rejected[place] = "The gallery has no such item with a current embedding."
             continue
         try:
-            decoded[place] = encoders.images.decode(reference.read())
+            reduced[place] = encoders.images.reduce(reference.read(), preprocessings)
         except InvalidImage as error:
             rejected[place] = error.message
             continue
-        pixels += decoded[place].width * decoded[place].height
-        if len(decoded) == settings.encode_batch_items or pixels >= _PIXELS_AT_ONCE:
-            rejected |= _add_some(database, encoders, versions, stored, images, decoded)
-            decoded, pixels = {}, 0
-    if decoded:
-        rejected |= _add_some(database, encoders, versions, stored, images, decoded)
+        if encoders.images.is_full(len(reduced), reduced[place]):
+            rejected |= _add_some(database, encoders, versions, stored, images, reduced)
+            reduced = {}
+    if reduced:
+        rejected |= _add_some(database, encoders, versions, stored, images, reduced)
 
     results = [
         ReferenceResult(reference.external_id, "rejected" if place in rejected else "accepted", rejected.get(place))
@@ -165,18 +148,22 @@ def _add_some(
     database: Database,
     encoders: Encoders,
     versions: tuple[StoredGeneration, StoredGeneration],
-    stored: dict[str, _Stored],
+    stored: dict[str, StoredRow],
     images: Sequence[ReferenceImage],
-    decoded: dict[int, Image],
+    reduced: dict[int, ReducedImage],
 ) -> dict[int, str]:
     """Keep what both versions make of images, by their places in the request; return why others are none."""
     rejected = {}
-    before, after = (encoders.get(each.version).encode(list(decoded.values())).embedding for each in versions)
+    before, after = (encoders.get(each.version).encode_each(list(reduced.values())).embedding for each in versions)
     rows = []
-    for place, old, new in zip(decoded, before, after, strict=True):
+    for place, old, new in zip(reduced, before, after, strict=True):
         row = stored[images[place].external_id]
-        if row.origin is not Origin.TRANSFORMED and _cosine(old, row.embedding) < LEAST_COSINE:
-            rejected[place] = "Its embedding is far from the one stored of this item: it is another image."
+        broken = [each for each, values in zip(versions, (old, new), strict=True) if not np.isfinite(values).all()]
+        if broken:
+            rejected[place] = f"Model version {broken[0].version.name!r} gives values that are not finite for it."
+            continue
+        if row.is_of_another_image(old):
+            rejected[place] = ANOTHER_IMAGE
             continue
         rows.append(_row(versions, row, old, new))
 
@@ -187,7 +174,7 @@ def _add_some(
 
 
 def _row(
-    versions: tuple[StoredGeneration, StoredGeneration], row: _Stored, before: Vectors, after: Vectors
+    versions: tuple[StoredGeneration, StoredGeneration], row: StoredRow, before: Vectors, after: Vectors
 ) -> dict[str, object]:
     return {
         "gallery_id": versions[0].gallery_id,
@@ -214,27 +201,8 @@ def _write(session: Session, rows: Sequence[dict[str, object]]) -> None:
     )
 
 
-def _stored_rows(session: Session, generation: StoredGeneration, external_ids: Sequence[str]) -> dict[str, _Stored]:
-    query = text(
-        f"SELECT i.external_id, i.id, i.revision, e.origin FROM items i JOIN {generation.table} e ON {is_current('e')}"
-        " WHERE i.gallery_id = :gallery_id AND i.external_id = ANY(:ids) ORDER BY i.id"
-    )
-    rows = session.execute(query, {"gallery_id": generation.gallery_id, "ids": list(external_ids)}).all()
-    ids = np.array([row.id for row in rows], np.int64)
-    _, embeddings = read_current_vectors(session, generation, _ROWS_PER_CHUNK, ids)
-    return {
-        row.external_id: _Stored(row.id, row.revision, Origin(row.origin), embedding)
-        for row, embedding in zip(rows, embeddings, strict=True)
-    }
-
-
 def _versions(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration]:
     return (
         get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id),
         get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id),
     )
-
-
-def _cosine(first: Vectors, second: Vectors) -> float:
-    lengths = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / lengths if lengths else float(np.array_equal(first, second))

@@ -33,6 +33,7 @@ class GatesHold(Conflict):
 
 # Why an upgrade does not go live.
 _FAILED = "Report {number} of the upgrade failed: {gates}. A cutover past it takes an override with its reason."
+_NO_CANARY = "Report {number} of the upgrade failed: {gates}. Its candidate answers no user's queries."
 _NOT_PASSED = "The verdict on the upgrade is {verdict}; of itself it goes live on a pass alone."
 
 
@@ -147,6 +148,19 @@ def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:
         if not asked and verdict is not Verdict.PASS:
             raise GatesHold(_NOT_PASSED.format(verdict=verdict))
     return {**wish, "verdict": str(verdict), "report": number}
+
+
+def check_not_failed(session: Session, upgrade: Upgrade) -> None:
+    """Raise `GatesHold` (409) where the newest report keeps the candidate from answering users."""
+    report = failed_report(session, upgrade)
+    if report is not None:
+        raise GatesHold(_NO_CANARY.format(number=report.number, gates=_failed_gates(report)))
+
+
+def failed_report(session: Session, upgrade: Upgrade) -> Report | None:
+    """Return the newest report if a gate of it failed, unless the upgrade only observes."""
+    report = newest_report(session, upgrade.id)
+    return report if report is not None and report.verdict is Verdict.FAIL and not upgrade.observe else None
 
 
 def rules_of(upgrade: Upgrade) -> list[GateRule]:

@@ -1,9 +1,12 @@
-"""Image queries that are asked of an open upgrade's candidate too: what its cutover will change for those who ask.
+"""Image queries that are asked of another generation too, off their path.
 
-Of a random share of a process's queries, and while the candidate is loaded, a thread of its own encodes the image by
-φ_new and ψ_old, asks both generations for the ten nearest, whatever the query's filter, and keeps vectors and ids. The
-image is let go as soon as it is encoded. No query waits for any of this: where too many wait for the thread, more are
-dropped, and so is one that fails. What is kept is shown in reports, and is no gate's.
+While an upgrade is open, its candidate is: what its cutover will change for those who ask. Of a random share of a
+process's queries, and while the candidate is loaded, a thread of its own encodes the image by φ_new and ψ_old, asks
+both generations for the ten nearest, whatever the query's filter, and keeps vectors and ids. The image is let go as
+soon as it is encoded. No query waits for any of this: where too many wait for the thread, more are dropped, and so is
+one that fails. What is kept is shown in reports, and is no gate's.
+
+While an upgrade is baked, the same thread asks the previous generation (`service.domain.search.bakes`).
 """
 
 import random
@@ -12,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from sqlalchemy import select, text
@@ -30,6 +34,9 @@ events = logs.Events(__name__)
 
 _K = 10
 _MOST_WAITING = 8  # each with its file in memory
+
+# Reads an image, and returns what is still to do without it: so nothing holds the image while rows are written.
+Job = Callable[[], Callable[[], None]]
 
 # The gallery's and the versions' rows are locked before any of this table, as who deletes one of them does. A gallery
 # that is gone, and a generation that no open upgrade derives any more, get nothing.
@@ -75,9 +82,9 @@ class ShadowDraw:
         self._lock = threading.Lock()
         self._last: deque[float] = deque(maxlen=per_second)
 
-    def takes(self) -> bool:
-        """Return whether the query that is asked now is shadowed."""
-        if self._draw() >= self.share:
+    def takes(self, share: float | None = None) -> bool:
+        """Return whether the query that is asked now is drawn: of the share, or of another one."""
+        if self._draw() >= (self.share if share is None else share):
             return False
         with self._lock:
             now = self._clock()
@@ -116,13 +123,13 @@ class Shadowing:
         self._encoders = encoders
         self._draw = draw
         self._kept = kept
-        self._waiting: deque[_Asked] = deque()
+        self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="shadowing", daemon=True)
 
     def start(self) -> None:
-        """Begin to shadow; where the share is 0, remove what is kept instead. In the background."""
+        """Begin to shadow; where the share is 0, remove what is kept first. In the background."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -136,20 +143,28 @@ class Shadowing:
     def offer(self, data: bytes, embedding: Vectors, active: ServedGeneration, candidate: ServedGeneration) -> None:
         """Shadow an image query, with its embedding (D_from,) float32 by the active version, if it is drawn and not too
         many wait; returns at once."""
-        if not self._draw.takes():
-            return
+        if self._draw.takes():
+            self.run_later(partial(self._encode, _Asked(data, embedding, active, candidate)))
+
+    def draws(self, share: float) -> bool:
+        """Return whether a query is one of a share, and of those that may be asked twice within this second."""
+        return self._draw.takes(share)
+
+    def run_later(self, job: Job) -> bool:
+        """Do a job after those that wait already, if they are not too many; return at once whether they are not."""
         with self._changed:
-            if len(self._waiting) < _MOST_WAITING:
-                self._waiting.append(_Asked(data, embedding, active, candidate))
-                self._changed.notify()
+            if len(self._waiting) >= _MOST_WAITING:
+                return False
+            self._waiting.append(job)
+            self._changed.notify()
+            return True
 
     def _run(self) -> None:
         if self._draw.share == 0:
             self._try(self._remove_all)
-            return
         with in_one_thread():
             while self._one_waits():
-                self._try(self._shadow_first)
+                self._try(self._do_first)
 
     def _one_waits(self) -> bool:
         """Wait until a query does, and return True; False at the end."""
@@ -157,15 +172,16 @@ class Shadowing:
             self._changed.wait_for(lambda: self._waiting or self._is_stopping)
             return not self._is_stopping
 
-    def _shadow_first(self) -> None:
-        self._keep(self._encode(self._waiting.popleft()))  # nothing holds the image once it is encoded
+    def _do_first(self) -> None:
+        self._waiting.popleft()()()  # read the image and let go of it, then do the rest
 
-    def _encode(self, asked: _Asked) -> _Encoded:
-        images = [self._encoders.images.decode(asked.data)]
-        side_information = self._encoders.get(asked.active.version).encode_side_information(images)
-        after = self._encoders.get(asked.candidate.version).encode_embedding_apart(images)
+    def _encode(self, asked: _Asked) -> Callable[[], None]:
+        active, candidate = (self._encoders.get(each.version) for each in (asked.active, asked.candidate))
+        images = [self._encoders.images.reduce(asked.data, [active.preprocessing, candidate.preprocessing])]
+        side_information = active.encode_side_information(images)
+        after = candidate.encode_embedding_apart(images)
         before = None if side_information is None else side_information[0]
-        return _Encoded(asked.embedding, before, after[0], asked.active, asked.candidate)
+        return partial(self._keep, _Encoded(asked.embedding, before, after[0], asked.active, asked.candidate))
 
     def _keep(self, query: _Encoded) -> None:
         side_information = query.side_information_from
@@ -209,6 +225,15 @@ def _nearest(served: ServedGeneration, embedding: Vectors) -> list[int]:
 
 def _bytes(vector: Vectors) -> bytes:
     return vector.astype("<f4").tobytes()
+
+
+def remove_old_shadowed(session: Session, days: float) -> None:
+    """Remove the queries that were asked longer ago than so many days. Rows that somebody removes just now are left to
+    them."""
+    old = "SELECT id FROM shadowed_queries WHERE at < now() - make_interval(secs => :days * 86400)"
+    session.execute(
+        text(f"DELETE FROM shadowed_queries WHERE id = ANY(ARRAY({old} FOR UPDATE SKIP LOCKED))"), {"days": days}
+    )
 
 
 @dataclass(frozen=True)

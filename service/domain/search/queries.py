@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from sqlalchemy import Connection, func, literal, select, text
@@ -13,28 +14,37 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.db import Database
 from service.domain.gallery.current_rows import read_current_vectors
-from service.domain.gallery.galleries import find_serving
-from service.domain.gallery.generations import get_stored_generation, known_uncertainty
+from service.domain.gallery.galleries import Bake, Serving, find_serving
+from service.domain.gallery.generations import generation_stage, get_stored_generation, known_uncertainty
 from service.domain.gallery.items import UnknownItem
-from service.domain.gallery.new_items import check_external_id
+from service.domain.gallery.new_items import canonical_id, check_external_id
+from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.shadowed_queries import Shadowing
+from service.domain.search import bakes, canary
+from service.domain.search.canary_counts import CanaryCounts
 from service.domain.search.filters import compile_filter
-from service.errors import Conflict, Unavailable, Unprocessable
+from service.errors import Conflict, GalleryError, Gone, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
-from service.networks.encoders import Encoders
+from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
+from service.networks.micro_batching import ImageQueryMetrics
 from service.tables import Item, embeddings_table
 from service.vectors.rows import Origin
 
 MAX_K = 1000
 _ATTEMPTS = 3
+Which = Literal["active", "next"] | int
 
 events = logs.Events(__name__)
 
 
 class NoNextGeneration(Conflict):
     """`generation=next` was asked for and no candidate is loaded."""
+
+
+class NoSuchGeneration(Gone):
+    """The generation that was asked for by its id is not stored."""
 
 
 class WrongSpace(Conflict):
@@ -51,15 +61,17 @@ class InvalidQuery(Unprocessable):
 
 @dataclass(frozen=True)
 class Neighbor:
-    """`uncertainty` is the squared error that h expects of the item's embedding; None where no h made it, or h does not
-    say."""
+    """`hops` counts the transformations since the pixels, or the import; `uncertainty` is the squared error that h
+    expects of the item's embedding, None where no h made it, or h does not say."""
 
     id: str
     distance: float
     origin: str
+    hops: int
     uncertainty: float | None
     label: str | None
     metadata: dict[str, Any]
+    image_uri: str | None
     has_thumbnail: bool
 
 
@@ -82,15 +94,19 @@ class Answer:
 class Query:
     """What to search for besides the vectors; `max_distance` is inclusive.
 
-    `exclude_id` is an item that is never a neighbour; one that does not exist is none anyway.
+    `exclude_id` is an item that is never a neighbour, and `exclude_ids` are those that are none of each query vector;
+    one that does not exist is none anyway. Without a `generation` the active one answers, or the candidate those image
+    queries that its canary takes: the same for a `canary_key`. By its id, any that is stored answers.
     """
 
     k: int
     condition: dict[str, Any] | None = None
-    generation: Literal["active", "next"] = "active"
+    generation: Which | None = None
     model_version: str | None = None
     max_distance: float | None = None
     exclude_id: str | None = None
+    exclude_ids: Sequence[Sequence[str]] = ()
+    canary_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,23 +129,28 @@ class Search:
     replicas: Replicas
     samples: QuerySamples
     shadowing: Shadowing
+    metrics: ImageQueryMetrics
+    canary_counts: CanaryCounts
 
     def by_image(self, gallery: str, data: bytes, query: Query) -> Answer:
         """Return the nearest items of an image, encoded by the generation's own model version.
 
-        Its embedding may be kept as a sample, and a loaded candidate be asked too, off this path.
+        Its embedding may be kept as a sample, and a loaded candidate, or the previous generation of an upgrade that is
+        baked, be asked too, off this path.
         """
-        image = self.encoders.images.decode(data)
+        serving = self._serving(gallery)
 
         def encoded(served: ServedGeneration) -> _Probe:
-            vectors = self.encoders.get(served.version).encode_embedding([image])
+            encoder = self.encoders.get(served.version)
+            vectors = encoder.encode_embedding(lambda: [self.encoders.images.reduce(data, [encoder.preprocessing])])
             self.samples.note(served.gallery_id, served.version.id, vectors)
             candidate = self.replicas.loaded_next(served.gallery_id)
-            if candidate is not None and query.generation == "active":
+            if candidate is not None and candidate is not served and query.generation in (None, "active"):
                 self.shadowing.offer(data, vectors[0], served, candidate)
             return _Probe(vectors)
 
-        return self._answer(gallery, query, encoded)
+        answer = self._answer_of_candidate(serving, query, encoded)
+        return answer or self._answer_baked(gallery, serving, data, query, encoded)
 
     def by_vectors(self, gallery: str, vectors: Sequence[Sequence[float]], query: Query) -> Answer:
         """Return the nearest items of each vector; vectors of another space are a 4xx, never a wrong answer. Some may
@@ -148,8 +169,7 @@ class Search:
         With `exclude_self`, no item is its own neighbour. Raises `UnknownItem` (404) for an id without a live item, and
         `NoCurrentEmbedding` (409) for an item that an upgrade has yet to bring to the generation.
         """
-        for external_id in external_ids:
-            check_external_id(external_id)
+        external_ids = _canonical(external_ids)
 
         def stored(served: ServedGeneration) -> _Probe:
             with self.database.session_scope(snapshot=True) as session:
@@ -159,31 +179,129 @@ class Search:
 
         return self._answer(gallery, query, stored)
 
-    def _answer(self, gallery: str, query: Query, probe_for: _Probing) -> Answer:
-        """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
+    def _answer_of_candidate(self, serving: Serving, query: Query, probe_for: _Probing) -> Answer | None:
+        """Return a canary's answer; None for a query that is none, and where the candidate cannot answer it: then the
+        active generation does."""
+        trial = serving.canary
+        if trial is None or query.generation is not None or query.max_distance is not None:
+            return None  # a largest distance is one of the active space
+        if not canary.takes(trial, query.canary_key):
+            return None
+        candidate = self.replicas.loaded_next(serving.gallery_id)
+        if candidate is None:
+            return None  # it is yet to be loaded here: the share waits
+        try:
+            answer = self._answer_from(candidate, query, probe_for)
+        except Exception as error:
+            if not _is_fault(error):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            events.warning("canary.not_answered", upgrade_id=trial.upgrade_id, reason=reason)
+            self.metrics.canary.labels(trial.upgrade_id, "active").inc()
+            self.canary_counts.note(trial.upgrade_id, has_answered=False)
+            return None
+        self.metrics.canary.labels(trial.upgrade_id, "candidate").inc()
+        self.canary_counts.note(trial.upgrade_id, has_answered=True)
+        return answer
+
+    def _answer_baked(self, gallery: str, serving: Serving, data: bytes, query: Query, probe_for: _Probing) -> Answer:
+        """Search; where the query is one of a bake's share, have both generations compared off this path."""
+        bake = serving.bake
+        is_comparable = query.generation in (None, "active") and query.max_distance is None
+        if bake is None or not is_comparable or not self.shadowing.draws(bake.share):
+            return self._answer(gallery, query, probe_for, serving)
+        try:
+            answer = self._answer(gallery, query, probe_for, serving)
+        except Exception as error:
+            if _is_fault(error):
+                self.shadowing.run_later(partial(self._compare, serving, bake, data, query, has_failed=True))
+            raise
+        if answer.generation == serving.active_generation_id:
+            self.shadowing.run_later(partial(self._compare, serving, bake, data, query, has_failed=False))
+        return answer
+
+    def _compare(
+        self, serving: Serving, bake: Bake, data: bytes, query: Query, *, has_failed: bool
+    ) -> Callable[[], None]:
+        """Ask both generations of a bake, and return what notes it."""
+        before = self.replicas.loaded(serving.gallery_id, bake.previous_generation_id)
+        if before is None:
+            return lambda: None  # it is yet to be loaded here, or is dropped by now
+        after = self.replicas.loaded(serving.gallery_id, serving.active_generation_id)
+        preprocessings = [self.encoders.get(each.version).preprocessing for each in (before, after) if each is not None]
+        image, query = self.encoders.images.reduce(data, preprocessings), replace(query, k=bakes.K)
+
+        def ask(served: ServedGeneration) -> list[str]:
+            vectors = self.encoders.get(served.version).encode_embedding_apart([image])
+            answer = self._answer_from(served, query, lambda _: _Probe(vectors))
+            return [neighbor.id for neighbor in answer.neighbors[0]]
+
+        return bakes.compare(self.database, bake, after, before, ask, has_failed=has_failed)
+
+    def _serving(self, gallery: str) -> Serving:
+        with self.database.reading() as connection:
+            return find_serving(connection, gallery)
+
+    def _answer(self, gallery: str, query: Query, probe_for: _Probing, known: Serving | None = None) -> Answer:
+        """Search; again, with the pair that is served by then, when the generation was dropped meanwhile. `known` is
+        what was read of the gallery just now."""
         for _ in range(_ATTEMPTS):
-            with self.database.reading() as connection:
-                gallery_id, active_id = find_serving(connection, gallery)
+            serving, known = known or self._serving(gallery), None
+            gallery_id = serving.gallery_id
             try:
-                return self._answer_from(_pair(self.replicas, gallery_id, active_id, query), query, probe_for)
+                served = self._pair(serving, query.generation)
+                return self._answer_from(served, query, probe_for)
             except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
                 events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
                 with suppress(GenerationGone):
                     self.replicas.refresh(gallery_id)
         raise Unavailable("The gallery's generations change just now; try again.")
 
+    def _pair(self, serving: Serving, generation: Which | None) -> ServedGeneration:
+        if isinstance(generation, int):
+            return self.replicas.pinned(serving.gallery_id, generation) or self._not_pinned(serving, generation)
+        if generation == "next":
+            served = self.replicas.next(serving.gallery_id)
+            if served is None:
+                raise NoNextGeneration("No open upgrade of this gallery has an index to ask yet.")
+            return served
+        return self.replicas.active(serving.gallery_id, serving.active_generation_id)
+
+    def _not_pinned(self, serving: Serving, generation_id: int) -> NoReturn:
+        """Say why a generation does not answer: it is not stored, its index is yet to be built, or to be loaded."""
+        with self.database.session_scope() as session:
+            stage = generation_stage(session, serving.gallery_id, generation_id)
+        if stage is GenerationStage.BUILDING:
+            raise NoNextGeneration(f"Generation {generation_id} has no index to ask yet.")
+        if stage is GenerationStage.COMPLETE:
+            raise NotServed(f"Generation {generation_id} is yet to be loaded here.")
+        raise NoSuchGeneration(
+            f"Generation {generation_id} of this gallery is not stored; {serving.active_generation_id} is active."
+        )
+
     def _answer_from(self, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
         revision = served.revision  # read first: by the time the index is searched, it has followed at least as far
         probe = probe_for(served)
         with self.database.reading() as connection:
-            allowed, excluded = None, probe.own_ids
+            allowed, excluded = None, None if probe.own_ids is None else probe.own_ids[:, None]
             if query.condition is not None:
                 allowed = _allowed(connection, served, query.condition)
-            if query.exclude_id is not None:
-                excluded = _excluded(connection, served.gallery_id, query.exclude_id, len(probe.vectors))
-            found = _nearest(served, probe.vectors, query, allowed, excluded)
-            neighbors = _describe(connection, served.generation_id, found)
+            if query.exclude_id is not None or query.exclude_ids:
+                excluded = _excluded(connection, served.gallery_id, query, len(probe.vectors))
+            with self.metrics.index_seconds.time():
+                found = _nearest(served, probe.vectors, query, allowed, excluded)
+            with self.metrics.rows_seconds.time():
+                neighbors = _describe(connection, served.generation_id, found)
         return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
+
+
+def _is_fault(error: Exception) -> bool:
+    """Return whether an error is not the query's own."""
+    return (
+        not isinstance(error, GalleryError)
+        or error.status_code >= 500
+        or isinstance(error, EncodingFailed | EncodingStopped)
+    )
 
 
 def _checked(served: ServedGeneration, vectors: Sequence[Sequence[float]], model_version: str | None) -> Vectors:
@@ -226,11 +344,11 @@ def _embeddings_of(session: Session, served: ServedGeneration, ids: Ids, externa
 def _nearest(
     served: ServedGeneration, vectors: Vectors, query: Query, allowed: Ids | None, excluded: Ids | None
 ) -> SearchResult:
-    """Return the k nearest within the largest distance, of each query without its `excluded` item (Q,)."""
+    """Return the k nearest within the largest distance, of each query without its `excluded` items (Q, E)."""
     if excluded is None:
         found = served.index.search(vectors, query.k, allowed)
     else:
-        found = _without(served.index.search(vectors, query.k + 1, allowed), excluded)
+        found = _without(served.index.search(vectors, query.k + excluded.shape[1], allowed), excluded)
     if query.max_distance is None:
         return found
     # In float64, where a distance of an earlier answer compares as equal to itself.
@@ -239,22 +357,16 @@ def _nearest(
 
 
 def _without(found: SearchResult, excluded: Ids) -> SearchResult:
-    """Return one neighbour fewer of each query: not its excluded one, else not its farthest."""
-    first = np.argsort(found.ids == excluded[:, None], axis=1, kind="stable")[:, :-1]
+    """Return E neighbours fewer of each query: not its excluded ones (Q, E), else not its farthest."""
+    is_excluded = np.zeros(found.ids.shape, np.bool_)
+    for column in excluded.T:
+        is_excluded |= (found.ids == column[:, None]) & (column != NO_ID)[:, None]
+    first = np.argsort(is_excluded, axis=1, kind="stable")[:, : found.ids.shape[1] - excluded.shape[1]]
     return replace(
         found,
         ids=np.take_along_axis(found.ids, first, axis=1),
         distances=np.take_along_axis(found.distances, first, axis=1),
     )
-
-
-def _pair(replicas: Replicas, gallery_id: int, active_id: int, query: Query) -> ServedGeneration:
-    if query.generation == "next":
-        served = replicas.next(gallery_id)
-        if served is None:
-            raise NoNextGeneration("No open upgrade of this gallery has an index to ask yet.")
-        return served
-    return replicas.active(gallery_id, active_id)
 
 
 def _allowed(connection: Connection, served: ServedGeneration, condition: dict[str, Any]) -> Ids:
@@ -265,11 +377,29 @@ def _allowed(connection: Connection, served: ServedGeneration, condition: dict[s
     return np.frombuffer(connection.scalar(query) or b"", ">i8").astype(np.int64)
 
 
-def _excluded(connection: Connection, gallery_id: int, external_id: str, queries: int) -> Ids:
-    """Return the item's id for each query, or no id when there is none."""
-    check_external_id(external_id)
-    query = select(Item.id).where(Item.gallery_id == gallery_id, Item.external_id == external_id)
-    return np.full(queries, connection.scalar(query) or NO_ID, np.int64)
+def _excluded(connection: Connection, gallery_id: int, query: Query, queries: int) -> Ids:
+    """Return the ids of the items that are left out of each query, (Q, E), filled up with no id."""
+    of_all = [] if query.exclude_id is None else [query.exclude_id]
+    wanted = [_canonical([*of_all, *own]) for own in query.exclude_ids or [()] * queries]
+    if len(wanted) != queries:
+        raise InvalidQuery(f"There are {queries} query vectors, and exclude_ids for {len(wanted)}.")
+    names = {name for own in wanted for name in own}
+    rows = connection.execute(
+        select(Item.external_id, Item.id).where(Item.gallery_id == gallery_id, Item.external_id.in_(names))
+    )
+    ids: dict[str, int] = {row.external_id: row.id for row in rows}
+    excluded = np.full((queries, max(map(len, wanted))), NO_ID, np.int64)
+    for place, own in enumerate(wanted):
+        excluded[place, : len(own)] = [ids.get(name, NO_ID) for name in own]
+    return excluded
+
+
+def _canonical(external_ids: Sequence[str]) -> list[str]:
+    """Return the ids in the form that they are stored in. Raises `InvalidItem` (422)."""
+    names = list(map(canonical_id, external_ids))
+    for name in names:
+        check_external_id(name)
+    return names
 
 
 def _describe(connection: Connection, generation_id: int, found: SearchResult) -> list[list[Neighbor]]:
@@ -277,8 +407,8 @@ def _describe(connection: Connection, generation_id: int, found: SearchResult) -
     ids = [int(id_) for id_ in np.unique(found.ids) if id_ >= 0]
     rows = connection.execute(
         text(
-            f"SELECT i.id, i.external_id, e.origin, {known_uncertainty('e')}, i.label, i.metadata,"
-            " i.thumbnail IS NOT NULL FROM items i"
+            f"SELECT i.id, i.external_id, e.origin, e.hops, {known_uncertainty('e')}, i.label, i.metadata,"
+            " i.image_uri, i.thumbnail IS NOT NULL FROM items i"
             f" JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
             " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
         ),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.access.tenancy import own_or_shared
+from service.domain.choice import choose, unsoundness
 from service.domain.registry import NetworkStore
 from service.errors import Unprocessable
 from service.tables import ModelVersion, Task, Transformation
@@ -30,21 +32,29 @@ class ChainedSource:
 def chained_transformations(
     store: NetworkStore, before: ModelVersion, after: ModelVersion, task: Task
 ) -> tuple[int, ...]:
-    """Return the newest transformation into `before` from each version but `after`, by id, of those that lead on (with
-    a g, if `before` has side-information), that may serve the task, and whose networks can be run here."""
+    """Return the transformation into `before` from each version but `after`, by id: of those that lead on (with a g, if
+    `before` has side-information), that may serve the task, and whose networks can be run here, the one that
+    `service.domain.choice` takes. A version from which none is sound has none.
+
+    Raises `AmbiguousTransformation` (409).
+    """
     into = (
         select(Transformation, ModelVersion)
         .join(ModelVersion, ModelVersion.id == Transformation.from_version_id)
-        .where(Transformation.to_version_id == before.id, ModelVersion.id != after.id)
+        .where(own_or_shared(Transformation), Transformation.to_version_id == before.id, ModelVersion.id != after.id)
         .order_by(Transformation.id)
     )
-    newest = {}
+    candidates: dict[str, list[Transformation]] = {}
     for transformation, version in store.session.execute(into):
         leads_on = before.side_information_dim is None or transformation.g_digest is not None
         trusted = store.settings.trust_torchscript or "torchscript" not in _kinds(transformation, version)
-        if leads_on and trusted and transformation.may_serve(task):
-            newest[version.id] = transformation.id
-    return tuple(sorted(newest.values()))
+        if leads_on and trusted and transformation.may_serve(task) and unsoundness(transformation) is None:
+            candidates.setdefault(version.name, []).append(transformation)
+    chosen = [
+        choose(found, f"from {name!r} to {before.name!r}", otherwise="set options.chained to false")
+        for name, found in candidates.items()
+    ]
+    return tuple(sorted(transformation.id for transformation in chosen))
 
 
 def _kinds(transformation: Transformation, version: ModelVersion) -> Iterable[str | None]:

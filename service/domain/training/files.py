@@ -4,7 +4,7 @@ Each name begins with the training's own prefix, drawn at random, and says what 
 under its name:
 - `rows-<first>-<end>-<count>`: `count` rows of features, of the source's rows or images from position `first` to before
   `end`; images that cannot be read leave none;
-- `<network>-<epochs done>`: a checkpoint of the training of h or g.
+- `<network>-<epochs done>`, `<network>-<epochs done>-<steps of the next one>`: a checkpoint of the training of h or g.
 A file has its name only when it is whole and durable. `remove_unwanted` removes those of trainings that have ended, or
 that never began.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -65,6 +66,17 @@ class RowRange:
         return f"rows-{self.first:012}-{self.end:012}-{self.count}"
 
 
+class TrainedTo(NamedTuple):
+    """How far a training is: the epochs that are done, and the steps of the next one."""
+
+    epochs: int
+    steps: int
+
+    def name_of(self, network: str) -> str:
+        """Return the name of the checkpoint of `network` (h or g)."""
+        return f"{network}-{self.epochs:06}" + (f"-{self.steps:06}" if self.steps else "")
+
+
 class TrainingFiles:
     """The files of one training."""
 
@@ -95,21 +107,21 @@ class TrainingFiles:
                 rows = FeatureRows(**safetensors.numpy.load_file(path))
             yield rows
 
-    def newest_checkpoint(self, network: str) -> int:
-        """Return the epochs done at the newest checkpoint of `network` (h or g); 0 when there is none."""
-        return max(self._checkpoints(network), default=0)
+    def newest_checkpoint(self, network: str) -> TrainedTo:
+        """Return how far the newest checkpoint of `network` (h or g) is; (0, 0) when there is none."""
+        return max(self._checkpoints(network), default=TrainedTo(0, 0))
 
-    def store_checkpoint(self, network: str, epochs_done: int, path: Path) -> None:
+    def store_checkpoint(self, network: str, trained_to: TrainedTo, path: Path) -> None:
         """Store a checkpoint file, and remove every other one: those before it, and those of a training that could not
         be gone on from and was begun again."""
-        self._publish(f"{network}-{epochs_done:06}", lambda target: shutil.copyfile(path, target))
-        for epochs, name in self._checkpoints(network).items():
-            if epochs != epochs_done:
+        self._publish(trained_to.name_of(network), lambda target: shutil.copyfile(path, target))
+        for other, name in self._checkpoints(network).items():
+            if other != trained_to:
                 self._blobs.delete_file(self._path(name))
 
-    def fetch_checkpoint(self, network: str, epochs_done: int, target: Path) -> None:
+    def fetch_checkpoint(self, network: str, trained_to: TrainedTo, target: Path) -> None:
         """Copy a stored checkpoint to `target`, in one step."""
-        with self._fetched(f"{network}-{epochs_done:06}") as path:
+        with self._fetched(trained_to.name_of(network)) as path:
             write_atomically(target, lambda part: shutil.copyfile(path, part))
 
     def remove(self) -> None:
@@ -117,10 +129,11 @@ class TrainingFiles:
         for name in self._names():
             self._blobs.delete_file(self._path(name))
 
-    def _checkpoints(self, network: str) -> dict[int, str]:
-        """Return the names of stored checkpoints, by the epochs done."""
-        pattern = re.compile(rf"{network}-(\d+)")
-        return {int(match[1]): name for name in self._names() if (match := pattern.fullmatch(name))}
+    def _checkpoints(self, network: str) -> dict[TrainedTo, str]:
+        """Return the names of stored checkpoints, by how far they are."""
+        pattern = re.compile(rf"{network}-(\d+)(?:-(\d+))?")
+        found = ((pattern.fullmatch(name), name) for name in self._names())
+        return {TrainedTo(int(match[1]), int(match[2] or 0)): name for match, name in found if match}
 
     def _path(self, name: str) -> str:
         return f"{FOLDER}/{self._prefix}.{name}"

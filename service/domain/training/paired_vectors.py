@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from service.domain.training.files import FeatureRows, TrainingFiles, Vectors, label_numbers
 from service.durable import file_sha256
-from service.errors import TooLarge, Unprocessable
+from service.errors import GalleryError, TooLarge, Unprocessable
 from service.tables import ModelVersion
-from service.vectors.arrow import UnknownFormat, read_vectors
+from service.vectors.arrow import UnknownFormat, is_text, plain_values, read_vectors, refuse_unknown_columns
 
 _REQUIRED = ("embedding_from", "embedding_to")
 _OPTIONAL = ("side_information_from", "side_information_to", "label")
@@ -65,6 +65,8 @@ def store_pairs(
     Raises `UnknownFormat` (415), `InvalidPairs` and `InvalidImport` (422), and `TooManyRows` (413).
     """
     with ExitStack() as stack:
+        for source in sources:
+            _refuse_arrow(source)
         with _reading():
             opened = [stack.enter_context(pq.ParquetFile(source)) for source in sources]
             columns = _check_columns([file.schema_arrow.names for file in opened], limits, with_g)
@@ -93,11 +95,29 @@ def check_bytes(rows: int, dims: Iterable[int | None], max_bytes: int, chained: 
     raise TooManyRows(refusal)
 
 
+def _refuse_arrow(source: BinaryIO | Path) -> None:
+    """Raise `UnknownFormat` (415), with what to do, for Arrow's own formats: their rows cannot be read in parts that
+    are bounded before they are decoded."""
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            return _refuse_arrow(stream)
+    start = source.read(6)
+    source.seek(0)
+    if start == b"ARROW1" or start[:4] in (b"FEA1", b"\xff\xff\xff\xff"):
+        raise UnknownFormat(
+            "The pairs are Arrow; a training reads Parquet. Write the same table with pyarrow.parquet.write_table, or"
+            " polars' write_parquet."
+        )
+    return None
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except GalleryError:
+        raise
+    except Exception as error:  # what is damaged may make the reader raise anything
         raise UnknownFormat(f"The pairs are not a readable Parquet file: {error}") from error
 
 
@@ -105,10 +125,7 @@ def _check_columns(found: Sequence[list[str]], limits: PairLimits, with_g: bool)
     columns = found[0]
     if any(set(others) != set(columns) for others in found):
         raise InvalidPairs("The Parquet files have different columns.")
-    unknown = set(columns) - {*_REQUIRED, *_OPTIONAL}
-    if unknown or len(set(columns)) != len(columns):
-        raise InvalidPairs(f"Columns are {', '.join((*_REQUIRED, *_OPTIONAL))}, each once; got {columns}.")
-
+    refuse_unknown_columns(columns, (*_REQUIRED, *_OPTIONAL))
     missing = [name for name in _REQUIRED if name not in columns]
     if with_g and "side_information_to" not in columns:
         missing.append("side_information_to")
@@ -131,7 +148,12 @@ def _check_size(opened: Sequence[pq.ParquetFile], limits: PairLimits, columns: l
     check_bytes(rows, (dims[name] for name in columns if name in dims), limits.max_bytes)
 
     for file in opened:
-        # Before anything is decoded: a small file can hold vectors of any length.
+        # Before anything is decoded: a small file can hold vectors of any length, and labels.
+        size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups))
+        if size > limits.max_bytes:
+            raise TooManyRows(
+                f"The pairs take {size} bytes when they are read; a training may take {limits.max_bytes}."
+            )
         for name in dims:
             values, dim = _count_values(file, name), dims[name]
             if dim is not None and values > file.metadata.num_rows * dim:
@@ -178,14 +200,12 @@ def _labels(table: pa.Table) -> NDArray[np.int64] | None:
         return None
     column = table.column("label")
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-        raise InvalidPairs(f"The column 'label' has strings or whole numbers; got {kind}.")
-    if column.null_count:
+    if not (is_text(kind) or pa.types.is_integer(kind)):
+        raise InvalidPairs(f"The column 'label' has strings or whole numbers; got {kind}. Cast it to string.")
+    labels = plain_values(column)
+    if None in labels:
         raise InvalidPairs("The column 'label' has nulls: every row has a label, or none has.")
-    try:
-        return label_numbers([str(label) for label in column.to_pylist()])
-    except UnicodeDecodeError as error:
-        raise InvalidPairs("The column 'label' has strings that are not UTF-8.") from error
+    return label_numbers([str(label) for label in labels])
 
 
 def _sha256(sources: Sequence[BinaryIO | Path]) -> str:

@@ -16,8 +16,9 @@ from sqlalchemy import ColumnElement, cast, func, or_, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
-from service import logs
+from service import identity, logs
 from service.advisory_locks import AdvisoryLock, hold, hold_if_free
+from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
 from service.domain.job_state import UNFINISHED, JobAction, JobState
@@ -146,6 +147,7 @@ def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO |
         before.name, before.id, after.name, after.id, wanted.with_g, wanted.dataset, wanted.options, *source
     )
     job = Job(
+        tenant=identity.current.get().tenant,
         kind=TRAINING,
         state=JobState.QUEUED,
         file_prefix=prefix,
@@ -156,6 +158,8 @@ def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO |
     session.flush()  # its id is the answer
     session.refresh(job)
 
+    asked_for = {"from_version": before.name, "to_version": after.name, "dataset": wanted.dataset}
+    record(session, Act.TRAINING_STARTED, Subject("job", job.id), after=asked_for)
     send_after_commit(session, ADVANCE_TRAINING, job.id)
     events.info("training.queued", job_id=job.id, from_version=before.name, to_version=after.name)
     return job
@@ -227,6 +231,12 @@ def end_slice(session: Session, job_id: int) -> None:
     session.execute(update(Job).where(_runs(job_id)).values(attempts=0, error=None))
 
 
+def record_shortage(session: Session, job_id: int, sentence: str) -> None:
+    """Say why a training rests while the disk has too little room; the end of its next slice takes that back."""
+    unfinished = (Job.id == job_id) & Job.state.in_(UNFINISHED)
+    session.execute(update(Job).where(unfinished, Job.error.is_(None)).values(error=sentence))
+
+
 def record_failed_attempt(session: Session, job_id: int, sentence: str) -> None:
     """Keep the reason of a failure that may pass; the training is tried again after a pause."""
     session.execute(update(Job).where(_runs(job_id)).values(error=sentence, updated_at=func.now()))
@@ -265,7 +275,9 @@ def complete_training(store: NetworkStore, job_id: int, trained: TrainedTransfor
 
     request = TrainingRequest.of(job)
     before, after = versions_of(store.session, request)
-    transformation = register_transformation(store, before.name, after.name, trained.h, trained.g)
+    reason = f"Trained by job {job_id}."
+    with identity.acting_for(job.tenant):
+        transformation = register_transformation(store, before.name, after.name, trained.h, trained.g, reason)
     transformation.training = _training_record(job, request, trained)
     transformation.metrics = trained.metrics
     chained = list(request.chained_transformations)

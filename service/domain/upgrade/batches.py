@@ -9,15 +9,14 @@ The steps, the last two in one transaction, with their crash points and what a c
 The row lock says that the worker lives: it ends with the worker's connection. The lease only covers the moment between
 the two transactions.
 
-A batch that fails is tried again after a pause that doubles with every attempt. A row that cannot be transformed or
-stored (`service.networks.transformations.PoisonedItem`) is not tried again: the upgrade fails at once and names the
-item.
+A batch that fails is tried again after a pause that doubles with every attempt. One with rows that cannot be
+transformed or stored (`service.networks.transformations.PoisonedItems`) is not: it waits, with their names, until the
+others are done. Then the upgrade fails and names them all, so that whoever mends them retries once.
 """
 
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import numpy as np
 from psycopg.errors import UniqueViolation
@@ -28,6 +27,7 @@ from service import logs
 from service.crash_points import crash_point
 from service.db import Database, driver_connection
 from service.domain.batch_state import BatchAction, BatchState
+from service.domain.claims import change_rows, claim_rows, pause_seconds, seconds_from_now
 from service.domain.gallery.current_rows import current_rows_query, is_current, lacks_current
 from service.domain.gallery.generations import (
     StoredGeneration,
@@ -37,8 +37,9 @@ from service.domain.gallery.generations import (
     upsert_clause,
 )
 from service.domain.upgrade.catch_up import insert_batches
-from service.domain.upgrade.upgrades import change_batches, change_state, lock_state
+from service.domain.upgrade.upgrades import NAMED_ITEMS, change_state, lock_state
 from service.domain.upgrade_state import Action, State
+from service.metrics import UPGRADE_BATCH_SECONDS, UPGRADE_ROWS
 from service.tables import Upgrade, UpgradeBatch
 from service.vectors.copy import read_rows, write_rows
 from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
@@ -85,35 +86,17 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
 
     Committed at once, so that an attempt counts even if it kills the worker.
     """
-    rested = UpgradeBatch.retry_at.is_(None) | (UpgradeBatch.retry_at < func.now())
-    lease_ended = UpgradeBatch.lease_expires_at < func.now()
-    claimable = ((UpgradeBatch.state == BatchState.PENDING) & rested) | (
-        (UpgradeBatch.state == BatchState.CLAIMED) & lease_ended
-    )
-    token = uuid.uuid4()
-
     # 1.
     with database.session_scope() as session:
-        batch_id = session.scalar(
-            select(UpgradeBatch.id)
-            .where(UpgradeBatch.upgrade_id == upgrade_id, claimable)
-            .order_by(UpgradeBatch.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        if batch_id is None:
+        wanted = (UpgradeBatch.upgrade_id == upgrade_id) & UpgradeBatch.refused.is_(None)
+        found = claim_rows(session, UpgradeBatch, wanted, UpgradeBatch.id, 1, lease_seconds)
+        if not found:
             return None
-        (claimed,) = change_batches(
-            session,
-            UpgradeBatch.id == batch_id,
-            BatchAction.CLAIM,
-            claim_token=token,
-            attempts=UpgradeBatch.attempts + 1,
-            lease_expires_at=_seconds_from_now(lease_seconds),
-        )
+        (batch,) = found
 
     crash_point("batch.claimed")
-    return Claim(batch_id, upgrade_id, token, claimed.attempts, claimed.error)
+    assert batch.claim_token is not None
+    return Claim(batch.id, upgrade_id, batch.claim_token, batch.attempts, batch.error)
 
 
 def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int | None:
@@ -139,7 +122,8 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
 
     # 3.
     done_at = func.clock_timestamp()
-    finished = change_batches(session, _is_of(claim), BatchAction.FINISH, rows=rows, error=None, done_at=done_at)
+    values = {"rows": rows, "error": None, "done_at": done_at}
+    finished = change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.FINISH, **values)
     if len(finished) != 1:
         raise RuntimeError(f"Batch {batch.id} left its claim while its row was locked.")
     events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
@@ -149,14 +133,22 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
 def release_batch(session: Session, claim: Claim, sentence: str, retry_base_seconds: float) -> None:
     """Give a claim back after a failure, with the reason; it can be claimed again after a pause that doubles with every
     attempt, from `retry_base_seconds` up to a minute."""
-    pause = min(60.0, retry_base_seconds * 2.0 ** (claim.attempts - 1))
-    retry_at = _seconds_from_now(pause)
-    change_batches(session, _is_of(claim), BatchAction.RELEASE, error=sentence, retry_at=retry_at)
+    retry_at = seconds_from_now(pause_seconds(claim.attempts, retry_base_seconds))
+    change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.RELEASE, error=sentence, retry_at=retry_at)
+
+
+def set_aside(session: Session, claim: Claim, reasons: dict[int, str]) -> None:
+    """Give a claim back because of items that cannot be upgraded, for reasons by their ids; it is not claimed again
+    before a retry of the upgrade."""
+    first = [{"item_id": item_id, "reason": reasons[item_id]} for item_id in sorted(reasons)[:NAMED_ITEMS]]
+    refused = {"count": len(reasons), "first": first}
+    change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.RELEASE, refused=refused)
+    events.warning("upgrade.items_refused", upgrade_id=claim.upgrade_id, batch_id=claim.batch_id, items=len(reasons))
 
 
 def return_batch(session: Session, claim: Claim) -> None:
     """Give a claim back as if the batch had not been tried."""
-    change_batches(session, _is_of(claim), BatchAction.RELEASE, attempts=UpgradeBatch.attempts - 1)
+    change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.RELEASE, attempts=UpgradeBatch.attempts - 1)
 
 
 def _is_of(claim: Claim) -> ColumnElement[bool]:
@@ -165,10 +157,6 @@ def _is_of(claim: Claim) -> ColumnElement[bool]:
     Whoever gives back a claim that was taken over moves no row, and need not know: the batch is another's by then.
     """
     return (UpgradeBatch.id == claim.batch_id) & (UpgradeBatch.claim_token == claim.token)
-
-
-def _seconds_from_now(seconds: float) -> ColumnElement[datetime]:
-    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
 def transform_items(session: Session, upgrade: Upgrade, items: ItemRange, transform: Transform) -> int:
@@ -182,16 +170,20 @@ def transform_items(session: Session, upgrade: Upgrade, items: ItemRange, transf
 
     written = 0
     for number, leg in enumerate(upgrade.legs):
-        rows = _rows_to_transform(session, sources[: number + 1], target, items)
+        with UPGRADE_BATCH_SECONDS.labels("read").time():
+            rows = _rows_to_transform(session, sources[: number + 1], target, items)
         if rows is None:
             continue
 
-        transformed = transform(rows, target.vector_format, leg.transformation_ids)
+        with UPGRADE_BATCH_SECONDS.labels("transform").time():
+            transformed = transform(rows, target.vector_format, leg.transformation_ids)
         crash_point("batch.transformed")
         transformed.origin = np.full(len(transformed), Origin.TRANSFORMED, np.int16)
-        written += _write(session, target, transformed, f"staging_{target.id}_{items.first}_{number}")
+        with UPGRADE_BATCH_SECONDS.labels("write").time():
+            written += _write(session, target, transformed, f"staging_{target.id}_{items.first}_{number}")
         crash_point("batch.written")
 
+    UPGRADE_ROWS.inc(written)
     return written
 
 

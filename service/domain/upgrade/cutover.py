@@ -15,11 +15,16 @@ A crash before the commit leaves everything as it was. The check looks at what c
 known to be complete: since it was verified, or since it stopped being the active one.
 """
 
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
 from sqlalchemy import BigInteger, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.audit import Act, Actor, Subject, record
 from service.crash_points import crash_point
 from service.domain.gallery.current_rows import delete_orphans, missing_items
 from service.domain.gallery.galleries import find_open_upgrade, lock_gallery
@@ -28,6 +33,7 @@ from service.domain.gallery.writes import delete_items
 from service.domain.generation_stage import GenerationAction
 from service.domain.judging.reports import GatesHold, check_verdict, is_stale, newest_report
 from service.domain.upgrade.batches import ItemRange, Transform, transform_items
+from service.domain.upgrade.trials import Outcome, bake_end, check_not_baked, end_bake, is_baked
 from service.domain.upgrade.upgrades import change_state, lock_state
 from service.domain.upgrade_state import OPEN, Action, State, advance
 from service.errors import Conflict
@@ -89,10 +95,15 @@ def request_cutover(session: Session, upgrade_id: int, override: str | None = No
 
     report = newest_report(session, upgrade_id)
     upgrade.cutover_requested_at = func.now()
-    upgrade.decision = {"by": "request", "reason": override, "report": None if report is None else report.number}
+    number, actor = None if report is None else report.number, Actor.now()
+    asked_at = datetime.now(UTC).isoformat(timespec="seconds")
+    asked = {"asked_by": actor.to_json(), "asked_at": asked_at}
+    upgrade.decision = {"by": "request", "reason": override, "report": number, **asked}
     session.flush()
     session.refresh(upgrade)
     check_verdict(session, upgrade)
+    if override is not None:
+        record(session, Act.OVERRIDE, Subject("upgrade", upgrade_id), after={"report": number}, reason=override)
     return upgrade
 
 
@@ -149,12 +160,22 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
 
     # 3.
     _switch(session, gallery, target, verified)
-    values = {"cutover_requested_at": None, "live_revision": gallery.revision, "decision": decision}
-    return change_state(session, upgrade_id, Action.CUTOVER, **values)
+    _record_switch(session, Act.CUTOVER, upgrade, decision)
+    return change_state(
+        session,
+        upgrade_id,
+        Action.CUTOVER,
+        cutover_requested_at=None,
+        live_revision=gallery.revision,
+        decision=decision,
+        bake_ends_at=bake_end(upgrade),
+    )
 
 
-def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -> Upgrade:
-    """Make the previous generation active again and drop the next one.
+def roll_back(
+    session: Session, upgrade_id: int, *, accept_loss: bool = False, guardrails: str | None = None
+) -> Upgrade:
+    """Make the previous generation active again and drop the next one; `guardrails` says why these do so by themselves.
 
     Raises `RollbackWouldLose`, which names them, for items that the previous generation does not have (vectors imported
     in the new space since the cutover); with `accept_loss` they are deleted. Raises `OtherUpgradeFirst` while another
@@ -183,6 +204,10 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
 
     # 3.
     _switch(session, gallery, target, since)
+    if is_baked(upgrade):
+        end_bake(session, upgrade, Outcome.ENDED, "The bake ended: the upgrade was rolled back by request.")
+    by = "request" if guardrails is None else "guardrails"
+    _record_switch(session, Act.ROLLBACK, upgrade, {"by": by, "reason": guardrails, "accepted_loss": len(names)})
     upgrade = change_state(session, upgrade_id, Action.ROLLBACK)
     drop_generation(session, upgrade.to_generation_id)
     return upgrade
@@ -191,12 +216,13 @@ def roll_back(session: Session, upgrade_id: int, *, accept_loss: bool = False) -
 def finalize(session: Session, upgrade_id: int) -> Upgrade:
     """Drop the previous generation: from here on there is no way back.
 
-    Raises `OtherUpgradeFirst` while another upgrade needs that generation, and `IllegalTransition` unless the upgrade
-    is live.
+    Raises `BakeRuns` while the upgrade is baked, `OtherUpgradeFirst` while another upgrade needs that generation, and
+    `IllegalTransition` unless the upgrade is live.
     """
     upgrade = lock_state(session, upgrade_id)
     if advance(upgrade.state, Action.FINALIZE) == upgrade.state:
         return upgrade
+    check_not_baked(upgrade)
 
     lock_gallery(session, upgrade.gallery_id)
     crash_point("finalize.locked")
@@ -211,7 +237,28 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
 
     upgrade = change_state(session, upgrade_id, Action.FINALIZE)
     drop_generation(session, upgrade.from_generation_id)
+    dropped = {"dropped_generation": upgrade.from_generation_id}
+    record(session, Act.FINALIZE, Subject("upgrade", upgrade_id), after=dropped)
     return upgrade
+
+
+def _record_switch(session: Session, act: Act, upgrade: Upgrade, decision: dict[str, Any]) -> None:
+    """Audit that the active generation changes, as the act of whoever asked for it: a worker may do it for them. What
+    comes by itself is in the audit of the gallery's tenant."""
+    active, other = upgrade.from_generation_id, upgrade.to_generation_id
+    before, after = (other, active) if act is Act.ROLLBACK else (active, other)
+    decided = {name: value for name, value in decision.items() if name not in ("asked_by", "reason")}
+    tenant = session.scalars(select(Gallery.tenant).where(Gallery.id == upgrade.gallery_id)).one()
+    asked_by = decision.get("asked_by")
+    record(
+        session,
+        act,
+        Subject("upgrade", upgrade.id),
+        before={"generation": before},
+        after={"generation": after, **decided},
+        reason=decision["reason"],
+        actor=Actor(**asked_by) if asked_by else replace(Actor.now(), tenant=tenant),
+    )
 
 
 def _switch(session: Session, gallery: Gallery, target: GenerationKey, complete_at: int) -> None:

@@ -1,12 +1,8 @@
 """How many bytes a generation takes, and whether the disk has them."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
-from sqlalchemy import make_url
-
-from service.errors import GalleryError
+from service.disk import NoRoom, free_bytes, holds_blobs, holds_database, in_words
 from service.settings import Settings
 from service.vectors.rows import VectorFormat
 
@@ -15,12 +11,8 @@ from service.vectors.rows import VectorFormat
 _ROW_OVERHEAD_BYTES = 24 + 4 + 24 + 16 + 20
 # A HNSW index keeps float16 codes and 64 links of 4 bytes; a flat one, of at most some ten thousand rows, float32.
 _INDEX_LINK_BYTES = 64 * 4 + 8
-
-
-class NoRoom(GalleryError):
-    """The disk is too small for another generation."""
-
-    status_code = 507
+# Between two checkpoints PostgreSQL keeps its log of what was written: the embedded one's `max_wal_size`.
+_MOST_LOG_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -39,24 +31,14 @@ def generation_bytes(vector_format: VectorFormat, items: int) -> Bytes:
 
 
 def check_room(settings: Settings, needed: Bytes) -> None:
-    """Raise `NoRoom` (507) when the data folder's disk has less than what is needed of it.
-
-    It counts a blob store in a folder, and a database that is reached by a socket: both are taken to be on that disk.
-    Servers elsewhere are their operator's to watch.
-    """
-    total = 0
-    if settings.blob_location.startswith("file:"):
-        total += needed.index
-    host = make_url(settings.database_url).query.get("host", "") if settings.database_url else "/"
-    if str(host).startswith("/"):
-        total += needed.database
-    free = shutil.disk_usage(_existing(settings.data)).free
-    if total > free:
+    """Raise `NoRoom` (507) when the data folder's disk would have less than the reserve left: after the index, the
+    rows, and PostgreSQL's log of them."""
+    total = needed.index if holds_blobs(settings) else 0
+    if holds_database(settings):
+        total += needed.database + min(needed.database, _MOST_LOG_BYTES)
+    free = free_bytes(settings)
+    if total + settings.disk_reserve_bytes > free:
         raise NoRoom(
-            f"The next generation takes about {total / 2**30:.1f} GiB and the disk of {settings.data} has"
-            f" {free / 2**30:.1f} GiB; make room, or put the database elsewhere."
+            f"The next generation takes about {in_words(total)}, the reserve {in_words(settings.disk_reserve_bytes)},"
+            f" and the disk of {settings.data} has {in_words(free)} free; make room, or put the database elsewhere."
         )
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.resolve().parent)

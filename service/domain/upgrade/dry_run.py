@@ -14,17 +14,26 @@ from service.domain.gallery.generations import StoredGeneration, get_stored_gene
 from service.domain.upgrade.batches import Transform
 from service.domain.upgrade.paths import FoundLeg
 from service.domain.upgrade.planning import Outline, WantedUpgrade, outline_upgrade
+from service.domain.upgrade.upgrades import items_refused
+from service.domain.upgrade.work_ahead import WorkAhead, work_ahead
+from service.errors import Conflict
+from service.networks.transformations import PoisonedItems
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
 _SAMPLE_ITEMS = 4_096
 
 
+class ItemsRefused(Conflict):
+    """Items of the sample cannot be upgraded."""
+
+
 @dataclass(frozen=True)
 class DryRun:
     """`reason` says why the path is this one. `bytes` is what the new generation adds to the database and `index_bytes`
     to the blob store; `seconds` is what one worker takes for the rows at the measured rate, without the index. None for
-    an empty gallery."""
+    an empty gallery. `ahead` is what workers have at hand, and `seconds_ahead` is what one may take for it before it
+    turns to this upgrade, as if items of other galleries took as long as those of this one."""
 
     legs: list[FoundLeg]
     reason: str
@@ -33,6 +42,8 @@ class DryRun:
     index_bytes: int
     measured_items: int
     seconds: float | None
+    ahead: WorkAhead
+    seconds_ahead: float | None
 
 
 class Networks(Protocol):
@@ -48,10 +59,12 @@ class Networks(Protocol):
 def dry_run(database: Database, networks: Networks, wanted: WantedUpgrade) -> DryRun:
     """Measure reading, transforming and copying a sample on this machine.
 
-    Refuses what an upgrade would refuse, but for a disk that is too small.
+    Refuses what an upgrade would refuse, but for a disk that is too small, and a sample with items that cannot be
+    upgraded (`ItemsRefused`, 409).
     """
     with database.session_scope() as session:
         outline = outline_upgrade(session, wanted)
+        ahead = work_ahead(session)
     networks.load(outline.legs[0].transformation_ids)
     measured, seconds = 0, 0.0
     for _ in range(2):  # the first one warms caches and threads
@@ -64,19 +77,28 @@ def dry_run(database: Database, networks: Networks, wanted: WantedUpgrade) -> Dr
         index_bytes=outline.bytes.index,
         measured_items=measured,
         seconds=outline.items * seconds / measured if measured else None,
+        ahead=ahead,
+        seconds_ahead=ahead.seconds(seconds / measured) if measured else None,
     )
 
 
 def _measure(database: Database, transform: Transform, outline: Outline) -> tuple[int, float]:
-    """Return how many rows were read, transformed and copied into a temporary table, and the seconds that it took."""
+    """Return how many rows were read, transformed and copied into a temporary table, and the seconds that it took. No
+    session waits for the networks."""
+    leg, target = outline.legs[0], outline.target
     with database.session_scope() as session:
-        leg, target = outline.legs[0], outline.target
         source = get_stored_generation(session, target.gallery_id, leg.generation_id)
         began = time.perf_counter()
         rows = _read_sample(session, source)
-        if rows is None:
-            return 0, 0.0
+    if rows is None:
+        return 0, 0.0
+    try:
         transformed = transform(rows, target.vector_format, leg.transformation_ids)
+    except PoisonedItems as error:
+        with database.session_scope() as session:
+            refusal = items_refused(session, error.reasons, len(error.reasons))
+        raise ItemsRefused(f"Of a sample of {len(rows)} items, {refusal} Replace or delete them.") from error
+    with database.session_scope() as session:
         stage_embeddings(session, "dry_run", transformed, target.vector_format)
         session.execute(text("CREATE TEMP TABLE dry_run_rows (LIKE dry_run, PRIMARY KEY (item_id)) ON COMMIT DROP"))
         session.execute(text("INSERT INTO dry_run_rows SELECT * FROM dry_run ORDER BY item_id"))

@@ -2,12 +2,15 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.access.tenancy import own_or_shared
 from service.column_types import Leg
+from service.domain.choice import choose, unsoundness
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.registry import get_transformation
 from service.domain.upgrade.history import Histories
@@ -30,6 +33,25 @@ class FoundLeg(Leg):
     gives_side_information: bool
 
 
+@dataclass(frozen=True)
+class Route:
+    """A way from a generation to a version: for each hop its versions in words, and the transformations that could make
+    it."""
+
+    generation_id: int
+    hops: tuple[tuple[str, tuple[Transformation, ...]], ...]
+
+    def leg(self, named: int | None) -> FoundLeg:
+        """Return the leg along this route. Raises what `service.domain.choice.choose` raises."""
+        chosen = [choose(candidates, way, named) for way, candidates in self.hops]
+        ids = tuple(transformation.id for transformation in chosen)
+        return FoundLeg(self.generation_id, ids, chosen[-1].g_digest is not None)
+
+    def may_be_by(self, transformation_id: int) -> bool:
+        """Whether the transformation could make one of the hops."""
+        return any(transformation.id == transformation_id for _, hop in self.hops for transformation in hop)
+
+
 def find_legs(
     session: Session,
     to_version: ModelVersion,
@@ -41,99 +63,136 @@ def find_legs(
     """Return the leg of fewest hops first; then, when that one starts at a retained generation, the active one's.
 
     Hops are counted since the images were encoded: rows that an upgrade made have gone through some already, and
-    nothing is chained where there is a direct way from a generation that is still stored. The second leg is for items
-    that only the active generation has (vectors imported since a cutover); it may use any registered transformation.
-    None of them may erase which item is which in a gallery that is searched for items, and a generation whose items
-    were made alike, when the gallery was searched by class, comes after all others.
-    Raises `NoPath` and `ErasesItems` (409), or `UnknownTransformation` (404) when `transformation_id` is given and does
-    not exist.
+    nothing is chained where there is a direct way from a generation that is still stored. Which transformation makes a
+    hop is `service.domain.choice`'s to say; one that is named leads all the way, or is one of the hops where it cannot.
+    The second leg is for items that only the active generation has (vectors imported since a cutover). None of them may
+    erase which item is which in a gallery that is searched for items, and a generation whose items were made alike,
+    when the gallery was searched by class, comes after all others.
+    Raises `NoPath`, `ErasesItems`, `AmbiguousTransformation` and `NoSoundTransformation` (409), or
+    `UnknownTransformation` (404) when `transformation_id` is given and does not exist.
     """
+    usable = select(Transformation).where(own_or_shared(Transformation))
+    registered = list(session.scalars(usable.order_by(Transformation.id.desc())))
     versions = {version.id: version for version in session.scalars(select(ModelVersion))}
-    registered = list(session.scalars(select(Transformation).order_by(Transformation.id.desc())))
-    usable = registered if transformation_id is None else [get_transformation(session, transformation_id)]
+    known = _Known(to_version, versions, registered, task, transformation_id)
+    if transformation_id is not None:
+        get_transformation(session, transformation_id)
     sources = [generation for generation in (active, *retained) if generation.version.id != to_version.id]
-
-    legs = _legs_from(sources, to_version, _that_may_serve(task, usable), versions)
-    if not legs:
-        raise _refusal(_legs_from(sources, to_version, usable, versions), usable, active, to_version)
+    routes = known.routes(sources)
+    if not routes:
+        raise known.refusal(sources, active)
 
     histories = Histories(session, active.gallery_id, registered)
 
-    def rank(leg: FoundLeg) -> tuple[bool, int, bool]:
-        history = histories.of(leg.generation_id)
+    def rank(route: Route) -> tuple[bool, int, bool]:
+        history = histories.of(route.generation_id)
         alike = task == "instance" and history.drawn_to_classes
-        return alike, history.hops + len(leg.transformation_ids), leg.generation_id != active.id
+        return alike, history.hops + len(route.hops), route.generation_id != active.id
 
-    legs.sort(key=rank)
-    chosen_legs = [legs[0]]
-    if legs[0].generation_id != active.id:
-        rest = _shortest_leg(active, to_version, _that_may_serve(task, registered), versions)
-        chosen_legs += [] if rest is None else [rest]
+    first = min(routes, key=rank)
+    legs = [first.leg(transformation_id)]
+    if first.generation_id != active.id:
+        rest = replace(known, named=None).sound_routes([active])
+        legs += [route.leg(transformation_id) for route in rest]
 
-    if any(leg.gives_side_information != chosen_legs[0].gives_side_information for leg in chosen_legs):
+    if any(leg.gives_side_information != legs[0].gives_side_information for leg in legs):
         # A generation's rows all carry side-information or none does: keep to one leg, the one that was asked for, or
         # the active generation's, which every item can take.
-        chosen_legs = [leg for leg in chosen_legs if (leg.generation_id == active.id) == (transformation_id is None)]
+        legs = [leg for leg in legs if (leg.generation_id == active.id) == (transformation_id is None)]
 
-    return chosen_legs
-
-
-def _that_may_serve(task: Task, transformations: Sequence[Transformation]) -> list[Transformation]:
-    """Return the transformations that a gallery of this task may be upgraded by."""
-    return [transformation for transformation in transformations if transformation.may_serve(task)]
+    return legs
 
 
-def _refusal(
-    legs_by_class: Sequence[FoundLeg],
-    transformations: Sequence[Transformation],
-    active: StoredGeneration,
-    to_version: ModelVersion,
-) -> Conflict:
-    """Say why there is no leg; `legs_by_class` are those that a gallery that is searched by class would have."""
-    if not legs_by_class:
-        return NoPath(
-            f"No registered transformation leads from model version {active.version.name!r} to {to_version.name!r}"
-            " (a path through another version needs a g on the way)."
+@dataclass(frozen=True)
+class _Known:
+    """What is registered, for a gallery of a task that is to come to `to_version`; `named` is a transformation that is
+    to be used."""
+
+    to_version: ModelVersion
+    versions: dict[int, ModelVersion]
+    registered: Sequence[Transformation]
+    task: Task
+    named: int | None
+
+    def routes(self, sources: Sequence[StoredGeneration]) -> list[Route]:
+        """Return the shortest route of each generation that has one, of transformations that may be taken; where none
+        has, of those too that are taken only where they are named, so that their metrics are the refusal."""
+        return self.sound_routes(sources) or self._by(sources, self._serving())
+
+    def sound_routes(self, sources: Sequence[StoredGeneration]) -> list[Route]:
+        """Return the shortest route of each generation that has one, of transformations that may be taken."""
+        return self._by(sources, [one for one in self._serving() if one.id == self.named or unsoundness(one) is None])
+
+    def _serving(self) -> list[Transformation]:
+        return [one for one in self.registered if one.may_serve(self.task)]
+
+    def _by(self, sources: Sequence[StoredGeneration], usable: Sequence[Transformation]) -> list[Route]:
+        if self.named is None:
+            return self._shortest(sources, usable)
+        named = [one for one in usable if one.id == self.named]
+        direct = self._shortest(sources, named)
+        # In the place of all others between its versions it is on the way, or another way is shorter.
+        pairs = {(one.from_version_id, one.to_version_id) for one in named}
+        others = [one for one in usable if (one.from_version_id, one.to_version_id) not in pairs]
+        through = [route for route in self._shortest(sources, [*named, *others]) if route.may_be_by(self.named)]
+        return direct or through
+
+    def _shortest(self, sources: Sequence[StoredGeneration], usable: Sequence[Transformation]) -> list[Route]:
+        found = [_shortest_route(generation, self.to_version, usable, self.versions) for generation in sources]
+        return [route for route in found if route is not None]
+
+    def refusal(self, sources: Sequence[StoredGeneration], active: StoredGeneration) -> Conflict:
+        """Say why there is no route."""
+        routes = self._by(sources, self.registered)
+        if not routes:
+            by = "registered transformation" if self.named is None else f"shortest way by transformation {self.named}"
+            return NoPath(
+                f"No {by} leads from model version {active.version.name!r} to {self.to_version.name!r} (a path through"
+                " another version needs a g on the way)."
+            )
+        on_the_way = min(routes, key=lambda route: len(route.hops)).hops
+        drawing = next(one.id for _, hop in on_the_way for one in hop if one.draws_to_classes)
+        return ErasesItems(
+            f"Transformation {drawing} draws items to the means of their classes, and this gallery is searched for"
+            " items: train one with the task 'instance', or change the gallery's task to 'class'."
         )
 
-    on_the_way = min(legs_by_class, key=lambda leg: len(leg.transformation_ids)).transformation_ids
-    drawing = next(t.id for t in transformations if t.id in on_the_way and t.draws_to_classes)
-    return ErasesItems(
-        f"Transformation {drawing} draws items to the means of their classes, and this gallery is searched for items:"
-        " train one with the task 'instance', or change the gallery's task to 'class'."
-    )
 
-
-def _legs_from(
-    sources: Sequence[StoredGeneration],
-    to_version: ModelVersion,
-    transformations: Sequence[Transformation],
-    versions: dict[int, ModelVersion],
-) -> list[FoundLeg]:
-    """Return the shortest leg of each generation that has one."""
-    legs = [_shortest_leg(generation, to_version, transformations, versions) for generation in sources]
-    return [leg for leg in legs if leg is not None]
-
-
-def _shortest_leg(
+def _shortest_route(
     source: StoredGeneration,
     to_version: ModelVersion,
     transformations: Sequence[Transformation],
     versions: dict[int, ModelVersion],
-) -> FoundLeg | None:
+) -> Route | None:
     """Breadth-first over (version, whether ψ is at hand); a version that has ψ cannot be left without it."""
     start = (source.version.id, source.vector_format.side_information_dim is not None)
-    queue: deque[tuple[tuple[int, bool], tuple[int, ...]]] = deque([(start, ())])
+    queue: deque[tuple[tuple[int, bool], tuple[int, ...]]] = deque([(start, (source.version.id,))])
     seen = {start}
     while queue:
-        (version_id, has_side_information), path = queue.popleft()
-        if path and version_id == to_version.id:
-            return FoundLeg(source.id, path, has_side_information)
+        (version_id, has_side_information), way = queue.popleft()
+        if len(way) > 1 and version_id == to_version.id:
+            return _route_along(source.id, way, transformations, versions)
         if versions[version_id].side_information_dim is not None and not has_side_information:
             continue
         for transformation in transformations:
             reached = (transformation.to_version_id, transformation.g_digest is not None)
             if transformation.from_version_id == version_id and reached not in seen:
                 seen.add(reached)
-                queue.append((reached, (*path, transformation.id)))
+                queue.append((reached, (*way, transformation.to_version_id)))
     return None
+
+
+def _route_along(
+    generation_id: int,
+    way: Sequence[int],
+    transformations: Sequence[Transformation],
+    versions: dict[int, ModelVersion],
+) -> Route:
+    """Return the route by these versions, of which those between are left with side-information, if they have any."""
+    hops = []
+    for before, after in pairwise(way):
+        leads_on = after != way[-1] and versions[after].side_information_dim is not None
+        between = [one for one in transformations if (one.from_version_id, one.to_version_id) == (before, after)]
+        candidates = tuple(one for one in between if one.g_digest is not None or not leads_on)
+        hops.append((f"from {versions[before].name!r} to {versions[after].name!r}", candidates))
+    return Route(generation_id, tuple(hops))

@@ -7,11 +7,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.audit import Act, Subject, record
 from service.domain import registry
 from service.domain.gallery.galleries import find_open_upgrade, get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
 from service.domain.generation_stage import GenerationStage
 from service.domain.judging.gates import GateRule, rules_for
+from service.domain.judging.guardrails import Bake
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
 from service.domain.upgrade.path_reasons import reason_for
 from service.domain.upgrade.paths import FoundLeg, find_legs
@@ -36,7 +38,8 @@ class AlreadyThere(Conflict):
 @dataclass(frozen=True)
 class WantedUpgrade:
     """What a client asks for: an upgrade, or with `dry_run` what it would take. Without a `transformation_id`, the path
-    of fewest hops is found. `gates` replace or add to the default ones; with `observe` nothing waits for a verdict."""
+    of fewest hops is found. `gates` replace or add to the default ones; with `observe` nothing waits for a verdict.
+    `bake` is how it is watched after its cutover; None: not at all."""
 
     gallery_name: str
     to_version: str
@@ -46,6 +49,7 @@ class WantedUpgrade:
     dry_run: bool = False
     gates: Sequence[GateRule] = ()
     observe: bool = False
+    bake: Bake | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,15 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         speed=wanted.speed,
         gates=[asdict(rule) for rule in wanted.gates],
         observe=wanted.observe,
+        bake=None if wanted.bake is None else wanted.bake.to_json(),
         state=State.PLANNED,
         start_revision=gallery.revision,
     )
-    _begin(session, upgrade, gallery.name)
+    _begin(session, upgrade, gallery.name, version.name)
     return upgrade
 
 
-def _begin(session: Session, upgrade: Upgrade, gallery_name: str) -> None:
+def _begin(session: Session, upgrade: Upgrade, gallery_name: str, to_version: str) -> None:
     """Record an upgrade that is planned, and have a worker start it."""
     session.add(upgrade)
     try:
@@ -116,6 +121,16 @@ def _begin(session: Session, upgrade: Upgrade, gallery_name: str) -> None:
     session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
     send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)
     legs = [leg.to_json() for leg in upgrade.legs]
+    opened = {
+        "gallery": gallery_name,
+        "to_version": to_version,
+        "path": legs,
+        "cutover": upgrade.cutover,
+        "gates": upgrade.gates,
+        "observe": upgrade.observe,
+        "bake": upgrade.bake,
+    }
+    record(session, Act.UPGRADE_OPENED, Subject("upgrade", upgrade.id), after=opened)
     events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=upgrade.gallery_id, legs=legs)
     session.refresh(upgrade)
 

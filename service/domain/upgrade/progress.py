@@ -18,7 +18,7 @@ from service.domain.batch_state import BatchState
 from service.domain.jobs import INDEX_BUILD, BuildProgress
 from service.domain.judging.reports import newest_reports
 from service.domain.phases import Phase, phase_of, rate_of
-from service.domain.upgrade.upgrades import events_after, get_upgrade
+from service.domain.upgrade.upgrades import events_of, get_upgrade
 from service.domain.upgrade_state import OPEN, WORKING, State
 from service.tables import Gallery, Generation, Job, ModelVersion, Report, Upgrade, UpgradeBatch, UpgradeEvent
 
@@ -41,8 +41,8 @@ class UpgradeDetails:
 
 @dataclass(frozen=True)
 class UpgradeNews:
-    """What happened to an upgrade: its changes of state after a known one, and its progress. `ended` when its state
-    will not change any more."""
+    """What happened to an upgrade: its changes of state, and its progress. `ended` when its state will not change any
+    more."""
 
     changes: list[UpgradeEvent]
     progress: dict[str, Phase]
@@ -85,11 +85,11 @@ def describe_upgrades(session: Session, upgrades: Sequence[Upgrade]) -> list[Upg
     ]
 
 
-def news_of(session: Session, upgrade_id: int, after_event_id: int) -> UpgradeNews:
-    """Return what happened to an upgrade after one of its events; in a session of one snapshot it fits together."""
+def news_of(session: Session, upgrade_id: int) -> UpgradeNews:
+    """Return what happened to an upgrade; in a session of one snapshot it fits together."""
     upgrade = get_upgrade(session, upgrade_id)
     return UpgradeNews(
-        events_after(session, upgrade_id, after_event_id),
+        events_of(session, upgrade_id),
         progress_of(session, [upgrade])[upgrade_id],
         upgrade.state not in OPEN | {State.LIVE},
     )

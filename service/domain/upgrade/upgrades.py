@@ -1,14 +1,18 @@
-"""Upgrades: looking at one, and the functions that change the states of upgrades and of their batches."""
+"""Upgrades: looking at one, and the functions that change the state of one."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, update
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.access.tenancy import own_galleries, sees_gallery
 from service.advisory_locks import AdvisoryLock, hold
-from service.domain.batch_state import TRANSITIONS, BatchAction
+from service.audit import Act, Subject, record
+from service.domain.batch_state import BatchAction, BatchState
+from service.domain.claims import change_rows
 from service.domain.gallery.galleries import get_gallery, lock_gallery
 from service.domain.gallery.generations import drop_generation
 from service.domain.indexes.due import DueRebuild
@@ -18,7 +22,9 @@ from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
 from service.domain.verdict import Verdict
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_UPGRADE, send_after_commit
-from service.tables import Item, Report, Upgrade, UpgradeBatch, UpgradeEvent
+from service.tables import Gallery, Item, Report, Upgrade, UpgradeBatch, UpgradeEvent
+
+NAMED_ITEMS = 100  # of those that cannot be upgraded; the others are counted
 
 events = logs.Events(__name__)
 
@@ -36,9 +42,9 @@ class NotReady(Conflict):
 
 
 def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
-    """Return the upgrade as it is now, or raise `UnknownUpgrade` (404)."""
+    """Return the upgrade as it is now, or raise `UnknownUpgrade` (404) or `NotYourGallery` (403)."""
     upgrade = session.get(Upgrade, upgrade_id, populate_existing=True)
-    if upgrade is None:
+    if upgrade is None or not sees_gallery(session, upgrade.gallery_id):
         raise UnknownUpgrade(f"There is no upgrade {upgrade_id}.")
     return upgrade
 
@@ -63,23 +69,46 @@ def ask_for_report(session: Session, upgrade_id: int, seed: int) -> int:
     return reports.ask_for_report(session, upgrade, seed)
 
 
-def events_after(session: Session, upgrade_id: int, event_id: int) -> list[UpgradeEvent]:
-    """Return the changes of an upgrade's state after one of them, in order."""
-    query = select(UpgradeEvent).where(UpgradeEvent.upgrade_id == upgrade_id, UpgradeEvent.id > event_id)
-    return list(session.scalars(query.order_by(UpgradeEvent.id)))
-
-
-def list_upgrades(session: Session, gallery_name: str, after_id: int, limit: int) -> list[Upgrade]:
-    """Return up to `limit` upgrades of a gallery with ids above `after_id`, by id."""
-    gallery = get_gallery(session, gallery_name)
-    query = (
-        select(Upgrade).where(Upgrade.gallery_id == gallery.id, Upgrade.id > after_id).order_by(Upgrade.id).limit(limit)
-    )
+def events_of(session: Session, upgrade_id: int) -> list[UpgradeEvent]:
+    """Return what happened to an upgrade, in order."""
+    query = select(UpgradeEvent).where(UpgradeEvent.upgrade_id == upgrade_id).order_by(UpgradeEvent.id)
     return list(session.scalars(query))
+
+
+def list_batches(session: Session, upgrade_id: int, limit: int) -> list[UpgradeBatch]:
+    """Return up to `limit` batches of an upgrade, those that are not done first, else by id."""
+    query = select(UpgradeBatch).where(UpgradeBatch.upgrade_id == upgrade_id)
+    return list(session.scalars(query.order_by(UpgradeBatch.state == BatchState.DONE, UpgradeBatch.id).limit(limit)))
+
+
+def list_upgrades(session: Session, gallery_name: str | None, after_id: int, limit: int) -> list[Upgrade]:
+    """Return up to `limit` upgrades, of a gallery or of all that whoever is served may see, with ids above `after_id`,
+    by id."""
+    query = select(Upgrade).where(Upgrade.id > after_id).order_by(Upgrade.id).limit(limit)
+    if gallery_name is None:
+        query = query.where(Upgrade.gallery_id.in_(select(Gallery.id).where(own_galleries())))
+    else:
+        query = query.where(Upgrade.gallery_id == get_gallery(session, gallery_name).id)
+    return list(session.scalars(query))
+
+
+def newest_upgrades(session: Session, gallery_ids: Sequence[int]) -> dict[int, Upgrade]:
+    """Return the newest upgrade of each gallery that has one, by gallery."""
+    query = select(Upgrade).where(Upgrade.gallery_id.in_(gallery_ids))
+    newest = query.ext(distinct_on(Upgrade.gallery_id)).order_by(Upgrade.gallery_id, Upgrade.id.desc())
+    return {upgrade.gallery_id: upgrade for upgrade in session.scalars(newest)}
+
+
+def latest_upgrades(session: Session, before_id: int | None, limit: int) -> list[Upgrade]:
+    """Return up to `limit` upgrades of all galleries, with ids below `before_id` if there is one, newest first."""
+    query = select(Upgrade).join(Gallery, Gallery.id == Upgrade.gallery_id).where(own_galleries())
+    query = query.order_by(Upgrade.id.desc()).limit(limit)
+    return list(session.scalars(query if before_id is None else query.where(Upgrade.id < before_id)))
 
 
 def lock_state(session: Session, upgrade_id: int, *, shared: bool = False) -> Upgrade:
     """Hold the upgrade's state until the transaction ends: shared by batches, alone for a change of state."""
+    get_upgrade(session, upgrade_id)  # who may not know of it does not wait for it either
     hold(session, AdvisoryLock.UPGRADE_STATE, upgrade_id, shared=shared)
     return get_upgrade(session, upgrade_id)
 
@@ -96,6 +125,8 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
         return upgrade
 
     left: dict[str, Any] = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
+    if state is State.READY:
+        values = {"canary": 0.0, **values}
     if target not in OPEN:
         left = {"finished_at": func.now()}
     if target is State.LIVE:
@@ -117,26 +148,20 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     return get_upgrade(session, upgrade_id)
 
 
-def change_batches(
-    session: Session, which: ColumnElement[bool], action: BatchAction, **values: Any
-) -> Sequence[UpgradeBatch]:
-    """Move the rows of those batches that the action may move, and return them: the only function that does.
-
-    `values` are columns set with the state.
-    """
-    sources, target = TRANSITIONS[action]
-    statement = update(UpgradeBatch).where(which, UpgradeBatch.state.in_(sources)).values(state=target, **values)
-    options = {"synchronize_session": False, "populate_existing": True}
-    return session.scalars(statement.returning(UpgradeBatch), execution_options=options).all()
+def note_event(session: Session, upgrade: Upgrade, note: str) -> None:
+    """Record what changed of an upgrade while its state stays; the state is held."""
+    session.add(UpgradeEvent(upgrade_id=upgrade.id, state=upgrade.state, note=note))
+    session.flush()  # events have their ids in the order of the changes
 
 
 def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Go on after a failure, with a fresh count of attempts for what is not done; done batches are kept."""
     upgrade = lock_state(session, upgrade_id)
     if upgrade.state is State.FAILED:
-        change_batches(
-            session, UpgradeBatch.upgrade_id == upgrade_id, BatchAction.RESET, attempts=0, retry_at=None, error=None
-        )
+        batches = UpgradeBatch.upgrade_id == upgrade_id
+        # None would be JSON's null.
+        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": null()}
+        change_rows(session, UpgradeBatch, batches, BatchAction.RESET, **fresh)
     return change_state(session, upgrade_id, Action.RETRY, error=None)
 
 
@@ -166,9 +191,12 @@ def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     before = lock_state(session, upgrade_id)
     if before.state is State.CANCELLED:
         return before
+    state = before.state
     lock_gallery(session, before.gallery_id)
     upgrade = change_state(session, upgrade_id, Action.CANCEL, cutover_requested_at=None)
     drop_generation(session, upgrade.to_generation_id)
+    dropped = {"dropped_generation": upgrade.to_generation_id}
+    record(session, Act.UPGRADE_CANCELLED, Subject("upgrade", upgrade_id), before={"state": state}, after=dropped)
     return upgrade
 
 
@@ -180,26 +208,67 @@ def fail_upgrade(session: Session, upgrade_id: int, sentence: str) -> None:
         events.warning("upgrade.failed", upgrade_id=upgrade_id, error=sentence)
 
 
-def fail_for_item(session: Session, upgrade_id: int, item_id: int, reason: str) -> None:
-    """Stop the upgrade because of a row that cannot be transformed; `reason` says what is wrong with its values."""
-    name = session.scalar(select(Item.external_id).where(Item.id == item_id))
-    fail_upgrade(
-        session,
-        upgrade_id,
-        f"Item {name!r} cannot be upgraded: a value of its transformed vectors {reason}. Replace or delete the item and"
-        " retry, or cancel.",
+def record_shortage(session: Session, upgrade_id: int, sentence: str | None) -> None:
+    """Say why an upgrade rests while the disk has too little room, or with None that it goes on; its state stays."""
+    is_news = Upgrade.error.is_(None) if sentence is not None else Upgrade.error.is_not(None)
+    state = session.scalar(
+        update(Upgrade)
+        .where(Upgrade.id == upgrade_id, Upgrade.state.in_(WORKING), is_news)
+        .values(error=sentence, updated_at=func.now())
+        .returning(Upgrade.state)
     )
+    if state is not None:
+        session.add(UpgradeEvent(upgrade_id=upgrade_id, state=state, error=sentence))
 
 
-def upgrade_needs_workers(session: Session) -> bool:
-    """Return whether an upgrade has more to do than to stay ready: other long work gives way to it."""
+def fail_for_items(session: Session, upgrade_id: int, reasons: dict[int, str], count: int | None = None) -> None:
+    """Stop the upgrade because of items that cannot be transformed, `count` of them where not all are named.
+
+    `reasons` say by item id what is wrong: words that follow "its".
+    """
+    refusal = items_refused(session, reasons, count or len(reasons))
+    fail_upgrade(session, upgrade_id, f"{refusal} Replace or delete them and retry, or cancel.")
+
+
+def items_refused(session: Session, reasons: dict[int, str], count: int) -> str:
+    """Return a sentence that names the first of `count` items that cannot be upgraded, with the reasons by item id."""
+    named = sorted(reasons)[:NAMED_ITEMS]
+    rows = session.execute(select(Item.id, Item.external_id).where(Item.id.in_(named)))
+    names = {row.id: row.external_id for row in rows}  # one may be deleted meanwhile
+    by_reason: dict[str, list[str]] = {}
+    for item_id in named:
+        by_reason.setdefault(reasons[item_id], []).append(repr(names.get(item_id)))
+    listed = "; ".join(f"of {', '.join(ids)} the {reason}" for reason, ids in by_reason.items())
+    left = f"; and {count - len(named)} more" if count > len(named) else ""
+    return f"{count} {'item' if count == 1 else 'items'} cannot be upgraded: {listed}{left}."
+
+
+def fail_for_refused(session: Session, upgrade_id: int) -> bool:
+    """Stop the upgrade if nothing is left of its batches but those with items that cannot be upgraded; return whether
+    that is so."""
+    query = select(UpgradeBatch).where(UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.state != BatchState.DONE)
+    left = session.scalars(query.order_by(UpgradeBatch.id)).all()
+    refused = [batch.refused for batch in left if batch.refused is not None]
+    if not refused or len(refused) < len(left):
+        return False
+    reasons = {named["item_id"]: named["reason"] for each in refused for named in each["first"]}
+    fail_for_items(session, upgrade_id, reasons, sum(each["count"] for each in refused))
+    return True
+
+
+def needs_workers() -> ColumnElement[bool]:
+    """Return the condition that an upgrade has more to do than to stay ready: other long work gives way to it."""
     newest = select(Report.verdict).where(Report.upgrade_id == Upgrade.id).order_by(Report.number.desc()).limit(1)
     passes = or_(Upgrade.observe, newest.scalar_subquery() == Verdict.PASS)
     asked = or_(Upgrade.cutover_requested_at.is_not(None), Upgrade.evaluate_seed.is_not(None))
     wants_cutover = or_(and_(Upgrade.cutover == "auto", passes), asked)
     working = and_(Upgrade.state.in_(WORKING), Upgrade.speed > 0)
-    query = select(Upgrade.id).where(or_(working, and_(Upgrade.state == State.READY, wants_cutover))).limit(1)
-    return session.scalar(query) is not None
+    return or_(working, and_(Upgrade.state == State.READY, wants_cutover))
+
+
+def upgrade_needs_workers(session: Session) -> bool:
+    """Return whether there is an upgrade that does."""
+    return session.scalar(select(Upgrade.id).where(needs_workers()).limit(1)) is not None
 
 
 def unfinished_upgrades(session: Session) -> Sequence[int]:

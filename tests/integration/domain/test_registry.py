@@ -134,21 +134,21 @@ def waits_for_the_blobs_lock(database: Database) -> bool:
 def test_deleting_blobs_waits_for_a_registration_that_is_about_to_name_one(
     client: TestClient, database: Database, settings: Settings
 ) -> None:
-    phi = encoder_bytes(6, 1)
-    post_version(client, "old", phi)
-    spec = registry.VersionSpec(6, None, False, PREPROCESSING)
+    for version in ("v1", "v2"):
+        register_version(client, version)
+    old = register_transformation(client, "v1", "v2")
+    h = transformation_bytes(6, 5, 8, seed=7)  # that of the old one
 
     with ThreadPoolExecutor() as threads:
         with database.session_scope() as session:
             store = registry.NetworkStore(session, BlobStore(settings.blob_location), settings)
-            registry.register_model_version(store, "new", spec, phi, None)
-            deletion = threads.submit(client.delete, "/v1/model-versions/old")
+            new = registry.register_transformation(store, "v1", "v2", h, None, "a test").id
+            deletion = threads.submit(client.delete, f"/v1/transformations/{old}")
             wait_for(lambda: waits_for_the_blobs_lock(database))
         assert deletion.result().status_code == 204
 
-    check_problem(client.get("/v1/model-versions/old"), 404)
-    create_gallery(client, version="new")
-    assert post_images(client, [1]).json()["results"][0]["status"] == "created"
+    check_problem(client.get(f"/v1/transformations/{old}"), 404)
+    assert client.get(f"/v1/transformations/{new}/artifacts/h").content == h
 
 
 def test_a_registration_waits_for_the_deletion_of_the_blob_that_it_stores(

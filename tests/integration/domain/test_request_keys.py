@@ -90,8 +90,8 @@ def test_a_key_whose_holder_died_is_taken_by_the_same_request_alone(database: Da
     assert take_key(database, "k", PATH, SHA256) == CREATED
 
 
-@pytest.mark.parametrize("status", [500, 503])
-def test_after_a_failure_of_ours_any_request_may_take_the_key(database: Database, status: int) -> None:
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_after_an_answer_that_asks_to_come_back_any_request_may_take_the_key(database: Database, status: int) -> None:
     keep_answer(take(database), KeptAnswer(status))
 
     running = take(database, request_sha256="of another request")

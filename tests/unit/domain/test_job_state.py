@@ -8,12 +8,13 @@ from service.domain.job_state import TRANSITIONS, UNFINISHED, JobAction, JobStat
 
 # The state after each action, and `-` where the action leaves the job as it is.
 TABLE = """
-state     begin   succeed   fail   cancel
-queued    running -         failed cancelled
-running   running succeeded failed cancelled
-succeeded -       -         -      -
-failed    -       -         -      -
-cancelled -       -         -      -
+state     begin   succeed   fail   cancel    pause  resume
+queued    running -         failed cancelled paused -
+running   running succeeded failed cancelled paused -
+paused    -       -         -      cancelled -      queued
+succeeded -       -         -      -         -      -
+failed    -       -         -      -         -      -
+cancelled -       -         -      -         -      -
 """
 
 HEADER, *ROWS = (line.split() for line in TABLE.strip().splitlines())

@@ -1,16 +1,20 @@
 """Images of every kind: unusual ones are converted, and bad ones refused alone."""
 
 import io
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from torch import Tensor, nn
 
 from tests.bad_files import BAD_FILES
-from tests.networks import image_bytes
+from tests.networks import PREPROCESSING, image_bytes, torchscript_bytes
 from tests.problems import check_problem
+from tests.scenario import create_gallery
 
 
 def saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -66,7 +70,7 @@ def test_unusual_images_are_converted(gallery: TestClient) -> None:
     red = np.asarray(Image.open(io.BytesIO(gallery.get("/v1/galleries/g/items/animated.gif/thumbnail").content)))
     assert (red[..., 0] > 200).all()
     grey = np.asarray(Image.open(io.BytesIO(gallery.get("/v1/galleries/g/items/sixteen.png/thumbnail").content)))
-    assert abs(int(grey[5, 5, 0]) - 40_000 // 257) <= 3
+    assert abs(int(grey[5, 5]) - 40_000 // 257) <= 3
 
 
 def test_exif_rotation_is_honoured(gallery: TestClient) -> None:
@@ -81,3 +85,32 @@ def test_exif_rotation_is_honoured(gallery: TestClient) -> None:
 
     assert {neighbor["id"] for neighbor in answer["neighbors"]} == {"upright", "turned"}
     assert all(neighbor["distance"] < 1e-2 for neighbor in answer["neighbors"])
+
+
+class BlindToBlack(nn.Module):
+    """Gives means of colours, and nothing finite for an image that is black."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        means = images.mean(dim=(2, 3)).repeat(1, 2)
+        is_black = images.mean(dim=(1, 2, 3)) < -1.9
+        return torch.where(is_black[:, None], torch.full_like(means, float("nan")), means)
+
+
+def test_an_image_that_a_network_cannot_encode_is_rejected_alone(client: TestClient) -> None:
+    spec = json.dumps({"embedding_dim": 6, "normalize": False, "preprocessing": PREPROCESSING})
+    files = {"embedding_model": ("phi", torchscript_bytes(BlindToBlack()))}
+    assert client.post("/v1/model-versions", data={"name": "v1", "spec": spec}, files=files).status_code == 201
+    create_gallery(client)
+    colours = ["white", "black", "red", "black", "blue", "green", "white"]
+    images = [saved(Image.new("RGB", (8, 8), colour), "PNG") for colour in colours]
+
+    answer = client.post(
+        "/v1/galleries/g/images", files=[("files", (f"{n}.png", data)) for n, data in enumerate(images)]
+    )
+
+    results = answer.json()["results"]
+    assert [result["status"] == "rejected" for result in results] == [colour == "black" for colour in colours]
+    assert "not finite" in results[1]["error"]
+    found = client.post("/v1/galleries/g/search", files={"file": images[4]}).json()["neighbors"]
+    assert (found[0]["id"], found[0]["distance"]) == ("4.png", 0)
+    assert len(found) == 5

@@ -2,6 +2,7 @@
 
 import datetime
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -155,11 +156,22 @@ def test_an_image_takes_the_place_of_an_imported_vector(gallery: TestClient) -> 
         "id": "image-3.png",
         "distance": 0,
         "origin": "encoded",
+        "hops": 0,
         "uncertainty": None,
         "label": "class 0",
         "metadata": {"seed": 3},
+        "image_uri": None,
         "thumbnail_url": "/v1/galleries/g/items/image-3.png/thumbnail",
     }
+
+
+def test_vectors_say_where_their_images_are(gallery: TestClient) -> None:
+    post(gallery, parquet(table(image_uri=["s3://bucket/a.jpg", None, "https://host/c?d=1", "file:///d"])))
+
+    found = gallery.get("/v1/galleries/g/items").json()["items"]
+    assert [item["image_uri"] for item in found] == ["s3://bucket/a.jpg", None, "https://host/c?d=1", "file:///d"]
+    refused = gallery.post("/v1/galleries/g/embeddings", content=arrow(table(image_uri=["a.jpg"] * 4)))
+    assert (refused.status_code, "is not a URI" in refused.json()["detail"]) == (422, True)
 
 
 def damaged(found: list[int], put: list[int]) -> bytes:
@@ -218,6 +230,60 @@ def test_a_refused_import_is_422_and_leaves_the_gallery_as_it_was(gallery: TestC
     assert answer.headers["content-type"] == "application/problem+json"
     assert [gallery.get(f"/v1/galleries/g{path}").json() for path in ("", "/items")] == before
     assert nearest(gallery, EMBEDDING) == [(id_, "imported", 0.0) for id_ in IDS]
+
+
+def many(rows: int = 3_000) -> dict[str, Any]:
+    """Return the columns of a table of several parts."""
+    return {
+        "id": [f"item {row}" for row in range(rows)],
+        "embedding": lists(np.ones((rows, 6), np.float32)),
+        "side_information": lists(np.ones((rows, 5), np.float32)),
+        "label": [f"label {row}" for row in range(rows)],
+        "metadata": [f'{{"row": {row}}}' for row in range(rows)],
+    }
+
+
+@pytest.mark.parametrize("write", [arrow, parquet])
+def test_a_table_of_several_parts_is_stored_row_by_row(gallery: TestClient, write: Callable[..., bytes]) -> None:
+    embedding = np.random.default_rng(3).standard_normal((3_000, 6)).astype(np.float16)
+    content = pa.table(many() | {"embedding": lists(embedding)})
+    asked = [0, 1_023, 1_024, 2_999]
+
+    answer = gallery.post("/v1/galleries/g/embeddings", content=write(content))
+
+    assert answer.json() == {"count": 3_000}
+    assert gallery.get("/v1/galleries/g").json()["items"] == 3_000
+    assert nearest(gallery, embedding[asked]) == [(f"item {row}", "imported", 0.0) for row in asked]
+    found = gallery.get("/v1/galleries/g/items", params={"ids": [f"item {row}" for row in asked]}).json()["items"]
+    assert [(item["label"], item["metadata"]) for item in found] == [(f"label {row}", {"row": row}) for row in asked]
+
+
+def test_bad_rows_of_every_kind_and_part_are_counted_and_nothing_is_stored(gallery: TestClient) -> None:
+    columns = many()
+    embedding = columns["embedding"].to_pylist()
+    columns["id"][1] = None
+    columns["metadata"][2] = "["
+    columns["id"][1_500] = "item 3"
+    columns["label"][1_600] = "x" * 600
+    embedding[2_000] = [float("nan")] * 6
+    embedding[2_001] = [1.0]
+    embedding[2_999] = None
+
+    content = pa.table(columns | {"embedding": embedding})
+    answer = gallery.post("/v1/galleries/g/embeddings", content=arrow(content, rows_per_batch=len(content)))
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("7 rows cannot be stored")
+    assert [(error["row"], error["detail"]) for error in answer.json()["errors"]] == [
+        (1, "The column 'id' is null."),
+        (2, "The metadata is not JSON: Expecting value: line 1 column 2 (char 1)"),
+        (1_500, "The id occurs twice in this request."),
+        (1_600, "The label of 'item 1600' cannot be stored: at most 512 characters, no NUL."),
+        (2_000, "The vector of 'embedding' has a value that is not finite in float32."),
+        (2_001, "The vector of 'embedding' has another length: 1 numbers, not 6."),
+        (2_999, "The column 'embedding' is null."),
+    ]
+    assert gallery.get("/v1/galleries/g").json()["items"] == 0
 
 
 @pytest.mark.parametrize("kept_bytes", [3, 100, 300, -400])

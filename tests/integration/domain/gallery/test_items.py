@@ -1,6 +1,7 @@
 """Items over HTTP: pages, metadata and thumbnails."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.items import names, page, post_one
+from tests.problems import check_problem
 from tests.scenario import create_gallery, post_images, search
 
 
@@ -64,6 +66,48 @@ def test_metadata_and_label_come_back_as_they_were_given(gallery: TestClient) ->
     assert (item["metadata"], item["label"], item["origin"]) == (metadata, "Käse & <b>", "encoded")
     assert search(gallery, 1)["neighbors"][0]["metadata"] == metadata
     assert gallery.get("/v1/galleries/g/items").json()["items"] == [item]
+
+
+def test_an_item_says_where_its_image_is_until_it_is_replaced_by_one_that_does_not(gallery: TestClient) -> None:
+    uri = "s3://bucket/Käse 100%.jpg"
+
+    post_one(gallery, "x", 1, image_uri=uri)
+
+    assert gallery.get("/v1/galleries/g/items/x").json()["image_uri"] == uri
+    assert search(gallery, 1)["neighbors"][0]["image_uri"] == uri
+    post_one(gallery, "x", 1)
+    assert gallery.get("/v1/galleries/g/items/x").json()["image_uri"] is None
+
+
+def test_where_an_image_is_can_be_said_later_and_taken_back(gallery: TestClient) -> None:
+    post_one(gallery, "x", 1)
+    path, uri = "/v1/galleries/g/items/x", "s3://bucket/x.jpg"
+
+    said = gallery.patch(path, json={"image_uri": uri})
+    kept = gallery.patch(path, json={"label": "cat"})
+    refused = gallery.patch(path, json={"image_uri": "x.jpg"})
+    removed = gallery.patch(path, json={"image_uri": None})
+
+    assert [answer.json()["image_uri"] for answer in (said, kept, removed)] == [uri, uri, None]
+    assert refused.status_code == 422
+    assert removed.json()["label"] == "cat"
+
+
+@pytest.mark.parametrize("uri", ["", "cats/1.jpg", "s3://bucket/\n", "s3://" + "x" * 2_044])
+def test_an_image_uri_that_cannot_be_kept_is_422(gallery: TestClient, uri: str) -> None:
+    form = {"items": json.dumps([{"id": "x", "image_uri": uri}])}
+
+    answer = gallery.post("/v1/galleries/g/images", files={"files": ("x.png", b"")}, data=form)
+
+    assert (answer.status_code, "image_uri" in answer.json()["errors"][0]["detail"]) == (422, True)
+
+
+def test_an_image_uri_with_half_a_character_is_422(gallery: TestClient) -> None:
+    form = {"items": json.dumps([{"id": "x", "image_uri": "s3://bucket/\ud800"}])}
+
+    answer = gallery.post("/v1/galleries/g/images", files={"files": ("x.png", b"")}, data=form)
+
+    assert "'items' is not JSON" in check_problem(answer, 422)
 
 
 def test_a_thumbnail_is_a_small_jpeg_of_the_image_that_is_stored_now(gallery: TestClient) -> None:

@@ -17,6 +17,8 @@ from service.vectors.rows import Origin
 from tests.items import check_same, found, names, page, post_one
 from tests.networks import image_bytes
 from tests.scenario import create_upgradable_gallery, post_images, search, start_upgrade, state_of
+from tests.working import run_until
+from workers.app import WorkerParts
 
 ROUNDING = 1e-2  # an image's distance from itself as stored in float16 is below, from any other image above
 BUSY = Unavailable("busy")
@@ -134,6 +136,25 @@ def test_vectors_are_made_again_for_a_generation_that_came_meanwhile(
     with writer.database.reading() as connection:
         counts = [connection.scalar(text(f"SELECT count(*) FROM {embeddings_table(id_)}")) for id_ in (1, 2)]
     assert counts == [1, 1]
+
+
+def test_a_rollback_during_an_import_of_both_spaces_is_a_conflict_and_not_the_senders_mistake(
+    upgradable: TestClient, writer: GalleryWriter, worker: WorkerParts
+) -> None:
+    upgrade_id = start_upgrade(upgradable, "v2", cutover="auto")
+    run_until(worker, upgradable, upgrade_id, "live")
+    previous: list[int | None] = []
+
+    def make(target: Target) -> NewRows:
+        if not previous:
+            rolled_back = upgradable.post(f"/v1/upgrades/{upgrade_id}/rollback")
+            assert rolled_back.json()["state"] == "rolled_back"
+        previous.append(target.previous_generation_id)
+        return zeros(target)
+
+    writer.write("g", make, BUSY)
+
+    assert previous == [1, None]  # of one moment each: the first is the rollback's target, whatever happened since
 
 
 def test_a_write_during_which_generations_change_each_time_is_refused_and_writes_nothing(

@@ -20,7 +20,9 @@ from service.domain.upgrade.cutover import request_cutover
 from service.index.milvus import Collections
 from service.index.protocol import Ids, IndexAway, SearchResult, Vectors
 from service.settings import Settings
+from tests.backfills import begin_backfill, lease, send_images
 from tests.conftest import Servers, small_settings
+from tests.erasures import erase
 from tests.milvus_lite import milvus_lite
 from tests.networks import image_bytes
 from tests.scenario import (
@@ -157,6 +159,39 @@ def test_a_rollback_switches_back_and_drops_the_collection_that_was_left(
     assert nearest(gallery, 30) == ("image-30.png", True)
     assert collections.names() == ["gallery_1_generation_1"]
     assert held(collections, "gallery_1", 6) == 21
+
+
+def test_what_is_backfilled_reaches_the_collection_that_all_processes_share(
+    gallery: TestClient, worker: WorkerParts, second: TestClient
+) -> None:
+    upgrade_id = start_upgrade(gallery, "v2")
+    run_until(worker, gallery, upgrade_id, "ready")
+    poll(gallery)
+    before = nearest(gallery, 3, generation="next")
+    backfill_id = begin_backfill(gallery, source="client")
+    ids = lease(gallery, backfill_id)
+
+    send_images(gallery, backfill_id, {name: image_bytes(int(name[6:-4])) for name in ids})
+
+    poll(second)
+    assert before[1] is False
+    assert nearest(second, 3, generation="next") == ("image-3.png", True)
+    assert nearest(gallery, 3, generation="next") == ("image-3.png", True)
+    assert found(second, generation="next") == found(second) == names(*range(20))
+
+
+def test_an_erased_item_is_taken_out_of_the_collection_by_the_worker(
+    gallery: TestClient, worker: WorkerParts, collections: Collections
+) -> None:
+    search(gallery, 3)
+    index = collections.open("gallery_1_generation_1", "l2", 6, "hnsw")
+    assert len(index) == 20
+
+    job = erase(gallery, worker, gallery="g", ids=["image-3.png"])
+
+    assert len(index) == 19
+    (place,) = [each for each in job["result"]["places"] if each["place"] == "index of generation 1"]
+    assert "told to compact" in place["why"]
 
 
 def test_a_build_records_what_it_made_and_is_not_repeated(gallery: TestClient, worker: WorkerParts) -> None:

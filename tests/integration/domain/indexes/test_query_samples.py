@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from service.db import Database, create_database_engine
-from service.domain.gallery.galleries import create_gallery, delete_gallery
+from service.domain.gallery.galleries import WantedGallery, create_gallery, delete_gallery
 from service.domain.indexes.query_samples import QuerySamples, fewest_queries, read_query_sample
 from service.domain.registry import delete_version
 from service.index.protocol import Vectors
@@ -41,7 +41,7 @@ def database(database: Database) -> Database:
             )
         session.flush()  # galleries look for it
         for name in ("g", "h"):
-            create_gallery(session, name, "v1", "l2", "float16", thumbnails=False)
+            create_gallery(session, WantedGallery(name, "v1", "l2", "float16", thumbnails=False))
     return database
 
 

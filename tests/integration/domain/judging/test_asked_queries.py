@@ -15,7 +15,7 @@ from tests.judged import post_class_images, post_query_images, register_h, regis
 from tests.scenario import start_upgrade
 from workers.app import WorkerParts
 
-QUERIES = 40  # more than are encoded at a time
+QUERIES = 40  # of which a quarter is encoded at a time
 
 
 class ReadBlobs(BlobStore):
@@ -46,7 +46,8 @@ def upgrade(client: TestClient, worker: WorkerParts) -> Upgrade:
 def encode(worker: WorkerParts, upgrade: Upgrade, before: Callable[[int], object]) -> int:
     """Encode the queries; return how many images were read."""
     blobs = ReadBlobs(worker.settings.blob_location, before)
-    encode_queries(worker.database, blobs, Encoders(worker.blobs, worker.settings), upgrade, 1_000, 0)
+    settings = worker.settings.model_copy(update={"encode_batch_items": QUERIES // 4})
+    encode_queries(worker.database, blobs, Encoders(worker.blobs, settings), upgrade, 1_000, 0)
     return blobs.read
 
 

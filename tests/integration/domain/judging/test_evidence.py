@@ -22,6 +22,8 @@ from tests.scenario import start_upgrade
 from tests.working import run_until
 from workers.app import WorkerParts
 
+pytestmark = pytest.mark.few_batches
+
 ITEMS = 30
 REFERENCES = (2, 3, 7)
 LATER = (ITEMS, ITEMS + 1)

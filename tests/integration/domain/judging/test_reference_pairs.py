@@ -12,6 +12,8 @@ from tests.scenario import start_upgrade
 from tests.working import run_until
 from workers.app import WorkerParts
 
+pytestmark = pytest.mark.few_batches
+
 ITEMS = 60
 
 

@@ -70,7 +70,8 @@ class App:
         encoders = self.parts.search.encoders
         with self.parts.database.session_scope() as session:
             row = session.scalars(select(ModelVersion).where(ModelVersion.name == version)).one()
-        return encoders.get(row).encode([encoders.images.decode(image_bytes(seed))])
+        encoder = encoders.get(row)
+        return encoder.encode([encoders.images.reduce(image_bytes(seed), [encoder.preprocessing])])
 
     def pairs(self) -> tuple[ServedGeneration, ServedGeneration]:
         candidate = self.parts.replicas.loaded_next(1)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.domain.search.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, InvalidFilter, compile_filter
 from service.tables import Gallery, Item, create_embeddings_table
-from service.vectors.rows import VectorFormat
+from service.vectors.rows import Origin, VectorFormat
 
 ITEMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "a": ("cat", {"year": 2019, "camera": {"lens": "wide", "f": [1.4, 2]}, "raw": True}),
@@ -21,6 +21,9 @@ ITEMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "e": ("it's", {"nested": {"ü": {"0": "猫"}}}),
 }
 UNCERTAINTY = {"a": 0.0, "b": 0.25, "c": math.nan, "d": 3.0, "e": 0.1}
+ORIGINS = {"a": Origin.ENCODED, "e": Origin.BACKFILLED}  # the others are transformed
+HOPS = {"b": 1, "c": 2}
+IMAGE_URIS = {"a": "s3://one/a", "b": "s3://two/b"}
 GENERATION = 7
 
 
@@ -31,16 +34,25 @@ def session(database: Database) -> Iterator[Session]:
         session.add(gallery)
         session.flush()
         for name, (label, metadata) in ITEMS.items():
-            session.add(Item(gallery_id=gallery.id, external_id=name, label=label, metadata_=metadata, revision=1))
+            session.add(
+                Item(
+                    gallery_id=gallery.id,
+                    external_id=name,
+                    label=label,
+                    metadata_=metadata,
+                    image_uri=IMAGE_URIS.get(name),
+                    revision=1,
+                )
+            )
         session.flush()
         create_embeddings_table(session, GENERATION, VectorFormat(1, None, "float16"))
         for name, uncertainty in UNCERTAINTY.items():
             session.execute(
                 text(
-                    f"INSERT INTO embeddings_{GENERATION} SELECT id, 1, 3, 1, :uncertainty, '[0]'"
+                    f"INSERT INTO embeddings_{GENERATION} SELECT id, 1, :origin, :hops, :uncertainty, '[0]'"
                     " FROM items WHERE external_id = :name"
                 ),
-                {"name": name, "uncertainty": uncertainty},
+                {"name": name, "uncertainty": uncertainty, "origin": ORIGINS.get(name, 3), "hops": HOPS.get(name, 0)},
             )
         yield session
 
@@ -54,6 +66,16 @@ def matches(session: Session, condition: object) -> str:
 SELECTED: list[tuple[dict[str, Any], str]] = [
     ({}, "abcde"),
     ({"id": "b"}, "b"),
+    ({"image_uri": "s3://two/b"}, "b"),
+    ({"image_uri": {"gte": "s3://one/", "lt": "s3://one0"}}, "a"),
+    ({"image_uri": {"ne": "s3://two/b"}}, "acde"),
+    ({"origin": "transformed"}, "bcd"),
+    ({"origin": {"ne": "transformed"}}, "ae"),
+    ({"origin": {"in": ["encoded", "imported"]}}, "a"),
+    ({"origin": 3}, ""),
+    ({"hops": 0}, "ade"),
+    ({"hops": {"gte": 1}}, "bc"),
+    ({"hops": {"gt": 1}, "origin": "transformed"}, "c"),
     ({"uncertainty": 0}, "a"),
     ({"uncertainty": 0.1}, "e"),
     ({"uncertainty": {"lte": 0.25}}, "abe"),
@@ -147,8 +169,12 @@ REFUSED: dict[str, tuple[object, str]] = {
     "list as value": ({"label": ["cat"]}, "is compared with strings"),
     "object as operand": ({"label": {"gt": {}}}, "is compared with strings"),
     "list in in": ({"label": {"in": [["cat"]]}}, "is compared with strings"),
-    "in of a string": ({"label": {"in": "cat"}}, "takes a list of at most"),
-    "in of too many": ({"label": {"in": list(range(MAX_VALUES + 1))}}, "takes a list of at most"),
+    "in of a string": ({"label": {"in": "cat"}}, "takes a list of values"),
+    "in of too many": ({"label": {"in": list(range(MAX_VALUES + 1))}}, "more than"),
+    "in of too many together": (
+        {"or": [{"label": {"in": list(range(MAX_VALUES // 2 + 1))}}] * 2},
+        f"more than {MAX_VALUES} values together",
+    ),
     "NUL": ({"label": "\0"}, "holds a NUL"),
     "surrogate in in": ({"label": {"in": ["\udfff"]}}, "is not valid Unicode"),
     "NaN": ({"metadata.x": float("nan")}, "not finite"),
@@ -157,6 +183,13 @@ REFUSED: dict[str, tuple[object, str]] = {
     "or of strings": ({"or": ["a"]}, "is a JSON object"),
     "not of a list": ({"not": []}, "is a JSON object"),
     "too deep": (nested(MAX_DEPTH + 1), f"deeper than {MAX_DEPTH}"),
+    "too many that are empty": ({"or": [{}] * (MAX_CONDITIONS + 1)}, f"more than {MAX_CONDITIONS} conditions"),
+    "too many empty lists": ({"and": [{"or": []}] * (MAX_CONDITIONS + 1)}, f"more than {MAX_CONDITIONS} conditions"),
+    "too many empty negations": (
+        {"and": [{"not": {}}] * (MAX_CONDITIONS + 1)},
+        f"more than {MAX_CONDITIONS} conditions",
+    ),
+    "a path without end": ({"metadata." + "a." * 100_000 + "b": 1}, "is not id, label"),
     "too wide": ({"or": [{"id": "a"}] * (MAX_CONDITIONS + 1)}, f"more than {MAX_CONDITIONS} conditions"),
 }
 

@@ -85,9 +85,8 @@ def test_a_query_by_an_image_is_kept_as_its_embedding_without_the_image(gallery:
     with parts.database.session_scope() as session:
         version = session.query(ModelVersion).filter_by(name="v1").one()
     encoder = parts.search.encoders.get(version)
-    embeddings = [
-        encoder.encode_embedding([parts.search.encoders.images.decode(image_bytes(seed))])[0] for seed in (50, 51)
-    ]
+    images = [parts.search.encoders.images.reduce(image_bytes(seed), [encoder.preprocessing]) for seed in (50, 51)]
+    embeddings = encoder.encode_embedding(lambda: images)
     (found,) = kept_by_version(gallery).values()
     vectors = np.sort(np.frombuffer(b"".join(found), "<f4").reshape(2, -1), axis=0)
     np.testing.assert_allclose(vectors, np.sort(embeddings, axis=0), rtol=1e-5, atol=1e-5)

@@ -18,12 +18,13 @@ from tests.scenario import (
     create_upgradable_gallery,
     import_vectors,
     post_images,
+    register_transformation,
     register_version,
     search,
     start_upgrade,
 )
 from tests.served import wait_for
-from tests.working import run_until
+from tests.working import cut_over, run_until
 from workers.app import WorkerParts
 
 if TYPE_CHECKING:
@@ -306,6 +307,29 @@ def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(client:
 
     assert answer["neighbors"][0]["id"] == "image-1.png"
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def test_a_generation_is_asked_by_its_id_while_it_is_stored(gallery: TestClient, worker: WorkerParts) -> None:
+    register_version(gallery, "v2")
+    register_transformation(gallery, "v1", "v2")
+    post_images(gallery, range(3))
+    old = search(gallery, 1)["generation"]
+    upgrade_id = start_upgrade(gallery, "v2")
+    new = gallery.get(f"/v1/upgrades/{upgrade_id}").json()["to_generation"]
+    unbuilt = gallery.post("/v1/galleries/g/search/items", params={"generation": new}, json={"ids": ["image-1.png"]})
+    run_until(worker, gallery, upgrade_id, "ready")
+    candidate = search(gallery, 1, generation=new)
+    cut_over(gallery, worker, upgrade_id)
+    pinned = {which: search(gallery, 1, generation=which)["generation"] for which in (old, new)}
+    gallery.post(f"/v1/upgrades/{upgrade_id}/finalize")
+    gone = gallery.post("/v1/galleries/g/search/items", params={"generation": old}, json={"ids": ["image-1.png"]})
+    never = gallery.post("/v1/galleries/g/search/items", params={"generation": 999}, json={"ids": ["image-1.png"]})
+
+    assert f"Generation {new} has no index" in check_problem(unbuilt, 409)
+    assert (candidate["generation"], candidate["model_version"]) == (new, "v2")
+    assert pinned == {old: old, new: new}
+    assert f"Generation {old} of this gallery is not stored; {new} is active" in check_problem(gone, 410)
+    check_problem(never, 410)
 
 
 def let_searches_miss(client: TestClient, times: int) -> None:

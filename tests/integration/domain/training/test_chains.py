@@ -35,16 +35,25 @@ def photos(versions: TestClient, datasets: Path) -> TestClient:
     return versions
 
 
-def test_the_newest_transformation_of_each_version_into_the_first_one_is_learned_from(photos: TestClient) -> None:
+def test_the_transformation_of_each_version_into_the_first_one_is_learned_from(photos: TestClient) -> None:
     nothing_yet = chained_of(photos)
-    register_transformation(photos, "v1", "v2")
-    newest = register_transformation(photos, "v1", "v2")
+    taken = register_transformation(photos, "v1", "v2")
     post_transformation(photos, "v1", "v2", transformation_bytes(6, 5, 8, seed=7))  # no g: no rows lead on from it
     register_transformation(photos, "v1", "v3")
 
     assert nothing_yet == []
-    assert chained_of(photos) == [newest]
+    assert chained_of(photos) == [taken]
     assert chained_of(photos, options={"chained": False}) == []
+
+
+def test_of_several_from_one_version_the_default_is_learned_from(photos: TestClient, settings: Settings) -> None:
+    older, _ = (register_transformation(photos, "v1", "v2") for _ in range(2))
+
+    refused = ask(photos, None, from_version="v2", to_version="v3", dataset="photos")
+    photos.patch(f"/v1/transformations/{older}", json={"default": True})
+
+    check_refused(photos, settings, refused, 409, "set options.chained to false, or make one the default")
+    assert chained_of(photos) == [older]
 
 
 def test_the_way_back_from_the_version_that_is_led_to_is_not_learned_from(photos: TestClient) -> None:
@@ -71,6 +80,8 @@ def test_what_was_drawn_to_classes_is_learned_from_only_where_classes_are_search
     older = register_transformation(photos, "v1", "v2")
     drawing = save_network(Transformation(6, 5, 8, inner_dim=8, classes=3))
     newer = post_transformation(photos, "v1", "v2", drawing, transformation_bytes(6, 5, 4, seed=8)).json()["id"]
+
+    photos.patch(f"/v1/transformations/{newer}", json={"default": True})
 
     assert chained_of(photos, options={"task": task}) == [newer if task == "class" else older]
 

@@ -63,7 +63,7 @@ BAD_DATASETS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a web address": (nothing, "https://example.com/pairs.parquet", "no data set"),
     "NUL in the name": (nothing, "a\0b", "no data set"),
     "a name too long": (nothing, "x" * 900, "no data set"),
-    "half a character": (nothing, "\ud800", "body.dataset"),
+    "half a character": (nothing, "\ud800", "JSON"),
     "empty": (nothing, ".", "neither Parquet files nor class folders"),
     "a link out": (link_folder, "bad", "no data set"),
     "a class that is a link out": (link_class, "bad", "leads out"),

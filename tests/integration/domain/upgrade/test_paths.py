@@ -9,6 +9,7 @@ from models.transformation import Transformation
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.vectors.rows import EmbeddingRows
 from tests.networks import transformation_bytes
+from tests.problems import check_problem
 from tests.rows import rows_of
 from tests.scenario import (
     DIMS,
@@ -153,19 +154,49 @@ def test_a_chain_of_rollbacks_goes_back_one_by_one(upgraded: TestClient, worker:
     assert len(generation_rows(worker, 1)) == 13
 
 
-def test_of_two_transformations_of_a_pair_the_newest_is_used_unless_one_is_named(client: TestClient) -> None:
+def test_of_two_transformations_of_a_pair_one_is_named_or_the_default_in_a_dry_run_too(client: TestClient) -> None:
     for name in ("v1", "v2"):
         register_version(client, name)
     older, newer = (register_transformation(client, "v1", "v2") for _ in range(2))
     create_gallery(client)
 
+    wanted = {"to_version": "v2", "observe": True}
+    asked = [client.post("/v1/galleries/g/upgrades", json=wanted | {"dry_run": dry}) for dry in (True, False)]
+    client.patch(f"/v1/transformations/{newer}", json={"default": True})
+    measured = client.post("/v1/galleries/g/upgrades", json=wanted | {"dry_run": True}).json()
     paths = []
     for named in (None, older):
         upgrade_id = start_upgrade(client, "v2", transformation=named)
         paths.append(client.get(f"/v1/upgrades/{upgrade_id}").json()["path"][0]["transformations"])
         client.post(f"/v1/upgrades/{upgrade_id}/cancel")
 
+    for answer in asked:
+        check_problem(answer, 409, f"2 transformations lead from 'v1' to 'v2' ({older}, {newer})")
+        assert [error["transformation"] for error in answer.json()["errors"]] == [older, newer]
+    assert measured["path"][0]["transformations"] == [newer]
+    assert "It is the default of 2" in measured["reason"]
     assert paths == [[newer], [older]]
+
+
+def test_a_default_is_one_of_its_pair_and_can_be_given_up(client: TestClient) -> None:
+    for name in DIMS:
+        register_version(client, name)
+    first, second = (register_transformation(client, "v1", "v2") for _ in range(2))
+    other_pair = register_transformation(client, "v2", "v3")
+
+    def defaults() -> list[int]:
+        return [one["id"] for one in client.get("/v1/transformations").json()["items"] if one["default"]]
+
+    before = defaults()
+    for transformation_id in (first, other_pair, second):
+        answer = client.patch(f"/v1/transformations/{transformation_id}", json={"default": True})
+        assert (answer.status_code, answer.json()["default"]) == (200, True)
+    both = defaults()
+    client.patch(f"/v1/transformations/{second}", json={"default": False})
+
+    assert (before, both, defaults()) == ([], [second, other_pair], [other_pair])
+    check_problem(client.patch("/v1/transformations/99", json={"default": True}), 404, "99")
+    check_problem(client.patch(f"/v1/transformations/{first}", json={}), 422, "default")
 
 
 def test_an_h_that_draws_items_to_classes_is_refused_until_the_gallery_is_searched_by_class(client: TestClient) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from tests.scenario import start_upgrade
+from service.app import create_app
+from service.settings import Settings
+from tests.scenario import create_upgradable_gallery, start_upgrade
 from tests.working import run_until
 from workers.app import WorkerParts
 
@@ -20,6 +22,23 @@ def sent(client: TestClient, upgrade_id: int, after: int = 0) -> list[tuple[str,
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         events.append((fields["event"], fields.get("id", ""), json.loads(fields["data"])))
     return events
+
+
+def test_a_stream_beyond_as_many_as_may_be_open_is_429_and_says_where_to_look(settings: Settings) -> None:
+    with TestClient(create_app(settings.model_copy(update={"max_event_streams": 1}))) as client:
+        create_upgradable_gallery(client)
+        upgrade_id = start_upgrade(client, "v2")
+        path = f"/v1/upgrades/{upgrade_id}/events"
+        streams = client.app.state.parts.event_streams.opened()  # type: ignore[attr-defined]  # starlette's annotation
+        assert client.portal is not None
+        client.portal.call(anext, streams)
+
+        refused = client.get(path)
+        client.portal.call(anext, streams, None)
+        client.post(f"/v1/upgrades/{upgrade_id}/cancel")
+
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+        assert client.get(path).status_code == 200
 
 
 def test_events_tell_every_state_once_and_go_on_after_the_last_one_seen(

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 from sqlalchemy.orm import Session
 
-from service.api.upgrades import list_upgrades
 from service.db import Database
 from service.domain.upgrade.progress import describe_upgrades, progress_of
+from service.domain.upgrade.upgrades import list_upgrades
 from service.domain.upgrade_state import State
 from service.tables import Gallery, Generation, Job, ModelVersion, Upgrade, UpgradeBatch
 from tests.statements import recorded_statements
@@ -120,12 +120,12 @@ def test_a_list_of_twelve_upgrades_costs_as_many_statements_as_a_list_of_one(
     session.expunge_all()
 
     with recorded_statements(database.engine) as for_one:
-        one = list_upgrades("one", session)
+        one = describe_upgrades(session, list_upgrades(session, "one", 0, 20))
     session.expunge_all()
     with recorded_statements(database.engine) as for_twelve:
-        twelve = list_upgrades("twelve", session)
+        twelve = describe_upgrades(session, list_upgrades(session, "twelve", 0, 20))
 
-    assert (len(one.items), len(twelve.items)) == (1, 12)
+    assert (len(one), len(twelve)) == (1, 12)
     assert len(for_one) == len(for_twelve)
 
 

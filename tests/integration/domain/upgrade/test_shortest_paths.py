@@ -1,14 +1,16 @@
 """The path of an upgrade through registered transformations: fewest hops, through g, and which one when several tie."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
 from service.db import Database
+from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.generation_stage import GenerationStage
-from service.domain.registry import UnknownTransformation
+from service.domain.registry import UnknownTransformation, set_default
 from service.domain.upgrade.paths import ErasesItems, FoundLeg, NoPath, find_legs
 from service.tables import ModelVersion, Task, Transformation
 from service.vectors.rows import VectorFormat
@@ -37,7 +39,15 @@ class Registry:
         session.add_all(self.versions.values())
         session.flush()
 
-    def transformation(self, before: str, after: str, *, g: bool, classes: int | None = None) -> int:
+    def transformation(
+        self,
+        before: str,
+        after: str,
+        *,
+        g: bool,
+        classes: int | None = None,
+        metrics: dict[str, Any] | None = None,
+    ) -> int:
         transformation = Transformation(
             from_version_id=self.versions[before].id,
             to_version_id=self.versions[after].id,
@@ -45,10 +55,14 @@ class Registry:
             h_kind="onnx",
             g_digest="g" if g else None,
             architecture={"h": {"kind": "safetensors", "config": {"classes": classes}}},
+            metrics=metrics,
         )
         self._session.add(transformation)
         self._session.flush()
         return transformation.id
+
+    def make_default(self, transformation_id: int) -> None:
+        set_default(self._session, transformation_id, True)
 
     def generation(self, id_: int, version: str, *, side_information: bool = True) -> StoredGeneration:
         side_dim = SIDE_DIMS[version] if side_information else None
@@ -98,11 +112,74 @@ def test_fewest_hops_win_over_newer_transformations(registry: Registry) -> None:
     assert registry.legs("v4", registry.generation(1, "v1")) == [FoundLeg(1, (direct,), False)]
 
 
-def test_of_equally_short_paths_the_newest_transformation_wins(registry: Registry) -> None:
-    registry.transformation("v1", "v2", g=True)
-    newest = registry.transformation("v1", "v2", g=True)
+def test_of_several_transformations_none_is_taken_until_one_is_named_or_the_default(registry: Registry) -> None:
+    first = registry.transformation("v1", "v2", g=True)
+    second = registry.transformation("v1", "v2", g=True)
+    onward = registry.transformation("v2", "v4", g=True)
+    active = registry.generation(1, "v1")
 
-    assert registry.legs("v2", registry.generation(1, "v1")) == [FoundLeg(1, (newest,), True)]
+    for to_version in ("v2", "v4"):
+        with pytest.raises(AmbiguousTransformation, match=f"from 'v1' to 'v2' \\({first}, {second}\\)"):
+            registry.legs(to_version, active)
+    named = [registry.legs(version, active, transformation_id=first)[0] for version in ("v2", "v4")]
+    registry.make_default(second)
+    by_default = [registry.legs(version, active)[0] for version in ("v2", "v4")]
+
+    assert [leg.transformation_ids for leg in named] == [(first,), (first, onward)]
+    assert [leg.transformation_ids for leg in by_default] == [(second,), (second, onward)]
+
+
+def test_a_default_without_g_does_not_lead_on(registry: Registry) -> None:
+    with_g = registry.transformation("v1", "v2", g=True)
+    registry.make_default(registry.transformation("v1", "v2", g=False))
+    onward = registry.transformation("v2", "v4", g=True)
+
+    assert registry.legs("v4", registry.generation(1, "v1")) == [FoundLeg(1, (with_g, onward), True)]
+
+
+WORSE_THAN_THE_MEAN = {"h": {"mean_squared_error": 1.2, "mean_predictor_error": 1.0}}
+WORSE_THAN_LINEAR = {
+    "h": {"mean_squared_error": 0.5, "mean_predictor_error": 1.0},
+    "linear": {"mean_squared_error": 0.4, "mean_predictor_error": 1.0},
+}
+SOUND = {
+    "h": {"mean_squared_error": 0.4, "mean_predictor_error": 1.0},
+    "linear": {"mean_squared_error": 0.4, "mean_predictor_error": 1.0},
+}
+
+
+@pytest.mark.parametrize("metrics", [WORSE_THAN_THE_MEAN, WORSE_THAN_LINEAR])
+def test_what_its_own_metrics_speak_against_is_taken_only_where_it_is_named(
+    registry: Registry, metrics: dict[str, Any]
+) -> None:
+    unsound = registry.transformation("v1", "v2", g=True, metrics=metrics)
+    active = registry.generation(1, "v1")
+
+    with pytest.raises(NoSoundTransformation, match=f"transformation {unsound} is") as refusal:
+        registry.legs("v2", active)
+    named = registry.legs("v2", active, transformation_id=unsound)
+    sound = registry.transformation("v1", "v2", g=True, metrics=SOUND)
+    newest_is_unsound = registry.transformation("v1", "v2", g=True, metrics=metrics)
+
+    assert refusal.value.errors is not None
+    assert refusal.value.errors[0]["transformation"] == unsound
+    assert named[0].transformation_ids == (unsound,)
+    assert newest_is_unsound > sound
+    assert registry.legs("v2", active)[0].transformation_ids == (sound,)
+
+
+def test_a_longer_way_is_taken_where_the_direct_one_is_unsound(registry: Registry) -> None:
+    registry.transformation("v1", "v4", g=True, metrics=WORSE_THAN_THE_MEAN)
+    first = registry.transformation("v1", "v2", g=True, metrics=SOUND)
+    second = registry.transformation("v2", "v4", g=True)
+
+    assert registry.legs("v4", registry.generation(1, "v1"))[0].transformation_ids == (first, second)
+
+
+def test_drawing_to_classes_is_not_held_against_its_linear_map(registry: Registry) -> None:
+    drawing = registry.transformation("v1", "v2", g=True, classes=3, metrics=WORSE_THAN_LINEAR)
+
+    assert registry.legs("v2", registry.generation(1, "v1"), task="class")[0].transformation_ids == (drawing,)
 
 
 def test_a_newer_transformation_without_g_does_not_hide_the_one_that_leads_on(registry: Registry) -> None:

@@ -1,11 +1,12 @@
 """What a user may say of an item: the limits of its id, its label and its metadata."""
 
 import math
+import unicodedata
 from typing import Any
 
 import pytest
 
-from service.domain.gallery.new_items import MAX_ID_LENGTH, MAX_METADATA_DEPTH, InvalidItem, NewItem, check_items
+from service.domain.gallery.new_items import MAX_ID_LENGTH, MAX_METADATA_DEPTH, InvalidItem, NewItem, item_faults
 
 ROOMY_BYTES = 10_000
 
@@ -16,6 +17,12 @@ def nested(levels: int) -> dict[str, Any]:
     for level in reversed(range(levels)):
         value = [value] if level % 2 else {"next": value}
     return {"first": value}
+
+
+def check_items(items: list[NewItem], max_metadata_bytes: int) -> None:
+    """Raise the first fault."""
+    for _, sentence in item_faults(items, max_metadata_bytes):
+        raise InvalidItem(sentence)
 
 
 @pytest.mark.parametrize(
@@ -111,3 +118,15 @@ def test_text_that_only_looks_like_what_is_refused_is_taken() -> None:
     item = NewItem("a", {"NaN": "Infinity", "escape": "\\u0000", "big": 2**60, "tiny": 1e-300})
 
     check_items([item], ROOMY_BYTES)
+
+
+def test_every_fault_is_given_with_its_position() -> None:
+    items = [NewItem("a\n"), NewItem("b"), NewItem("c", label="\0"), NewItem("b")]
+
+    faults = list(item_faults(items, ROOMY_BYTES))
+
+    assert [position for position, _ in faults] == [0, 2, 3]
+
+
+def test_an_id_has_one_form_however_it_is_typed() -> None:
+    assert NewItem(unicodedata.normalize("NFD", "Äpfel.png")) == NewItem("Äpfel.png")
