@@ -5,8 +5,19 @@ from typing import Any
 Schema = dict[str, Any]
 
 FILE: Schema = {"type": "string", "format": "binary"}
+# A network in one file, or in several parts of one name: ONNX and the files that hold its weights.
+FILES: Schema = {"type": "array", "items": FILE, "minItems": 1}
+# Of a network that is registered: whether it is every tenant's.
+SHARED: Schema = {
+    "type": "string",
+    "enum": ["true", "false"],
+    "default": "false",
+    "description": "Whether all tenants use it; said by an admin of the default tenant alone.",
+}
 # A table of vectors, by its media types.
-TABLE = dict.fromkeys(("application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"), FILE)
+TABLE = dict.fromkeys(
+    ("application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file", "application/vnd.apache.parquet"), FILE
+)
 
 
 def body_of(schemas: dict[str, Schema]) -> Schema:

@@ -7,16 +7,23 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Request
 from pydantic import StringConstraints
 
+from service.access.known_keys import KnownKeys
+from service.access.quotas import QuotaBook
 from service.api.admission import Admission
+from service.api.event_streams import EventStreams
 from service.blobs import BlobStore
 from service.db import Database
 from service.db import Session as Session  # what views of rows take
+from service.domain.figures import Figures
+from service.domain.gallery.exports import Exports
 from service.domain.gallery.writes import GalleryWriter
 from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.query_samples import QuerySamples
+from service.domain.judging.drift import DriftWatch
 from service.domain.judging.shadowed_queries import Shadowing
 from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
+from service.image_sources.source import ImageSource
 from service.index.replica import Replicas
 from service.networks.micro_batching import ImageQueryMetrics
 from service.settings import Settings
@@ -33,16 +40,23 @@ class Parts:
 
     settings: Settings
     database: Database
+    keys: KnownKeys
+    quotas: QuotaBook
     blobs: BlobStore
     engine: IndexEngine
     replicas: Replicas
     writer: GalleryWriter
+    exports: Exports
     search: Search
     query_samples: QuerySamples
     shadowing: Shadowing
+    drift: DriftWatch
     image_query_metrics: ImageQueryMetrics
     image_queries: Admission
+    event_streams: EventStreams
+    images: ImageSource
     upgrade_actions: UpgradeActions
+    figures: Figures
 
 
 async def parts_of(request: Request) -> Parts:

@@ -7,10 +7,13 @@ from pydantic import BaseModel
 
 from service.api.dependencies import IdPath, SessionDependency
 from service.api.items import thumbnail_url
+from service.api.refusals import refusals
 from service.domain.judging import reports
 from service.domain.judging.examples import Example, ExampleItem, ExampleKind, FoundItem, Since, read_examples
+from service.domain.judging.reports import UnknownReport
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.progress import describe_upgrades
+from service.domain.upgrade.upgrades import UnknownUpgrade
 
 router = APIRouter(prefix="/upgrades", tags=["judging"])
 
@@ -52,7 +55,7 @@ class ExamplesView(BaseModel):
     examples: list[ExampleView]
 
 
-@router.get("/{upgrade_id}/report/examples")
+@router.get("/{upgrade_id}/report/examples", responses=refusals(UnknownUpgrade, UnknownReport))
 def get_examples(
     upgrade_id: IdPath,
     session: SessionDependency,

@@ -1,20 +1,24 @@
 """`/livez`, `/readyz` and `/metrics`."""
 
+from typing import Literal
+
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 
 from service.api.dependencies import PartsDependency, SessionDependency
 from service.db import ping
-from service.domain.gallery.galleries import gallery_names
-from service.domain.upgrade.upgrades import count_batches, count_upgrades
+from service.disk import shortage
 from service.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):
-    status: str
+    """`status` is ok, or no_room while nothing is stored because the disk has too little; `detail` says more."""
+
+    status: Literal["ok", "no_room"]
+    detail: str | None = None
 
 
 @router.get("/livez")
@@ -25,28 +29,24 @@ async def livez() -> Health:
 
 @router.get("/readyz")
 def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
-    """Answer once the replicas are loaded and the database answers; 503 otherwise."""
+    """Answer once the replicas are loaded, the database answers, and no encoder is found to give other embeddings here
+    than it gave; 503 otherwise. A disk without room keeps queries from nothing: 200, and says so."""
     ping(session)
     if not parts.replicas.is_loaded:
         raise Unavailable("The galleries are still being loaded.")
-    return Health(status="ok")
+    if not parts.drift.has_looked:
+        raise Unavailable("The galleries' probe images are still being encoded.")
+    if parts.drift.alarms:
+        raise Unavailable(" ".join(parts.drift.alarms))
+    lack = shortage(parts.settings)
+    return Health(status="ok") if lack is None else Health(status="no_room", detail=lack)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(parts: PartsDependency, session: SessionDependency) -> Response:
-    """Return metrics in the Prometheus text format: of rows and replicas, and of this process's image queries."""
-    registry = CollectorRegistry()
-    upgrades = Gauge("gallery_upgrades", "Upgrades by state", ["state"], registry=registry)
-    for state, count in count_upgrades(session).items():
-        upgrades.labels(state).set(count)
-    batches = Gauge("gallery_upgrade_batches", "Batches of upgrades by state", ["state"], registry=registry)
-    for state, count in count_batches(session).items():
-        batches.labels(state).set(count)
-    vectors = Gauge(
-        "gallery_index_vectors", "Vectors in the active index of this process", ["gallery"], registry=registry
-    )
-    names = gallery_names(session)
-    for gallery_id, size in parts.replicas.sizes().items():
-        vectors.labels(names.get(gallery_id, str(gallery_id))).set(size)
-    content = generate_latest(registry) + generate_latest(parts.image_query_metrics.registry)
-    return Response(content, media_type=CONTENT_TYPE_LATEST)
+def metrics(parts: PartsDependency) -> Response:
+    """Return metrics in the Prometheus text format: of this process and its requests, and what was last found in rows;
+    docs/operations/metrics.md lists them. It asks no other server, and answers while the database is away."""
+    found = CollectorRegistry()
+    found.register(parts.figures)
+    registries = (REGISTRY, parts.image_query_metrics.registry, found)
+    return Response(b"".join(map(generate_latest, registries)), media_type=CONTENT_TYPE_LATEST)

@@ -1,7 +1,9 @@
 """`Idempotency-Key`: a POST that is sent again with its key is answered again, not done again.
 
 HTTP only: the header, the request's digest, and the answer as it is recorded and given again. Which keys are taken and
-what was answered is in `service.domain.request_keys`.
+what was answered is in `service.domain.request_keys`. An answer is recorded before its end is sent, so that whoever has
+read it whole can send the request again at once. Searches change nothing and are never replayed: an answer of before
+may show what was deleted since. Nor are answers that show a secret: no row holds one.
 """
 
 import asyncio
@@ -17,11 +19,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import identity, logs
 from service.api.problems import database_away, problem, refused
 from service.db import AWAY, Database
-from service.domain.request_keys import KeptAnswer, KeyOfAnotherRequest, RequestStillRuns, keep_answer, take_key
+from service.domain.request_keys import (
+    KeptAnswer,
+    KeyOfAnotherRequest,
+    RequestStillRuns,
+    RunningRequest,
+    keep_answer,
+    take_key,
+)
+
+events = logs.Events(__name__)
 
 _KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
+_NEVER_KEPT = re.compile(r"/search(/vectors)?/?$|^/v1/(keys(/[^/]+/rotate)?|session)/?$")
 _KEPT_HEADERS = {b"content-type", b"location"}
 # Each holds a pooled connection besides the one that its endpoint takes: half the pool would be too many.
 _MAX_RUNNING = 16
@@ -38,7 +51,7 @@ class IdempotencyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = Headers(scope=scope).get("idempotency-key") if scope["type"] == "http" else None
-        if key is None or scope["method"] != "POST":
+        if key is None or scope["method"] != "POST" or _NEVER_KEPT.search(scope["path"]):
             await self._app(scope, receive, send)
         elif not _KEY_PATTERN.fullmatch(key):
             refusal = problem(422, "Idempotency-Key has 1 to 255 printable ASCII characters without spaces.")
@@ -72,11 +85,11 @@ class IdempotencyMiddleware:
                 await _again(taken)(scope, receive, send)
                 return
 
-            answer = KeptAnswer()
+            recorder = _Recorder(taken, send)
             try:
-                await self._app(scope, _replayed(body, receive), _recording(answer, send))
+                await self._app(scope, _replayed(body, receive), recorder.send)
             finally:
-                await run_in_threadpool(keep_answer, taken, answer)
+                await recorder.record()
 
 
 def _again(answer: KeptAnswer) -> Response:
@@ -98,17 +111,35 @@ def _replayed(body: IO[bytes], receive: Receive) -> Receive:
     return receive_again
 
 
-def _recording(answer: KeptAnswer, send: Send) -> Send:
-    async def send_and_record(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            answer.status = message["status"]
-            kept = [(name, value) for name, value in message["headers"] if name in _KEPT_HEADERS]
-            answer.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in kept]
-        elif message["type"] == "http.response.body":
-            answer.body += message.get("body", b"")
-        await send(message)
+class _Recorder:
+    """Passes an answer on and keeps it; its last message waits until that is done."""
 
-    return send_and_record
+    def __init__(self, request: RunningRequest, send: Send) -> None:
+        self._request: RunningRequest | None = request
+        self._answer = KeptAnswer()
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._answer.status = message["status"]
+            kept = [(name, value) for name, value in message["headers"] if name in _KEPT_HEADERS]
+            self._answer.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in kept]
+        elif message["type"] == "http.response.body":
+            self._answer.body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self.record()
+        await self._send(message)
+
+    async def record(self) -> None:
+        """Keep the answer, once; a request that ended without one is a failure of ours. Where it cannot be kept the
+        answer is still sent: the work is done."""
+        request, self._request = self._request, None
+        if request is None:
+            return
+        try:
+            await run_in_threadpool(keep_answer, request, self._answer)
+        except AWAY as error:
+            events.warning("idempotency.not_kept", path=request.path, error=str(error))
 
 
 def _digest(scope: Scope, body: IO[bytes]) -> str:
@@ -118,6 +149,10 @@ def _digest(scope: Scope, body: IO[bytes]) -> str:
     boundary = boundary_part.strip('"').encode() or None
 
     digest = hashlib.sha256(scope["query_string"] + b"\0" + kind.encode() + b"\0")
+    galleries = identity.current.get().galleries
+    if galleries != identity.EVERY_GALLERY:
+        # A key for other galleries is not given the answer: it may be about one that it must not touch.
+        digest.update(" ".join(galleries).encode() + b"\0")
     body.seek(0)
     carried = b""
     while block := body.read(_READ_BYTES):

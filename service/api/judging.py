@@ -9,21 +9,29 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.bodies import FILE, body_of, form_of
+from service.api.decisions import DecisionView, decision_on
 from service.api.dependencies import IdPath, PartsDependency, Session, SessionDependency
-from service.api.images import image_uploads
+from service.api.images import OF_IMAGES, image_uploads
+from service.api.json_bodies import JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.api.refusals import refusals
 from service.api.report_page import EXAMPLES_SHOWN, SECURITY_POLICY, render_report
 from service.api.representations import Representation, RepresentationDependency
 from service.api.uploads import UploadForm
-from service.domain.judging import reference_pairs, reports
+from service.domain.gallery.items import UnknownItem
+from service.domain.gallery.new_items import InvalidItem
+from service.domain.judging import blind_votes, reference_pairs, reports
+from service.domain.judging.blind_votes import Side
 from service.domain.judging.examples import ExampleKind, read_examples, read_thumbnails
-from service.domain.judging.reference_pairs import ReferenceImage
+from service.domain.judging.reference_pairs import NoReferenceAccepted, ReferenceImage
+from service.domain.judging.reports import UnknownReport
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.progress import describe_upgrades
+from service.domain.upgrade.upgrades import NotReady, UnknownUpgrade, UpgradeEnded
 from service.domain.verdict import Verdict
 from service.tables import Report, Upgrade
 
-router = APIRouter(prefix="/upgrades", tags=["judging"])
+router = APIRouter(prefix="/upgrades", tags=["judging"], route_class=JsonRoute)
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -73,9 +81,29 @@ class ReportLine(BaseModel):
 
 class ReportView(ReportLine):
     """`content` holds the gates and all that was measured, but for the examples, which are items by ids of our own:
-    `/report/examples` says which they are."""
+    `/report/examples` says which they are. `decision` is how the upgrade went live, if it did on this report."""
 
     content: dict[str, Any]
+    decision: DecisionView | None
+
+
+class NewVote(BaseModel):
+    """On the two answers to the item `id`, as they stand on the console's blind comparison: which side is better."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(min_length=1)]
+    better: Side
+
+
+class TallyView(BaseModel):
+    """How many blind votes there are for the answers before, after, and neither; `p_value` is that of the two-sided
+    sign test, null without a choice."""
+
+    before: int
+    after: int
+    neither: int
+    p_value: float | None
 
 
 _FORM = body_of(
@@ -89,7 +117,7 @@ _FORM = body_of(
 )
 
 
-@router.get("/{upgrade_id}/references")
+@router.get("/{upgrade_id}/references", responses=refusals(UnknownUpgrade, UpgradeEnded))
 def draw_references(
     upgrade_id: IdPath,
     session: SessionDependency,
@@ -102,7 +130,11 @@ def draw_references(
     return WantedReferencesView(ids=found.ids, given=found.given)
 
 
-@router.post("/{upgrade_id}/references", openapi_extra=_FORM)
+@router.post(
+    "/{upgrade_id}/references",
+    openapi_extra=_FORM,
+    responses=refusals(UnknownUpgrade, UpgradeEnded, NoReferenceAccepted, *OF_IMAGES),
+)
 def post_references(upgrade_id: IdPath, form: UploadForm, parts: PartsDependency) -> ReferencesAnswer:
     """Take images of items, which both model versions encode; no image is kept. One that is not the item's image is
     rejected alone; 422 only if every one is."""
@@ -110,11 +142,11 @@ def post_references(upgrade_id: IdPath, form: UploadForm, parts: PartsDependency
     images = [ReferenceImage(upload.item.external_id, upload.read) for upload in uploads]
     with parts.database.session_scope() as session:
         upgrade = upgrades.get_open_upgrade(session, upgrade_id)
-    found = reference_pairs.add_references(parts.database, parts.search.encoders, parts.settings, upgrade, images)
+    found = reference_pairs.add_references(parts.database, parts.search.encoders, upgrade, images)
     return ReferencesAnswer(results=[ReferenceResultView(id=r.id, status=r.status, error=r.error) for r in found])
 
 
-@router.post("/{upgrade_id}/evaluate", status_code=202)
+@router.post("/{upgrade_id}/evaluate", status_code=202, responses=refusals(UnknownUpgrade, NotReady))
 def evaluate(
     upgrade_id: IdPath, session: SessionDependency, response: Response, new: NewEvaluation | None = None
 ) -> EvaluationView:
@@ -124,7 +156,25 @@ def evaluate(
     return EvaluationView(report=number)
 
 
-@router.get("/{upgrade_id}/reports")
+@router.post("/{upgrade_id}/votes", responses=refusals(UnknownUpgrade, UnknownItem, InvalidItem))
+def vote(upgrade_id: IdPath, new: NewVote, session: SessionDependency) -> TallyView:
+    """Say which of two answers is better without knowing which generation gave which; a later vote on the same item
+    takes the place of the one before. The tally is shown with the report, and gates nothing."""
+    upgrade = upgrades.get_upgrade(session, upgrade_id)
+    return _tally_view(blind_votes.vote(session, upgrade, new.id, new.better))
+
+
+@router.get("/{upgrade_id}/votes", responses=refusals(UnknownUpgrade))
+def get_tally(upgrade_id: IdPath, session: SessionDependency) -> TallyView:
+    """Return the tally of the blind votes."""
+    return _tally_view(blind_votes.tally(session, upgrades.get_upgrade(session, upgrade_id).id))
+
+
+def _tally_view(found: blind_votes.Tally) -> TallyView:
+    return TallyView(before=found.before, after=found.after, neither=found.neither, p_value=found.p_value)
+
+
+@router.get("/{upgrade_id}/reports", responses=refusals(UnknownUpgrade))
 def list_reports(
     upgrade_id: IdPath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[ReportLine]:
@@ -137,7 +187,9 @@ def list_reports(
 _PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {"schema": {"type": "string"}}}}}
 
 
-@router.get("/{upgrade_id}/report", response_model=ReportView, responses=_PAGE)
+@router.get(
+    "/{upgrade_id}/report", response_model=ReportView, responses=_PAGE | refusals(UnknownUpgrade, UnknownReport)
+)
 def get_newest_report(
     upgrade_id: IdPath, session: SessionDependency, wanted: RepresentationDependency, response: Response
 ) -> ReportView | Response:
@@ -146,7 +198,11 @@ def get_newest_report(
     return _represent(session, upgrade, reports.get_report(session, upgrade_id), wanted, response)
 
 
-@router.get("/{upgrade_id}/reports/{number}", response_model=ReportView, responses=_PAGE)
+@router.get(
+    "/{upgrade_id}/reports/{number}",
+    response_model=ReportView,
+    responses=_PAGE | refusals(UnknownUpgrade, UnknownReport),
+)
 def get_report(
     upgrade_id: IdPath,
     number: IdPath,
@@ -165,7 +221,7 @@ def _represent(
     varies = {"Vary": "Accept"}
     if wanted is Representation.JSON:
         response.headers.update(varies)
-        return _view(report)
+        return _view(report, decision_on(report, upgrade))
     (details,) = describe_upgrades(session, [upgrade])
     examples = read_examples(session, report, ExampleKind, EXAMPLES_SHOWN)
     page = render_report(details, report, examples, read_thumbnails(session, examples))
@@ -183,7 +239,7 @@ def _line(report: Report) -> ReportLine:
     )
 
 
-def _view(report: Report) -> ReportView:
+def _view(report: Report, decision: DecisionView | None) -> ReportView:
     content = json.loads(report.content)
     content["measurements"].pop("examples")
-    return ReportView(**_line(report).model_dump(), content=content)
+    return ReportView(**_line(report).model_dump(), content=content, decision=decision)

@@ -1,4 +1,4 @@
-"""Middlewares around every request: its id for the logs, and a limit on its body."""
+"""Middlewares around every request: its id for the logs, a limit on its body, and room on the disk for it."""
 
 import re
 import uuid
@@ -8,12 +8,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.api.problems import problem
+from service.api.json_bodies import is_json
+from service.api.problems import problem, refused
+from service.disk import NoRoom, shortage
+from service.settings import Settings
 
 # The routes whose bodies are forms, tables or images, which are read in parts.
 OF_FILES = re.compile(
     r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search|query-sets)"
-    r"|upgrades/[^/]+/references)/?"
+    r"|upgrades/[^/]+/references|backfills/[^/]+/images)/?"
+)
+# What these are sent is stored; other calls ask, delete, or decide.
+_STORES = re.compile(
+    r"/v1/(model-versions|transformations(/train)?|galleries(/[^/]+/(images(/references)?|embeddings|query-sets|upgrades"
+    r"|backfills))?|upgrades/[^/]+/references|backfills/[^/]+/images)/?"
 )
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -43,11 +51,27 @@ class RequestIdMiddleware:
         await self._app(scope, receive, send_with_id)
 
 
+class RoomMiddleware:
+    """Answers 507 to what would be stored while the disk has less than its reserve, before a body is read."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and _STORES.fullmatch(scope["path"]):
+            lack = shortage(self._settings)
+            if lack is not None:
+                await refused(NoRoom(lack))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class BodyLimitMiddleware:
     """Answers 413 when a body says that it is larger than allowed, or grows to be.
 
-    The limit is `max_bytes` for the routes of files, and `max_json_bytes` for others: JSON is held in memory before
-    anything is known of it.
+    The limit is `max_bytes` for files, and `max_json_bytes` for JSON, wherever it is sent, and on all routes that take
+    no files: JSON is held in memory before anything is known of it.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_json_bytes: int) -> None:
@@ -59,9 +83,11 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        most = self._max_bytes if OF_FILES.fullmatch(scope["path"]) else self._max_json_bytes
+        headers = Headers(scope=scope)
+        is_file = OF_FILES.fullmatch(scope["path"]) and not is_json(headers)
+        most = self._max_bytes if is_file else self._max_json_bytes
         detail = f"A request's body has at most {most} bytes."
-        declared = Headers(scope=scope).get("content-length", "0")
+        declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > most:
             await problem(413, detail)(scope, receive, send)
             return

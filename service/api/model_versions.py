@@ -4,36 +4,93 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from service.api.bodies import FILE, body_of, form_of
-from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
+from service.api.bodies import FILES, SHARED, body_of, form_of
+from service.api.dependencies import NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.api.uploads import UploadForm, file_part, optional_file_part, refuse_other_parts, text_part
+from service.api.refusals import refusals
+from service.api.uploads import (
+    InvalidName,
+    InvalidSpec,
+    UploadForm,
+    flag_part,
+    name_part,
+    network_part,
+    optional_network_part,
+    refuse_other_parts,
+    spec_part,
+)
 from service.domain import registry
+from service.domain.registry import InvalidRegistration, UnknownVersion, VersionExists, VersionInUse
+from service.networks.encoders import EncoderForm
+from service.networks.trials import (
+    Channels,
+    DeclaredEncoders,
+    ImageInput,
+    InputDtype,
+    InvalidArtifact,
+    Layout,
+    TooManyTrials,
+)
 from service.tables import ModelVersion
 
 router = APIRouter(prefix="/model-versions", tags=["model versions"])
 
 Dim = Annotated[int, Field(ge=1, le=16_000)]  # pgvector's limit for a column
-Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+def _one_or_three(values: list[float]) -> list[float]:
+    if len(values) not in (1, 3):
+        raise ValueError("There is one number for each channel: three, or one of grey.")
+    return values
+
+
+OfChannels = Annotated[list[float], AfterValidator(_one_or_three)]
+Edges = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
 class PreprocessingSpec(BaseModel):
-    """As `models.preprocessing.Preprocessing`."""
+    """As `models.preprocessing.Preprocessing`: `size` is an edge or [height, width]; `mean` and `std` have a number for
+    each channel, and are left out only for values from 0 to 255 that are taken as they are."""
 
     model_config = ConfigDict(extra="forbid")
 
-    size: int
+    size: int | Edges
     resize: int | None = None
-    crop: Literal["none", "center"] = "none"
-    mean: Channels
-    std: Channels
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    crop: Literal["none", "center", "squash"] = "none"
+    mean: OfChannels | None = None
+    std: OfChannels | None = None
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bilinear"
+
+
+class InputSpec(BaseModel):
+    """What both networks take. What is not given is as their files say, or the usual: nchw, rgb, float32, [0, 1]."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layout: Layout | None = None
+    channels: Channels | None = None
+    dtype: InputDtype | None = None
+    range: tuple[float, float] | None = None
+    name: str | None = Field(default=None, min_length=1)
+
+    @property
+    def declared(self) -> ImageInput:
+        return ImageInput(self.layout, self.channels, self.dtype, self.range, self.name)
+
+
+class OutputSpec(BaseModel):
+    """Of several outputs, the one that is meant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
 
 
 class ModelVersionSpec(BaseModel):
-    """What the part `spec` holds, as JSON."""
+    """What the part `spec` holds, as JSON. `side_information_output` is as `output` unless it is given, if ψ has one of
+    that name."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,22 +98,60 @@ class ModelVersionSpec(BaseModel):
     side_information_dim: Dim | None = None
     normalize: bool = False
     preprocessing: PreprocessingSpec
+    input: InputSpec = InputSpec()
+    output: OutputSpec | None = None
+    side_information_output: OutputSpec | None = None
+
+    @property
+    def declared(self) -> registry.VersionSpec:
+        side_output = self.side_information_output
+        encoders = DeclaredEncoders(
+            self.embedding_dim,
+            self.side_information_dim,
+            self.preprocessing.model_dump(),
+            self.input.declared,
+            None if self.output is None else self.output.name,
+            None if side_output is None else side_output.name,
+        )
+        return registry.VersionSpec(encoders, self.normalize)
+
+
+class NetworkInputView(BaseModel):
+    """How a network is given images; null where neither its file nor the spec said it, and the usual is taken."""
+
+    layout: str | None
+    channels: str
+    dtype: str | None
+    range: list[int]
+    name: str | None
+    batch: int | None
+
+
+class NetworkFormView(BaseModel):
+    """How a network is run; `output` is null where it has one without a name."""
+
+    input: NetworkInputView
+    output: str | None
 
 
 class ModelVersionView(BaseModel):
+    """`shared`: all tenants use it."""
+
     name: str
+    shared: bool
     embedding_dim: int
     side_information_dim: int | None
     normalize: bool
     preprocessing: dict[str, Any]
     embedding_model_kind: str
     embedding_model_digest: str
+    embedding_model_form: NetworkFormView
     side_information_model_kind: str | None
     side_information_model_digest: str | None
+    side_information_model_form: NetworkFormView | None
     created_at: datetime
 
 
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 _FORM = body_of(
     form_of(
         {
@@ -65,10 +160,12 @@ _FORM = body_of(
                 "type": "string",
                 "contentMediaType": "application/json",
                 "description": "JSON: embedding_dim, side_information_dim?, normalize?, preprocessing"
-                " {size, resize?, crop?, mean, std, interpolation?}",
+                " {size, resize?, crop?, mean?, std?, interpolation?},"
+                " input? {layout?, channels?, dtype?, range?, name?}, output? {name}, side_information_output? {name}",
             },
-            "embedding_model": FILE,
-            "side_information_model": FILE,
+            "embedding_model": FILES,
+            "side_information_model": FILES,
+            "shared": SHARED,
         },
         required=["name", "spec", "embedding_model"],
     )
@@ -76,33 +173,56 @@ _FORM = body_of(
 
 
 def _view(version: ModelVersion) -> ModelVersionView:
-    return ModelVersionView.model_validate(version, from_attributes=True)
-
-
-@router.post("", status_code=201, openapi_extra=_FORM)
-def register_model_version(
-    form: UploadForm, parts: PartsDependency, session: SessionDependency, response: Response
-) -> ModelVersionView:
-    """Register φ and optionally ψ: ONNX, safetensors of our own networks, or TorchScript where it is trusted."""
-    refuse_other_parts(form, {"name", "spec", "embedding_model", "side_information_model"})
-    try:
-        name = _NAME.validate_python(text_part(form, "name"))
-        spec = ModelVersionSpec.model_validate_json(text_part(form, "spec"))
-    except ValidationError as error:
-        errors: list[dict[str, object]] = [
-            {"location": list(e["loc"]), "detail": e["msg"]} for e in error.errors(include_context=False)
-        ]
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise registry.InvalidRegistration(f"The name or the spec is not valid: {where}", errors) from error
-
-    version = registry.register_model_version(
-        registry.NetworkStore(session, parts.blobs, parts.settings),
-        name,
-        registry.VersionSpec(
-            spec.embedding_dim, spec.side_information_dim, spec.normalize, spec.preprocessing.model_dump()
+    return ModelVersionView(
+        name=version.name,
+        shared=version.tenant is None,
+        embedding_dim=version.embedding_dim,
+        side_information_dim=version.side_information_dim,
+        normalize=version.normalize,
+        preprocessing=version.preprocessing,
+        embedding_model_kind=version.embedding_model_kind,
+        embedding_model_digest=version.embedding_model_digest,
+        embedding_model_form=_form_view(version.embedding_model_form),
+        side_information_model_kind=version.side_information_model_kind,
+        side_information_model_digest=version.side_information_model_digest,
+        side_information_model_form=(
+            None if version.side_information_model_digest is None else _form_view(version.side_information_model_form)
         ),
-        file_part(form, "embedding_model"),
-        optional_file_part(form, "side_information_model"),
+        created_at=version.created_at,
+    )
+
+
+def _form_view(stored: dict[str, Any]) -> NetworkFormView:
+    form = EncoderForm.from_json(stored)
+    network = form.network
+    taken = NetworkInputView(
+        layout=network.layout,
+        channels=form.channels,
+        dtype=network.dtype,
+        range=list(form.value_range),
+        name=next(iter(network.inputs), None),
+        batch=network.batch,
+    )
+    return NetworkFormView(input=taken, output=network.output)
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=_FORM,
+    responses=refusals(VersionExists, InvalidName, InvalidSpec, InvalidArtifact, InvalidRegistration, TooManyTrials),
+)
+def register_model_version(form: UploadForm, parts: PartsDependency, response: Response) -> ModelVersionView:
+    """Register φ and optionally ψ: ONNX, safetensors of our own networks, or TorchScript where it is trusted. ONNX that
+    keeps its weights in other files comes with them, in parts of the same name."""
+    refuse_other_parts(form, {"name", "spec", "embedding_model", "side_information_model", "shared"})
+    registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    version = registration.of_version(
+        name_part(form, "name"),
+        spec_part(form, ModelVersionSpec).declared,
+        network_part(form, "embedding_model"),
+        optional_network_part(form, "side_information_model"),
+        shared=flag_part(form, "shared"),
     )
 
     response.headers["Location"] = f"/v1/model-versions/{version.name}"
@@ -118,13 +238,13 @@ def list_model_versions(
     return page_of([_view(version) for version in found], [version.id for version in found], limit)
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=refusals(UnknownVersion))
 def get_model_version(name: NamePath, session: SessionDependency) -> ModelVersionView:
     """Return one model version."""
     return _view(registry.get_version(session, name))
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, responses=refusals(UnknownVersion, VersionInUse))
 def delete_model_version(name: NamePath, parts: PartsDependency) -> None:
     """Delete a model version; 409 while a gallery or a transformation refers to it."""
     registry.remove_version(parts.database, parts.blobs, name)

@@ -1,5 +1,6 @@
 """Errors as `application/problem+json` (RFC 9457): how an exception becomes an answer."""
 
+import errno
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -7,6 +8,8 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from service import logs
 from service.db import AWAY
@@ -37,16 +40,19 @@ def problem(
     return JSONResponse(body, status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def _kind(error: Exception) -> str:
-    name = type(error).__name__
+def kind_of(error: type[GalleryError]) -> str:
+    """Return the `type` of the problems that an error becomes."""
+    name = error.__name__
     words = "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
     return f"urn:gallery-upgrade:{words}"
 
 
 def refused(error: GalleryError) -> JSONResponse:
     """Return the answer to a request that a rule refuses."""
-    headers = None if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
-    return problem(error.status_code, error.message, kind=_kind(error), errors=error.errors, headers=headers)
+    headers = dict(error.headers)
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    return problem(error.status_code, error.message, kind=kind_of(type(error)), errors=error.errors, headers=headers)
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
@@ -64,9 +70,24 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     return problem(422, f"The request is not valid: {where}", errors=errors)
 
 
-def _http(_request: Request, error: Exception) -> JSONResponse:
+def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(_allowed(request))
+        return problem(405, f"The path takes {allowed}, not {request.method}.", headers={"Allow": allowed})
     return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that the path of a request takes; each is a route of its own."""
+    found = [
+        method
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.router.routes
+        )
+    ]
+    return ["HEAD", *found] if "GET" in found else found
 
 
 def database_away(request: Request, error: Exception) -> JSONResponse:
@@ -78,6 +99,23 @@ def database_away(request: Request, error: Exception) -> JSONResponse:
 def _index_away(request: Request, error: Exception) -> JSONResponse:
     events.warning("request.index_away", path=request.url.path, reason=str(error).splitlines()[0])
     return problem(503, "The index does not answer; try again shortly.", headers={"Retry-After": "1"})
+
+
+def _system_refused(request: Request, error: Exception) -> JSONResponse:
+    """Answer for what the machine has no more of just now; anything else is unexpected."""
+    assert isinstance(error, OSError)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        events.warning("request.no_descriptors", path=request.url.path)
+        return problem(503, "The service has too many files open; try again shortly.", headers={"Retry-After": "5"})
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        events.warning("request.disk_full", path=request.url.path)
+        return problem(507, "The disk of the service is full; nothing was stored.")
+    raise error
+
+
+def _client_gone(_request: Request, _error: Exception) -> JSONResponse:
+    """Answer a client that went away before its request was whole; nobody reads it, and nothing is wrong here."""
+    return problem(400, "The request ended before it was whole.")
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -95,4 +133,6 @@ def install_problem_handlers(app: FastAPI) -> None:
     for away in AWAY:
         app.add_exception_handler(away, database_away)
     app.add_exception_handler(IndexAway, _index_away)
+    app.add_exception_handler(OSError, _system_refused)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(Exception, _unexpected)

@@ -8,16 +8,21 @@ from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 
 from service.api.bodies import FILE, TABLE, body_of, form_of
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
-from service.api.images import DescriptionsForm, InvalidUpload, id_of, read_descriptions, read_file
+from service.api.images import OF_IMAGES, DescriptionsForm, InvalidUpload, id_of, read_descriptions, read_file
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.api.uploads import name_part, read_upload_form, spooled_body
+from service.api.refusals import refusals
+from service.api.spooled_form import Form
+from service.api.uploads import InvalidName, is_form, name_part, read_upload_form, spooled_body
+from service.domain.gallery.galleries import UnknownGallery
+from service.domain.gallery.new_items import InvalidItem
 from service.domain.judging import query_sets
-from service.domain.judging.new_queries import NewQuery
-from service.domain.judging.query_sets import QueryImage, QuerySetDetails
+from service.domain.judging.new_queries import InvalidQueries, NewQuery
+from service.domain.judging.query_sets import OtherQueries, QueryImage, QuerySetDetails, QuerySetExists, UnknownQuerySet
+from service.domain.registry import UnknownVersion
 from service.errors import Unprocessable
 from service.tables import QueryKind
 
@@ -68,9 +73,8 @@ _FORM = form_of(
 )
 
 
-async def _form_or_table(request: Request) -> AsyncIterator[FormData | BinaryIO]:
-    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
-    if is_form:
+async def _form_or_table(request: Request) -> AsyncIterator[Form | BinaryIO]:
+    if is_form(request):
         async with asynccontextmanager(read_upload_form)(request) as form:
             yield form
     else:
@@ -78,10 +82,25 @@ async def _form_or_table(request: Request) -> AsyncIterator[FormData | BinaryIO]
             yield table
 
 
-@router.post("/{gallery}/query-sets", status_code=201, openapi_extra=body_of(_FORM | TABLE))
+@router.post(
+    "/{gallery}/query-sets",
+    status_code=201,
+    openapi_extra=body_of(_FORM | TABLE),
+    responses=refusals(
+        UnknownGallery,
+        UnknownVersion,
+        QuerySetExists,
+        OtherQueries,
+        InvalidQuerySet,
+        InvalidName,
+        InvalidQueries,
+        InvalidItem,
+        *OF_IMAGES,
+    ),
+)
 def post_queries(
     gallery: NamePath,
-    body: Annotated[FormData | BinaryIO, Depends(_form_or_table)],
+    body: Annotated[Form | BinaryIO, Depends(_form_or_table)],
     parts: PartsDependency,
     response: Response,
     name: Name | None = None,
@@ -92,7 +111,7 @@ def post_queries(
 
     All queries or none. Vectors under another version are added by posting them under the same name and ids.
     """
-    if isinstance(body, FormData):
+    if isinstance(body, Form):
         if name is not None or model_version is not None:
             raise InvalidQuerySet("Of images, the name is a part of the form, and every model version encodes them.")
         found = _add_images(gallery, body, parts)
@@ -104,7 +123,7 @@ def post_queries(
     return _view(found)
 
 
-@router.get("/{gallery}/query-sets")
+@router.get("/{gallery}/query-sets", responses=refusals(UnknownGallery))
 def list_query_sets(
     gallery: NamePath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[QuerySetView]:
@@ -113,19 +132,19 @@ def list_query_sets(
     return page_of([_view(details) for details in found], [details.id for details in found], limit)
 
 
-@router.get("/{gallery}/query-sets/{name}")
+@router.get("/{gallery}/query-sets/{name}", responses=refusals(UnknownGallery, UnknownQuerySet))
 def get_query_set(gallery: NamePath, name: NamePath, session: SessionDependency) -> QuerySetView:
     """Return one query set."""
     return _view(query_sets.get_query_set(session, gallery, name))
 
 
-@router.delete("/{gallery}/query-sets/{name}", status_code=204)
+@router.delete("/{gallery}/query-sets/{name}", status_code=204, responses=refusals(UnknownGallery, UnknownQuerySet))
 def delete_query_set(gallery: NamePath, name: NamePath, parts: PartsDependency) -> None:
     """Delete a query set with its images and vectors; reports that were made with it stay."""
     query_sets.remove_query_set(parts.database, parts.blobs, gallery, name)
 
 
-def _add_images(gallery: str, form: FormData, parts: PartsDependency) -> QuerySetDetails:
+def _add_images(gallery: str, form: Form, parts: PartsDependency) -> QuerySetDetails:
     name = name_part(form, "name")
     files = [value for key, value in form.multi_items() if key == "files" and isinstance(value, UploadFile)]
     described = form.getlist("queries")
@@ -133,7 +152,7 @@ def _add_images(gallery: str, form: FormData, parts: PartsDependency) -> QuerySe
         raise InvalidUpload("The form has 'name', one or more parts named 'files', each a file, and 'queries'.")
     images = [
         QueryImage(_query(description, file), partial(read_file, file, parts.settings.max_image_bytes))
-        for description, file in zip(read_descriptions(described[0], _OF_QUERIES, len(files)), files, strict=True)
+        for description, file in zip(read_descriptions(form, _OF_QUERIES, len(files)), files, strict=True)
     ]
     return query_sets.add_image_set(parts.database, parts.blobs, parts.search.encoders.images, gallery, name, images)
 

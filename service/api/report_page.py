@@ -1,4 +1,4 @@
-"""A report as one HTML page, which is whole: no script, and nothing that it would load.
+"""A report as one HTML page, which is whole: no script, and nothing that it would load; or as a part of the console's.
 
 Thumbnails are inside it as data URIs, so that a page that was kept or sent shows what was judged after items are gone;
 at three examples of a kind they are about 1 MB at most. Every value is escaped by the template's engine.
@@ -14,6 +14,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from service.api.browsers import content_policy
+from service.api.decisions import decision_on
+from service.api.prefixes import address
 from service.api.report_chart import Chart, chart_of
 from service.domain.judging.examples import Example, ExampleKind, Examples
 from service.domain.judging.gates import GateMetric, Outcome
@@ -23,7 +26,7 @@ from service.tables import Report
 
 EXAMPLES_SHOWN = 3
 # Nothing of a page may run, be loaded or be sent, whatever a value on it says.
-SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+_FOLDER = Path(__file__).parent.parent / "console"
 _NOTHING = "–"
 _SHARES = {GateMetric.COMPLETENESS, GateMetric.ANN_RECALL, GateMetric.EXPLAINED}
 
@@ -88,19 +91,29 @@ class _GateRow:
     source: str
 
 
-def render_report(details: UpgradeDetails, report: Report, examples: Examples, thumbnails: Mapping[int, bytes]) -> str:
-    """Return the page; `thumbnails`: JPEG by the `key` of the examples' items."""
+def render_report(
+    details: UpgradeDetails,
+    report: Report,
+    examples: Examples,
+    thumbnails: Mapping[int, bytes],
+    *,
+    is_page: bool = True,
+) -> str:
+    """Return the page, or what stands on it; `thumbnails`: JPEG by the `key` of the examples' items."""
     content = json.loads(report.content)
     gates = [_gate_row(gate) for gate in content["gates"]]
     return _TEMPLATE.render(
+        layout="report_alone.html" if is_page else "report_part.html",
         report=report,
+        address=address(f"/v1/upgrades/{details.upgrade.id}/reports/{report.number}"),
         upgrade=details.upgrade,
         gallery=details.gallery,
         from_version=details.from_version,
         to_version=details.to_version,
-        content=content,
+        content={"held_out": [], **content},
         verdict_sentence=_VERDICTS[report.verdict],
         gates=gates,
+        decision=decision_on(report, details.upgrade),
         chart=_chart(content["gates"], gates),
         examples=examples,
         thumbnails={key: _data_uri(jpeg) for key, jpeg in thumbnails.items()},
@@ -229,14 +242,25 @@ def _signed(text: str) -> str:
     return text.replace("-", "−")
 
 
+def _figures(values: Mapping[str, Any], within: str = "") -> list[tuple[str, float]]:
+    """Return the numbers of nested records, each with the names that lead to it; those of lists are left out."""
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        named = f"{within}, {_words(name)}" if within else _words(name)
+        if isinstance(value, Mapping):
+            found += _figures(value, named)
+        elif isinstance(value, int | float):
+            found.append((named, value))
+    return found
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
 def _make_environment() -> Environment:
-    folder = Path(__file__).parent.parent / "console"
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -250,6 +274,7 @@ def _make_environment() -> Environment:
         "percent_between": _percent_between,
         "points_between": _points_between,
         "conditions": _conditions,
+        "figures": _figures,
         "words": _words,
     }
     environment.globals |= {
@@ -261,3 +286,5 @@ def _make_environment() -> Environment:
 
 
 _TEMPLATE = _make_environment().get_template("report.html")
+# Of the template, not of what is rendered: nothing that a report shows can add to it.
+SECURITY_POLICY = content_policy((_FOLDER / "report_alone.html").read_text())

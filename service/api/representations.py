@@ -1,4 +1,4 @@
-"""In which form a report is wanted: for a program or for a person."""
+"""In which form an answer is wanted: a report for a program or for a person, a list as JSON or as an Arrow table."""
 
 import re
 from enum import StrEnum
@@ -18,8 +18,12 @@ _WEIGHT = re.compile(r"q\s*=\s*(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.IGNORECASE)
 def preferred(accept: str) -> Representation:
     """Return HTML where an Accept header (RFC 9110, section 12.5.1) prefers it, else JSON: also to one that says
     nothing, wants both alike, or neither."""
-    is_page = _quality(accept, "text/html") > _quality(accept, "application/json")
-    return Representation.HTML if is_page else Representation.JSON
+    return Representation.HTML if prefers(accept, "text/html") else Representation.JSON
+
+
+def prefers(accept: str, media_type: str) -> bool:
+    """Return whether an Accept header prefers the type to JSON."""
+    return _quality(accept, media_type) > _quality(accept, "application/json")
 
 
 def _quality(accept: str, media_type: str) -> float:

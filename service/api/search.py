@@ -1,6 +1,5 @@
 """`POST /v1/galleries/{g}/search`: by an image, by vectors, or by items of the gallery."""
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -8,27 +7,48 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import UploadFile
 
+from service.api.admission import TooManyQueries
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
+from service.api.images import OF_IMAGES
 from service.api.items import thumbnail_url
-from service.api.problems import MEDIA_TYPE
-from service.api.uploads import read_upload_form
-from service.domain.search.queries import MAX_K, Answer, Neighbor, Query
+from service.api.json_bodies import JsonRoute, parse_json
+from service.api.refusals import refusals
+from service.api.uploads import is_form, read_upload_form, texts_of
+from service.domain.gallery.galleries import UnknownGallery
+from service.domain.gallery.items import UnknownItem
+from service.domain.gallery.new_items import InvalidItem
+from service.domain.search.filters import InvalidFilter
+from service.domain.search.queries import (
+    MAX_K,
+    Answer,
+    InvalidQuery,
+    Neighbor,
+    NoCurrentEmbedding,
+    NoNextGeneration,
+    NoSuchGeneration,
+    Query,
+    WrongSpace,
+)
 from service.errors import Unprocessable
 
 if TYPE_CHECKING:
     from service.api.admission import Admission
 
-router = APIRouter(prefix="/galleries", tags=["search"])
+router = APIRouter(prefix="/galleries", tags=["search"], route_class=JsonRoute)
 
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 MaxDistance = Annotated[float, Field(allow_inf_nan=False)]
-Which = Literal["active", "next"]
+GenerationId = Annotated[int, Field(ge=1, lt=2**63)]
+Which = Literal["active", "next"] | GenerationId
 _MAX_QUERIES = 1000
 _MAX_NEIGHBORS = 100_000
 _MAX_DIM = 16_000
+_MAX_EXCLUDED = 100  # items of a query
+_MAX_KEY = 512
 
 
 class InvalidSearch(Unprocessable):
@@ -36,15 +56,18 @@ class InvalidSearch(Unprocessable):
 
 
 class NeighborView(BaseModel):
-    """`uncertainty` is the squared error (l2) that h expects of the item's embedding, null where no h made it or h does
-    not say. `thumbnail_url` is null for an item without one: it was imported, or the gallery keeps none."""
+    """`hops` counts the transformations since the item's pixels, or its import. `uncertainty` is the squared error (l2)
+    that h expects of its embedding, null where no h made it or h does not say. `thumbnail_url` is null for an item
+    without one: it was imported, or the gallery keeps none."""
 
     id: str
     distance: float
     origin: str
+    hops: int
     uncertainty: float | None
     label: str | None
     metadata: dict[str, Any]
+    image_uri: str | None
     thumbnail_url: str | None
 
 
@@ -74,7 +97,8 @@ class BatchAnswer(BaseModel):
 
 class VectorsQuery(BaseModel):
     """With `model_version`, 409 unless the generation that answers is under it. Neighbours farther than `max_distance`
-    are left out, and so is the item `exclude_id`. All vectors together have at most 100,000 neighbours."""
+    are left out, and so are the item `exclude_id`, and of each vector those of its list in `exclude_ids`. All vectors
+    together have at most 100,000 neighbours, those that are left out included."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,11 +110,15 @@ class VectorsQuery(BaseModel):
     filter: dict[str, Any] | None = None
     max_distance: MaxDistance | None = None
     exclude_id: str | None = None
+    exclude_ids: list[Annotated[list[str], Field(max_length=_MAX_EXCLUDED)]] | None = None
     model_version: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None = None
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        _check_answer_size(len(self.vectors) * self.k)
+        if self.exclude_ids is not None and len(self.exclude_ids) != len(self.vectors):
+            raise ValueError("exclude_ids has a list of ids for each vector")
+        left_out = max(map(len, self.exclude_ids or [[]]))
+        _check_answer_size(len(self.vectors) * (self.k + left_out))
         return self
 
 
@@ -132,38 +160,22 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "filter": {"type": "string", "description": "JSON condition"},
     "max_distance": {"type": "number", "description": "neighbours farther away are left out"},
     "exclude_id": {"type": "string", "description": "an item that is left out"},
+    "canary_key": {
+        "type": "string",
+        "maxLength": _MAX_KEY,
+        "description": "queries of one key are answered by one generation, while an upgrade has a canary",
+    },
 }
 _BODY = {
     **body_of({**form_of({"file": FILE, **_OPTIONS}, required=["file"]), "image/*": FILE}),
     "parameters": [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": "with a raw image body"}
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": "or in the form"}
         for name, schema in _OPTIONS.items()
     ],
 }
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    429: {
-        "description": "Too many image queries wait already",
-        "headers": {"Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "in seconds"}},
-        "content": {
-            MEDIA_TYPE: {
-                "schema": {
-                    "type": "object",
-                    "required": ["type", "title", "status", "detail"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "detail": {"type": "string"},
-                    },
-                }
-            }
-        },
-    }
-}
 
-
-async def _image_query(request: Request) -> AsyncIterator[ImageQuery]:
+async def image_query(request: Request) -> AsyncIterator[ImageQuery]:
     """Give the query once it is its turn. Raises `TooManyQueries` (429), at best before the body is read."""
     admission: Admission = request.app.state.parts.image_queries
     admission.refuse_if_full()
@@ -174,12 +186,16 @@ async def _image_query(request: Request) -> AsyncIterator[ImageQuery]:
 
 async def _read_query(request: Request) -> ImageQuery:
     max_bytes: int = request.app.state.parts.settings.max_image_bytes
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if is_form(request):
         async with asynccontextmanager(read_upload_form)(request) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile) or set(form) - {"file", *_OPTIONS}:
                 raise InvalidSearch(f"The form has one file named 'file', and optionally {', '.join(_OPTIONS)}.")
-            return _with_options(await file.read(max_bytes + 1), form)
+            twice = set(form) & set(request.query_params)
+            if twice:
+                raise InvalidSearch(f"{', '.join(sorted(twice))}: given in the form and in the address; give it once.")
+            options = {**request.query_params, **texts_of(form, but=frozenset({"file"}))}
+            return _with_options(await file.read(max_bytes + 1), options)
     data = bytearray()
     async for block in request.stream():
         data += block
@@ -194,6 +210,7 @@ def _with_options(data: bytes, options: Mapping[str, object]) -> ImageQuery:
         _condition(options.get("filter")),
         max_distance=_max_distance(options.get("max_distance")),
         exclude_id=_exclude_id(options.get("exclude_id")),
+        canary_key=_canary_key(options.get("canary_key")),
     )
     return ImageQuery(data, query)
 
@@ -222,44 +239,92 @@ def _exclude_id(value: object) -> str | None:
     return value or None
 
 
+def _canary_key(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or len(value) > _MAX_KEY):
+        raise InvalidSearch(f"canary_key is text of at most {_MAX_KEY} characters.")
+    return value or None
+
+
 def _condition(value: object) -> dict[str, Any] | None:
     if value is None or value == "":
         return None
-    try:
-        condition = json.loads(str(value))
-    except (ValueError, RecursionError) as error:
-        raise InvalidSearch(f"The filter is not JSON: {error}") from error
+    condition = parse_json(str(value), "The filter")
     if not isinstance(condition, dict):
         raise InvalidSearch("The filter is a JSON object.")
     return condition
 
 
-@router.post("/{name}/search", openapi_extra=_BODY, responses=_REFUSALS, response_model=ImageAnswer)
+@router.post(
+    "/{name}/search",
+    openapi_extra=_BODY,
+    responses=refusals(
+        UnknownGallery,
+        NoNextGeneration,
+        NoSuchGeneration,
+        InvalidSearch,
+        InvalidFilter,
+        InvalidQuery,
+        TooManyQueries,
+        *OF_IMAGES,
+    ),
+    response_model=ImageAnswer,
+)
 def search_by_image(
     name: NamePath,
-    image: Annotated[ImageQuery, Depends(_image_query, scope="function")],
+    image: Annotated[ImageQuery, Depends(image_query, scope="function")],
     parts: PartsDependency,
-    generation: Which = "active",
+    generation: Which | SkipJsonSchema[None] = None,
 ) -> Response:
-    """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover."""
+    """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover, and
+    `active` never does, and a generation's id is answered by that one while it is stored (410 after). Without it, the
+    candidate answers the share that the upgrade's canary says."""
     answer = parts.search.by_image(name, image.data, replace(image.options, generation=generation))
     return _written(ImageAnswer, answer, _views(name, answer)[0])
 
 
-@router.post("/{name}/search/vectors", response_model=BatchAnswer)
+@router.post(
+    "/{name}/search/vectors",
+    response_model=BatchAnswer,
+    responses=refusals(
+        UnknownGallery, NoNextGeneration, NoSuchGeneration, WrongSpace, InvalidItem, InvalidFilter, InvalidQuery
+    ),
+)
 def search_by_vectors(
     name: NamePath, body: VectorsQuery, parts: PartsDependency, generation: Which = "active"
 ) -> Response:
-    """Return the nearest items of each vector, which must be of the answering generation's model version."""
-    query = Query(body.k, body.filter, generation, body.model_version, body.max_distance, body.exclude_id)
+    """Return the nearest items of each vector, which must be of the answering generation's model version. `generation`
+    is `active`, `next`, or the id of one that is stored (410 otherwise)."""
+    query = Query(
+        body.k,
+        body.filter,
+        generation,
+        body.model_version,
+        body.max_distance,
+        body.exclude_id,
+        body.exclude_ids or (),
+    )
     answer = parts.search.by_vectors(name, body.vectors, query)
     return _written(BatchAnswer, answer, _views(name, answer))
 
 
-@router.post("/{name}/search/items", response_model=BatchAnswer)
+@router.post(
+    "/{name}/search/items",
+    response_model=BatchAnswer,
+    responses=refusals(
+        UnknownGallery,
+        UnknownItem,
+        NoNextGeneration,
+        NoSuchGeneration,
+        NoCurrentEmbedding,
+        InvalidItem,
+        InvalidFilter,
+        InvalidQuery,
+    ),
+)
 def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, generation: Which = "active") -> Response:
     """Return the nearest items of each item, by its embedding in the answering generation; 404 for an unknown id, and
-    409 for an item that an open upgrade has yet to bring to `generation=next`."""
+    409 for an item that an open upgrade has yet to bring to `generation=next`. By its id, any generation that is stored
+    answers (410 otherwise)."""
     query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
     answer = parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self)
     return _written(BatchAnswer, answer, _views(name, answer))
@@ -286,8 +351,10 @@ def _view(gallery: str, neighbor: Neighbor) -> NeighborView:
         id=neighbor.id,
         distance=neighbor.distance,
         origin=neighbor.origin,
+        hops=neighbor.hops,
         uncertainty=neighbor.uncertainty,
         label=neighbor.label,
         metadata=neighbor.metadata,
+        image_uri=neighbor.image_uri,
         thumbnail_url=thumbnail_url(gallery, neighbor.id) if neighbor.has_thumbnail else None,
     )

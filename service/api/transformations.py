@@ -1,6 +1,5 @@
 """`/v1/transformations`."""
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -9,30 +8,54 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.concurrency import run_in_threadpool
 
-from service.api.bodies import FILE, body_of, form_of
+from service.api.bodies import FILE, FILES, SHARED, body_of, form_of
 from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
 from service.api.jobs import JobView, job_view
+from service.api.json_bodies import JsonRoute, NotJson, is_json, parse_json
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
+from service.api.refusals import refusals
 from service.api.uploads import (
+    InvalidName,
+    InvalidSpec,
     UploadForm,
-    file_part,
+    flag_part,
+    is_form,
     name_part,
-    optional_file_part,
+    network_part,
+    optional_network_part,
     optional_open_part,
     read_upload_form,
     refuse_other_parts,
+    spec_part,
+    texts_of,
 )
 from service.domain import registry
-from service.domain.training.trainings import WantedTraining, plan_training
-from service.errors import Unprocessable
+from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
+from service.domain.registry import (
+    InvalidRegistration,
+    TransformationInUse,
+    UnknownTransformation,
+    UnknownVersion,
+    UnsoundDefault,
+)
+from service.domain.training.chains import ChainBroken
+from service.domain.training.datasets import DatasetRefused
+from service.domain.training.paired_vectors import InvalidPairs, TooManyRows
+from service.domain.training.trainings import TrainingRefused, WantedTraining, plan_training
+from service.networks.trials import InvalidArtifact, NetworkForm, TooManyTrials, TransformationForms
 from service.tables import Task
+from service.vectors.arrow import BadRows, InvalidImport, UnknownFormat
 
-router = APIRouter(prefix="/transformations", tags=["transformations"])
+router = APIRouter(prefix="/transformations", tags=["transformations"], route_class=JsonRoute)
 
 
 class TransformationView(BaseModel):
+    """`shared`: all tenants use it."""
+
     id: int
+    shared: bool
     from_version: str
     to_version: str
     h_kind: str
@@ -42,13 +65,16 @@ class TransformationView(BaseModel):
     architecture: dict[str, Any]
     training: dict[str, Any] | None
     metrics: dict[str, Any] | None
+    default: bool
     created_at: datetime
 
 
 class TrainingOptions(BaseModel):
-    """What is not given is as the recipe says. With `chained`, a training from images also learns from what the newest
-    transformation from each other version into `from_version` (one with a g, and not one that draws items to classes
-    where the task is "instance") gives for them: what a gallery holds that was upgraded by it."""
+    """What is not given is as the recipe says. `inner_dim` "auto" trains h of 256, 512, 1,024 and 2,048 side by side,
+    and takes the narrowest that is as good as the widest on rows that none of them learned from. With `chained`, a
+    training from images also learns from what a gallery holds that was upgraded: from what the transformation from each
+    other version into `from_version` gives for them (the one that an upgrade would take, with a g, and not one that
+    draws items to classes where the task is "instance")."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,14 +84,17 @@ class TrainingOptions(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
     batch: int | None = Field(default=None, ge=2, le=65_536)
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    inner_dim: int | None = Field(default=None, ge=1, le=8_192)
+    weight_decay: float | None = Field(default=None, ge=0, le=1)
+    inner_dim: Annotated[int, Field(ge=1, le=8_192)] | Literal["auto"] | None = None
     members: int | None = Field(default=None, ge=1, le=16)
     chained: bool = True
 
     @model_validator(mode="after")
-    def _recipe_knows_the_task(self) -> Self:
+    def _recipe_can_do_it(self) -> Self:
         if (self.recipe, self.task) == ("paper", "class"):
             raise ValueError("The paper's recipe knows no classes: task 'class' needs the default recipe.")
+        if (self.recipe, self.inner_dim) == ("paper", "auto"):
+            raise ValueError("The paper's recipe holds no rows out: inner_dim 'auto' needs the default recipe.")
         return self
 
 
@@ -82,10 +111,53 @@ class NewTraining(BaseModel):
     options: TrainingOptions = TrainingOptions()
 
 
+class NamedOutput(BaseModel):
+    """Of several outputs, the one that is meant."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1)
+
+
+class NetworkSpec(BaseModel):
+    """How h or g is run: `inputs` are the names of its inputs, the embedding's first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    inputs: list[str] = []
+    output: NamedOutput | None = None
+
+    @property
+    def form(self) -> NetworkForm:
+        return NetworkForm(tuple(self.inputs), None if self.output is None else self.output.name)
+
+
+class TransformationSpec(BaseModel):
+    """What the part `spec` holds, as JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    h: NetworkSpec = NetworkSpec()
+    g: NetworkSpec = NetworkSpec()
+
+
+class TransformationChange(BaseModel):
+    """`default` says whether the transformation is taken, of several between its versions, unless one is named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    default: bool
+
+
 _TEXT = {"type": "string"}
+_SPEC = {
+    "type": "string",
+    "contentMediaType": "application/json",
+    "description": "JSON: h? and g?, each {inputs?: [names, the embedding's first], output?: {name}}",
+}
 _FORM = body_of(
     form_of(
-        {"from_version": _TEXT, "to_version": _TEXT, "h": FILE, "g": FILE},
+        {"from_version": _TEXT, "to_version": _TEXT, "h": FILES, "g": FILES, "spec": _SPEC, "shared": SHARED},
         required=["from_version", "to_version", "h"],
     )
 )
@@ -101,28 +173,19 @@ _TRAINING_BODY = body_of(
 )
 
 
-class NotJson(Unprocessable):
-    """The body, or a part of it, is to be JSON and is not."""
-
-
 async def _training(request: Request) -> AsyncIterator[tuple[NewTraining, BinaryIO | None]]:
     """Give what is asked for, and the file of paired vectors if one came: in a form; without one, JSON will do."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        yield _checked(_parsed(await request.body())), None
+    if not is_form(request):
+        if not is_json(request.headers):
+            raise NotJson("The body is a form or JSON: Content-Type multipart/form-data or application/json.")
+        yield _checked(await run_in_threadpool(parse_json, await request.body())), None
         return
     async with asynccontextmanager(read_upload_form)(request) as form:
         refuse_other_parts(form, {*NewTraining.model_fields, "pairs"})
-        values: dict[str, Any] = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        values: dict[str, Any] = dict(texts_of(form, but=frozenset({"pairs"})))
         if "options" in values:
-            values["options"] = _parsed(values["options"].encode())
+            values["options"] = parse_json(values["options"], "The part 'options'")
         yield _checked(values), optional_open_part(form, "pairs")
-
-
-def _parsed(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise NotJson("The body, or the part 'options', is not JSON.") from error
 
 
 def _checked(values: Any) -> NewTraining:
@@ -137,6 +200,7 @@ def _view(details: registry.TransformationDetails) -> TransformationView:
     transformation = details.transformation
     return TransformationView(
         id=transformation.id,
+        shared=transformation.tenant is None,
         from_version=details.from_version,
         to_version=details.to_version,
         h_kind=transformation.h_kind,
@@ -146,28 +210,52 @@ def _view(details: registry.TransformationDetails) -> TransformationView:
         architecture=transformation.architecture,
         training=transformation.training,
         metrics=transformation.metrics,
+        default=transformation.is_default,
         created_at=transformation.created_at,
     )
 
 
-@router.post("", status_code=201, openapi_extra=_FORM)
-def register_transformation(
-    form: UploadForm, parts: PartsDependency, session: SessionDependency, response: Response
-) -> TransformationView:
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=_FORM,
+    responses=refusals(UnknownVersion, InvalidName, InvalidSpec, InvalidArtifact, InvalidRegistration, TooManyTrials),
+)
+def register_transformation(form: UploadForm, parts: PartsDependency, response: Response) -> TransformationView:
     """Register a trained h, and optionally g, from one model version to another."""
-    refuse_other_parts(form, {"from_version", "to_version", "h", "g"})
-    transformation = registry.register_transformation(
-        registry.NetworkStore(session, parts.blobs, parts.settings),
+    refuse_other_parts(form, {"from_version", "to_version", "h", "g", "spec", "shared"})
+    spec = spec_part(form, TransformationSpec) if "spec" in form else TransformationSpec()
+    registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    details = registration.of_transformation(
         name_part(form, "from_version"),
         name_part(form, "to_version"),
-        file_part(form, "h"),
-        optional_file_part(form, "g"),
+        network_part(form, "h"),
+        optional_network_part(form, "g"),
+        TransformationForms(spec.h.form, spec.g.form),
+        shared=flag_part(form, "shared"),
     )
-    response.headers["Location"] = f"/v1/transformations/{transformation.id}"
-    return _view(registry.describe_transformation(session, transformation))
+    response.headers["Location"] = f"/v1/transformations/{details.transformation.id}"
+    return _view(details)
 
 
-@router.post("/train", status_code=202, openapi_extra=_TRAINING_BODY)
+@router.post(
+    "/train",
+    status_code=202,
+    openapi_extra=_TRAINING_BODY,
+    responses=refusals(
+        UnknownVersion,
+        AmbiguousTransformation,
+        NoSoundTransformation,
+        DatasetRefused,
+        TrainingRefused,
+        ChainBroken,
+        InvalidPairs,
+        InvalidImport,
+        BadRows,
+        UnknownFormat,
+        TooManyRows,
+    ),
+)
 def train_transformation(
     training: Annotated[tuple[NewTraining, BinaryIO | None], Depends(_training)],
     parts: PartsDependency,
@@ -197,14 +285,23 @@ def list_transformations(
     return page_of([_view(details) for details in found], [details.transformation.id for details in found], limit)
 
 
-@router.get("/{transformation_id}")
+@router.get("/{transformation_id}", responses=refusals(UnknownTransformation))
 def get_transformation(transformation_id: IdPath, session: SessionDependency) -> TransformationView:
     """Return one transformation."""
     transformation = registry.get_transformation(session, transformation_id)
     return _view(registry.describe_transformation(session, transformation))
 
 
-@router.delete("/{transformation_id}", status_code=204)
+@router.patch("/{transformation_id}", responses=refusals(UnknownTransformation, UnsoundDefault))
+def change_transformation(
+    transformation_id: IdPath, change: TransformationChange, session: SessionDependency
+) -> TransformationView:
+    """Make a transformation the default between its versions, in the place of the one that was, or no longer so."""
+    transformation = registry.set_default(session, transformation_id, change.default)
+    return _view(registry.describe_transformation(session, transformation))
+
+
+@router.delete("/{transformation_id}", status_code=204, responses=refusals(UnknownTransformation, TransformationInUse))
 def delete_transformation(transformation_id: IdPath, parts: PartsDependency) -> None:
     """Delete a transformation that no upgrade used."""
     registry.remove_transformation(parts.database, parts.blobs, transformation_id)

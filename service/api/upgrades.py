@@ -1,33 +1,51 @@
 """`/v1/galleries/{g}/upgrades` and `/v1/upgrades/{id}`."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from starlette.concurrency import run_in_threadpool
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
+from service.access.operations import require
+from service.api.bakes import BakeView, NewBake, bake_view
+from service.api.decisions import DecisionView, decision_view
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, Session, SessionDependency
+from service.api.event_streams import EventStream, TooManyStreams, stream_news
+from service.api.json_bodies import JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
-from service.domain.judging.gates import GateMetric, GateRule
-from service.domain.upgrade import upgrades
-from service.domain.upgrade.dry_run import DryRun
-from service.domain.upgrade.planning import WantedUpgrade
-from service.domain.upgrade.progress import UpgradeDetails, UpgradeNews, describe_upgrades, news_of
+from service.api.refusals import refusals
+from service.api.speed import Speed
+from service.disk import NoRoom
+from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
+from service.domain.gallery.galleries import UnknownGallery
+from service.domain.indexes.removal import StillRead
+from service.domain.judging.gates import GateMetric, GateRule, UnknownGate
+from service.domain.judging.reports import GatesHold
+from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.state_table import IllegalTransition
+from service.domain.upgrade import changes, upgrades
+from service.domain.upgrade.actions import CutoverRefused, NotSwitched, NoWorkerAnswered
+from service.domain.upgrade.changes import NoBake, UpgradeChange
+from service.domain.upgrade.cutover import NotComplete, OtherUpgradeFirst, RollbackWouldLose
+from service.domain.upgrade.dry_run import DryRun, ItemsRefused
+from service.domain.upgrade.paths import ErasesItems, NoPath
+from service.domain.upgrade.planning import AlreadyThere, UpgradeOpen, WantedUpgrade
+from service.domain.upgrade.progress import UpgradeDetails
+from service.domain.upgrade.trials import BakeRuns
+from service.domain.upgrade.upgrades import NotReady, UnknownUpgrade, UpgradeEnded
 from service.domain.upgrade_state import Action
 from service.domain.verdict import Verdict
+from service.networks.transformations import TransformationFailed
 from service.tables import CutoverOption, Upgrade
 
-if TYPE_CHECKING:
-    from service.domain.phases import Phase
+router = APIRouter(tags=["upgrades"], route_class=JsonRoute)
 
-router = APIRouter(tags=["upgrades"])
-
-Speed = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class GateRuleView(BaseModel):
@@ -43,17 +61,18 @@ class GateRuleView(BaseModel):
 class NewUpgrade(BaseModel):
     """`transformation` is the id of one to use; else the path of fewest hops is found. `cutover` `auto` goes live by
     itself once its report passes. `speed` is the share of the time that each worker works on it. `gates` replace or add
-    to the default ones; with `observe` the upgrade is judged, and no verdict holds it up. With `dry_run` nothing is
-    written: the answer says what the upgrade would take."""
+    to the default ones; with `observe` the upgrade is judged, and no verdict holds it up. `bake` watches it after its
+    cutover. With `dry_run` nothing is written: the answer says what the upgrade would take."""
 
     model_config = ConfigDict(extra="forbid")
 
     to_version: Name
-    transformation: int | None = None
+    transformation: Annotated[int, Field(ge=1, le=2**53)] | None = None
     cutover: CutoverOption = "manual"
     speed: Speed = 1.0
     gates: Annotated[list[GateRuleView], Field(max_length=100)] = []
     observe: bool = False
+    bake: NewBake | None = None
     dry_run: bool = False
 
 
@@ -78,20 +97,26 @@ class VerdictView(BaseModel):
     verdict: Verdict
 
 
-class DecisionView(BaseModel):
-    """On what verdict, of which report, an upgrade went live: `by` itself (`auto`) or by `request`, and for what
-    `reason` past gates that failed."""
+class UpgradeChangeView(BaseModel):
+    """What is to change; at least one of them. `canary` is the share of image queries that the candidate answers while
+    the upgrade is ready. With `bake` null the upgrade is not baked, or not any more."""
 
-    by: str
-    reason: str | None
-    verdict: Verdict
-    report: int | None
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
 
+    speed: Speed | SkipJsonSchema[None] = None
+    canary: Share | SkipJsonSchema[None] = None
+    bake: NewBake | None = None
 
-class NewSpeed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    @model_validator(mode="after")
+    def _is_a_change(self) -> Self:
+        given = self.model_fields_set
+        if not given or any(getattr(self, name) is None for name in given - {"bake"}):
+            raise ValueError("Give speed, canary, bake, or several of them.")
+        return self
 
-    speed: Speed
+    def wanted(self) -> UpgradeChange:
+        bake = self.bake.wanted() if self.bake else NoBake() if "bake" in self.model_fields_set else None
+        return UpgradeChange(self.speed, self.canary, bake)
 
 
 class LegView(BaseModel):
@@ -107,10 +132,21 @@ class PhaseView(BaseModel):
     eta_seconds: float | None
 
 
+class WorkAheadView(BaseModel):
+    """`upgrades` that need workers have `items` to transform; `trainings` give way to upgrades; `index_builds` that are
+    under way do not."""
+
+    upgrades: list[int]
+    items: int
+    trainings: int
+    index_builds: int
+
+
 class DryRunView(BaseModel):
     """`reason` says why the path is this one, and what would make a shorter one possible. `bytes` go into the database
     and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on `measured_items`
-    rows, without the index; null for an empty gallery."""
+    rows, without the index; null for an empty gallery. `ahead` is what workers have at hand, and `seconds_ahead` what
+    one may take for it, without index builds, before it turns to this upgrade."""
 
     path: list[LegView]
     reason: str
@@ -119,6 +155,17 @@ class DryRunView(BaseModel):
     index_bytes: int
     measured_items: int
     seconds: float | None
+    ahead: WorkAheadView
+    seconds_ahead: float | None
+
+
+class CanaryQueriesView(BaseModel):
+    """How many image queries were `asked` of the candidate by its canary, how many of these it `answered`, and how many
+    it `failed`, which the active generation answered."""
+
+    asked: int
+    answered: int
+    failed: int
 
 
 class UpgradeView(BaseModel):
@@ -137,6 +184,9 @@ class UpgradeView(BaseModel):
     gates: list[GateRuleView]
     judged: VerdictView | None
     decision: DecisionView | None
+    canary: float
+    canary_queries: CanaryQueriesView
+    bake: BakeView | None
     error: str | None
     created_at: datetime
     updated_at: datetime
@@ -148,8 +198,9 @@ def _known_upgrade(upgrade_id: IdPath, session: SessionDependency) -> int:
     return upgrades.get_upgrade(session, upgrade_id).id
 
 
-def _view(session: Session, upgrade: Upgrade) -> UpgradeView:
-    (details,) = describe_upgrades(session, [upgrade])
+def _view(parts: Parts, act: Callable[[Session], Upgrade]) -> UpgradeView:
+    """Show the upgrade that an action returns."""
+    (details,) = parts.upgrade_actions.described(lambda session: [act(session)])
     return _view_of(details)
 
 
@@ -170,7 +221,14 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
         observe=upgrade.observe,
         gates=[GateRuleView(**rule) for rule in upgrade.gates],
         judged=None if report is None else VerdictView(report=report.number, verdict=report.verdict),
-        decision=DecisionView(**upgrade.decision) if upgrade.decision and upgrade.live_at else None,
+        decision=decision_view(upgrade),
+        canary=upgrade.canary,
+        canary_queries=CanaryQueriesView(
+            asked=upgrade.canary_answered + upgrade.canary_failed,
+            answered=upgrade.canary_answered,
+            failed=upgrade.canary_failed,
+        ),
+        bake=bake_view(upgrade),
         error=upgrade.error,
         created_at=upgrade.created_at,
         updated_at=upgrade.updated_at,
@@ -179,14 +237,38 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
     )
 
 
-@router.post("/galleries/{name}/upgrades", status_code=202, responses={200: {"model": DryRunView}})
+@router.post(
+    "/galleries/{name}/upgrades",
+    status_code=202,
+    responses=refusals(
+        UnknownGallery,
+        UnknownVersion,
+        UnknownTransformation,
+        UpgradeOpen,
+        AlreadyThere,
+        NoPath,
+        ErasesItems,
+        AmbiguousTransformation,
+        NoSoundTransformation,
+        ItemsRefused,
+        TransformationFailed,
+        UnknownGate,
+        NoRoom,
+    )
+    | {200: {"model": DryRunView}},
+)
 def plan_upgrade(
     name: NamePath, new: NewUpgrade, parts: PartsDependency, response: Response
 ) -> UpgradeView | DryRunView:
     """Start an upgrade: the worker derives the next generation while the active one goes on answering."""
+    if new.cutover == "auto":
+        require("cutover", "an upgrade that goes live by itself")
+    if new.observe or new.gates:
+        require("override", "an upgrade with gates of its own, or with none")
     gates = [GateRule(rule.metric, rule.limit, rule.slice) for rule in new.gates]
+    bake = None if new.bake is None else new.bake.wanted()
     wanted = WantedUpgrade(
-        name, new.to_version, new.transformation, new.cutover, new.speed, new.dry_run, gates, new.observe
+        name, new.to_version, new.transformation, new.cutover, new.speed, new.dry_run, gates, new.observe, bake
     )
     found = parts.upgrade_actions.plan(wanted)
     if isinstance(found, DryRun):
@@ -205,94 +287,114 @@ def _dry_run_view(found: DryRun) -> DryRunView:
         index_bytes=found.index_bytes,
         measured_items=found.measured_items,
         seconds=found.seconds,
+        ahead=WorkAheadView(**asdict(found.ahead)),
+        seconds_ahead=found.seconds_ahead,
     )
 
 
-@router.get("/galleries/{name}/upgrades")
+@router.get("/galleries/{name}/upgrades", responses=refusals(UnknownGallery, NotSwitched))
 def list_upgrades(
-    name: NamePath, session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
+    name: NamePath, parts: PartsDependency, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[UpgradeView]:
     """Return a gallery's upgrades, oldest first."""
-    found = upgrades.list_upgrades(session, name, decode_cursor(cursor), limit + 1)
-    views = [_view_of(details) for details in describe_upgrades(session, found)]
-    return page_of(views, [upgrade.id for upgrade in found], limit)
+    return _page(parts, name, limit, cursor)
 
 
-@router.get("/upgrades/{upgrade_id}")
-def get_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
+@router.get("/upgrades", responses=refusals(NotSwitched))
+def list_all_upgrades(parts: PartsDependency, limit: Limit = 100, cursor: Cursor = None) -> Page[UpgradeView]:
+    """Return the upgrades of all galleries, oldest first."""
+    return _page(parts, None, limit, cursor)
+
+
+def _page(parts: Parts, gallery: str | None, limit: int, cursor: str | None) -> Page[UpgradeView]:
+    after_id = decode_cursor(cursor)
+    found = parts.upgrade_actions.described(
+        lambda session: upgrades.list_upgrades(session, gallery, after_id, limit + 1)
+    )
+    return page_of([_view_of(details) for details in found], [details.upgrade.id for details in found], limit)
+
+
+@router.get("/upgrades/{upgrade_id}", responses=refusals(UnknownUpgrade, NotSwitched))
+def get_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Return an upgrade with its progress, counted from rows."""
-    return _view(session, upgrades.get_upgrade(session, upgrade_id))
+    return _current_view(parts, upgrade_id)
 
 
-@router.get("/upgrades/{upgrade_id}/events", response_class=EventSourceResponse)
+@router.get(
+    "/upgrades/{upgrade_id}/events",
+    response_class=EventSourceResponse,
+    responses=refusals(UnknownUpgrade, TooManyStreams),
+)
 async def stream_events(
     upgrade_id: Annotated[int, Depends(_known_upgrade)],
     parts: PartsDependency,
+    stream: EventStream,
     last_event_id: Annotated[int, Header(alias="Last-Event-ID", ge=0, lt=2**63)] = 0,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Stream the upgrade's changes of state (`state`, each with an id, from after `Last-Event-ID` on) and its progress
-    (`progress`, whenever it changed); ends when the upgrade has ended."""
-    shown: dict[str, Phase] | None = None
-    while True:
-        news = await run_in_threadpool(_look, parts, upgrade_id, last_event_id)
-        for change in news.changes:
-            last_event_id = change.id
-            data = {"state": change.state, "error": change.error, "at": change.at}
-            yield ServerSentEvent(event="state", id=str(change.id), data=data)
-        if news.progress != shown:
-            shown = news.progress
-            yield ServerSentEvent(event="progress", data=shown)
-        if news.ended:
-            return
-        await asyncio.sleep(parts.settings.follow_every_seconds)
+    """Stream the upgrade's changes of state (`state`) and what is noted of its canary and its bake (`note`), each with
+    an id, from after `Last-Event-ID` on, and its progress (`progress`, whenever it changed); ends when the upgrade has
+    ended."""
+    async for event in stream_news(
+        stream, ("upgrade", upgrade_id), partial(parts.upgrade_actions.news, upgrade_id), last_event_id
+    ):
+        yield event
 
 
-def _look(parts: Parts, upgrade_id: int, after_event_id: int) -> UpgradeNews:
-    with parts.database.session_scope(snapshot=True) as session:
-        return news_of(session, upgrade_id, after_event_id)
+@router.patch(
+    "/upgrades/{upgrade_id}",
+    responses=refusals(UnknownUpgrade, UpgradeEnded, NotReady, GatesHold, BakeRuns, NotSwitched),
+)
+def change_upgrade(upgrade_id: IdPath, change: UpgradeChangeView, parts: PartsDependency) -> UpgradeView:
+    """Throttle an open upgrade with `speed`, from each worker's next batch on; 0 stops it. Let the candidate of a ready
+    one answer a share of image queries with `canary`. Say how it is baked with `bake`; null ends a bake that runs."""
+    if change.canary:
+        require("cutover", "a canary")
+    return _view(parts, lambda session: changes.change_upgrade(session, upgrade_id, change.wanted()))
 
 
-@router.patch("/upgrades/{upgrade_id}")
-def set_speed(upgrade_id: IdPath, new: NewSpeed, session: SessionDependency) -> UpgradeView:
-    """Throttle an open upgrade, from each worker's next batch on; 0 stops it."""
-    return _view(session, upgrades.set_speed(session, upgrade_id, new.speed))
-
-
-@router.post("/upgrades/{upgrade_id}/pause")
-def pause_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
+@router.post("/upgrades/{upgrade_id}/pause", responses=refusals(UnknownUpgrade, IllegalTransition))
+def pause_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Pause; answered when no batch is in flight."""
-    return _view(session, upgrades.change_state(session, upgrade_id, Action.PAUSE))
+    return _view(parts, lambda session: upgrades.change_state(session, upgrade_id, Action.PAUSE))
 
 
-@router.post("/upgrades/{upgrade_id}/resume")
-def resume_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
+@router.post("/upgrades/{upgrade_id}/resume", responses=refusals(UnknownUpgrade, IllegalTransition))
+def resume_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Go on where the pause was."""
-    return _view(session, upgrades.change_state(session, upgrade_id, Action.RESUME))
+    return _view(parts, lambda session: upgrades.change_state(session, upgrade_id, Action.RESUME))
 
 
-@router.post("/upgrades/{upgrade_id}/retry")
-def retry_upgrade(upgrade_id: IdPath, session: SessionDependency) -> UpgradeView:
+@router.post("/upgrades/{upgrade_id}/retry", responses=refusals(UnknownUpgrade, IllegalTransition))
+def retry_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Go on after a failure; finished batches are kept."""
-    return _view(session, upgrades.retry_upgrade(session, upgrade_id))
+    return _view(parts, lambda session: upgrades.retry_upgrade(session, upgrade_id))
 
 
-@router.post("/upgrades/{upgrade_id}/cancel")
+@router.post("/upgrades/{upgrade_id}/cancel", responses=refusals(UnknownUpgrade, IllegalTransition, StillRead))
 def cancel_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Give up an upgrade that is not live; its generation is dropped."""
     parts.upgrade_actions.cancel(upgrade_id)
     return _current_view(parts, upgrade_id)
 
 
-@router.post("/upgrades/{upgrade_id}/cutover")
+@router.post(
+    "/upgrades/{upgrade_id}/cutover",
+    responses=refusals(UnknownUpgrade, IllegalTransition, GatesHold, CutoverRefused, NoWorkerAnswered),
+)
 def cut_over(upgrade_id: IdPath, parts: PartsDependency, new: NewCutover | None = None) -> UpgradeView:
     """Make a ready upgrade live; answered when queries here are answered by the new model version. 409 names the gates
     that failed; it goes live past them with `override` alone."""
     override = new.override.reason if new and new.override else None
+    if override is not None:
+        require("override", "a cutover past gates that failed")
     parts.upgrade_actions.cut_over(upgrade_id, override)
     return _current_view(parts, upgrade_id)
 
 
-@router.post("/upgrades/{upgrade_id}/rollback")
+@router.post(
+    "/upgrades/{upgrade_id}/rollback",
+    responses=refusals(UnknownUpgrade, IllegalTransition, NotComplete, RollbackWouldLose, OtherUpgradeFirst, StillRead),
+)
 def roll_back(upgrade_id: IdPath, parts: PartsDependency, accept_loss: bool = False) -> UpgradeView:
     """Make the previous generation active again. 409 names the items that only the new generation has; they are
     deleted with `accept_loss=true`."""
@@ -300,7 +402,10 @@ def roll_back(upgrade_id: IdPath, parts: PartsDependency, accept_loss: bool = Fa
     return _current_view(parts, upgrade_id)
 
 
-@router.post("/upgrades/{upgrade_id}/finalize")
+@router.post(
+    "/upgrades/{upgrade_id}/finalize",
+    responses=refusals(UnknownUpgrade, IllegalTransition, BakeRuns, OtherUpgradeFirst, StillRead),
+)
 def finalize(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Drop the previous generation of a live upgrade; from then on there is no rollback."""
     parts.upgrade_actions.finalize(upgrade_id)
@@ -308,5 +413,4 @@ def finalize(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
 
 
 def _current_view(parts: Parts, upgrade_id: int) -> UpgradeView:
-    with parts.database.session_scope() as session:
-        return _view(session, upgrades.get_upgrade(session, upgrade_id))
+    return _view(parts, lambda session: upgrades.get_upgrade(session, upgrade_id))

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from models.artifacts import Encoder
+from models.artifacts import Encoder, NetworkForm
 from service.api.dependencies import Parts
 from service.app import create_app
 from service.networks.encoders import Encoders, Vectors, VersionEncoder
@@ -56,8 +56,8 @@ class HeldEncoders(Encoders):
         queue = [] if self._loaded is None else list(self._loaded.queries._queue)
         return sum(self.batches) + sum(len(query.inputs) for query in queue)
 
-    def _network(self, digest: str, output_dim: int, input_size: int) -> Encoder:
-        network = super()._network(digest, output_dim, input_size)
+    def _network(self, digest: str, output_dim: int, image: tuple[int, int, int], form: NetworkForm) -> Encoder:
+        network = super()._network(digest, output_dim, image, form)
 
         def held(inputs: Vectors) -> Vectors:
             if self._loaded is None:
@@ -100,7 +100,7 @@ def use_encoders(app: FastAPI, encoders: Encoders) -> None:
 @asynccontextmanager
 async def clients(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=PATIENCE) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver", timeout=PATIENCE) as client:
         yield client
 
 

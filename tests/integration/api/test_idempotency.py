@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Connection, create_engine, text
+from starlette.types import Message, Receive, Scope, Send
 
 from service.db import Database
 from tests.networks import image_bytes
@@ -156,6 +157,42 @@ def test_while_a_request_runs_its_key_is_409_and_then_answers_as_it_did(ready: T
     assert meanwhile.headers["retry-after"] == "1"
     assert first.status_code == 201
     assert post_gallery(ready, "k").content == first.content
+
+
+def test_whoever_has_read_an_answer_can_send_the_request_again_at_once(ready: TestClient, database: Database) -> None:
+    recorded: list[int | None] = []
+
+    async def observed(scope: Scope, receive: Receive, send: Send) -> None:
+        async def look_and_send(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                with database.engine.connect() as connection:
+                    recorded.append(connection.scalar(text("SELECT status FROM idempotency_keys")))
+            await send(message)
+
+        await ready.app(scope, receive, look_and_send)
+
+    answer = post_gallery(TestClient(observed), "k")
+
+    assert answer.status_code == 201
+    assert recorded == [201]
+
+
+def test_a_search_is_never_replayed(ready: TestClient) -> None:
+    create_gallery(ready)
+    post_image(ready, "k", seed=1)
+
+    def found() -> list[str]:
+        answer = ready.post(
+            "/v1/galleries/g/search?k=5",
+            content=image_bytes(1),
+            headers={"Idempotency-Key": "s", "Content-Type": "image/png"},
+        )
+        return [neighbor["id"] for neighbor in answer.json()["neighbors"]]
+
+    before = found()
+    ready.delete("/v1/galleries/g/items/x.png")
+
+    assert (before, found()) == (["x.png"], [])
 
 
 def test_a_request_whose_process_died_is_run_by_its_retry(ready: TestClient, database: Database) -> None:

@@ -13,7 +13,19 @@ from tests.scenario import create_upgradable_gallery, start_upgrade
 from workers.app import WorkerParts
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
-SECTIONS = ["gates", "references", "labels", "flips", "slices", "churn", "spaces", "thresholds", "examples", "read"]
+SECTIONS = [
+    "gates",
+    "references",
+    "held-out",
+    "labels",
+    "flips",
+    "slices",
+    "churn",
+    "spaces",
+    "thresholds",
+    "examples",
+    "read",
+]
 _VOID = {"meta", "img", "br"}
 
 
@@ -108,7 +120,8 @@ def test_the_page_is_whole(client: TestClient, upgrade_id: int) -> None:
 
     page = Page(answer.text)
     policy = answer.headers["content-security-policy"].split("; ")
-    assert {"default-src 'none'", "img-src data:"} <= set(policy)
+    assert {"default-src 'none'", "script-src 'none'", "img-src 'self' data:"} <= set(policy)
+    assert "'unsafe" not in answer.headers["content-security-policy"]
     sources = [attributes["src"] or "" for attributes in page.all("img")]
     assert len(sources) > 20
     assert all(source.startswith("data:image/jpeg;base64,/9j/") for source in sources)

@@ -21,14 +21,27 @@ def test_a_version_without_side_information_is_shown_with_the_defaults_of_its_pr
     assert datetime.fromisoformat(view.pop("created_at")).tzinfo is not None
     assert view == {
         "name": "v",
+        "shared": False,
         "embedding_dim": 6,
         "side_information_dim": None,
         "normalize": False,
         "preprocessing": {"resize": None, "crop": "none", "interpolation": "bilinear", **PREPROCESSING},
         "embedding_model_kind": "safetensors",
         "embedding_model_digest": sha256(phi),
+        "embedding_model_form": {
+            "input": {
+                "layout": "nchw",
+                "channels": "rgb",
+                "dtype": "float32",
+                "range": [0, 1],
+                "name": None,
+                "batch": None,
+            },
+            "output": None,
+        },
         "side_information_model_kind": None,
         "side_information_model_digest": None,
+        "side_information_model_form": None,
     }
 
 
@@ -43,7 +56,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[object]]] = {
     "dimensions": ({"embedding_dim": 0}, ["embedding_dim"]),
     "unknown key": ({"norm": True}, ["norm"]),
     "channels": ({"preprocessing": PREPROCESSING | {"mean": [0.5, 0.5]}}, ["preprocessing", "mean"]),
-    "interpolation": ({"preprocessing": PREPROCESSING | {"interpolation": "box"}}, ["preprocessing", "interpolation"]),
+    "interpolation": (
+        {"preprocessing": PREPROCESSING | {"interpolation": "cubic"}},
+        ["preprocessing", "interpolation"],
+    ),
 }
 
 
@@ -63,7 +79,7 @@ def test_a_spec_that_is_not_json_is_refused(client: TestClient) -> None:
         "/v1/model-versions", data={"name": "v", "spec": "{"}, files={"embedding_model": encoder_bytes(6, 1)}
     )
 
-    check_problem(answer, 422, "The name or the spec is not valid")
+    check_problem(answer, 422, "The spec is not valid")
 
 
 def test_a_deleted_version_is_gone(client: TestClient) -> None:

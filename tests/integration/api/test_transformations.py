@@ -25,6 +25,9 @@ BAD_REQUESTS: dict[str, tuple[int, dict[str, Any], str]] = {
         {"options": {"recipe": "paper", "task": "class"}},
         "needs the default recipe",
     ),
+    "widths by the paper's recipe": (422, {"options": {"recipe": "paper", "inner_dim": "auto"}}, "holds no rows out"),
+    "no such width": (422, {"options": {"inner_dim": "narrow"}}, "options.inner_dim"),
+    "no width": (422, {"options": {"inner_dim": 0}}, "options.inner_dim"),
     "unknown option": (422, {"options": {"epoch": 1}}, "options.epoch"),
     "unknown field": (422, {"form_version": "v1"}, "form_version"),
 }
@@ -41,9 +44,18 @@ def test_bad_requests_are_refused_with_a_sentence(versions: TestClient, settings
 
 def test_what_is_neither_a_form_nor_json_is_refused(versions: TestClient, settings: Settings) -> None:
     for body in (b"", b"{", b"\xff", b"[" * 100_000, b"[]"):
-        answer = versions.post("/v1/transformations/train", content=body)
+        for kind in ("application/json", "text/plain"):
+            answer = versions.post("/v1/transformations/train", content=body, headers={"content-type": kind})
 
-        check_refused(versions, settings, answer, 422, "")
+            check_refused(versions, settings, answer, 422, "")
+
+
+def test_json_that_any_pages_form_could_send_is_refused(versions: TestClient, settings: Settings) -> None:
+    body = b'{"from_version": "v1", "to_version": "v2", "dataset": "d"}'
+    for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}):
+        answer = versions.post("/v1/transformations/train", content=body, headers=headers)
+
+        check_refused(versions, settings, answer, 422, "application/json")
 
 
 def test_the_same_request_again_is_the_same_training(versions: TestClient) -> None:

@@ -1,10 +1,10 @@
 """Cursors: a round trip, pages that join without a gap, and that a forged one is refused or harmless."""
 
-import base64
-
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
-from service.api.pagination import InvalidCursor, decode_cursor, encode_cursor, page_of
+from service.api.pagination import Cursor, decode_cursor, encode_cursor, page_of
 
 
 @pytest.mark.parametrize("last_id", [0, 1, 9, 10, 123_456_789, 2**63 - 1])
@@ -17,25 +17,25 @@ def test_a_cursor_brings_back_its_id(last_id: int) -> None:
     assert not set(cursor) & set("=+/&?# ")  # needs no escaping in a URL
 
 
-@pytest.mark.parametrize("cursor", [None, ""])
-def test_no_cursor_is_the_first_page(cursor: str | None) -> None:
-    assert decode_cursor(cursor) == 0
+def test_no_cursor_is_the_first_page() -> None:
+    assert decode_cursor(None) == 0
 
 
-def forged(content: bytes) -> str:
-    return base64.urlsafe_b64encode(content).decode().rstrip("=")
+FORGED = ["", "x", "1", "!!!!", "ümläut", "\0", "=", "-00000000000001", "8" + 15 * "0", 17 * "0", "0x" + 14 * "0"]
 
 
-@pytest.mark.parametrize(
-    "cursor",
-    ["x", "abcde", "!!!!", "ümläut", "\0", "猫猫", "=", "====", forged(b"-1"), forged(str(2**63).encode())]
-    + [forged(content) for content in (b"one", b"1.5", b"1e3", b"0x10", b"1; DROP", b"\xff\xfe", "٣".encode())],
-)
+@pytest.mark.parametrize("cursor", FORGED)
 def test_a_forged_cursor_is_422(cursor: str) -> None:
-    with pytest.raises(InvalidCursor) as refusal:
-        decode_cursor(cursor)
+    app = FastAPI()
+    app.get("/")(read_page)
 
-    assert refusal.value.status_code == 422
+    answer = TestClient(app).get("/", params={"cursor": cursor})
+
+    assert answer.status_code == 422
+
+
+def read_page(cursor: Cursor = None) -> int:
+    return decode_cursor(cursor)
 
 
 @pytest.mark.parametrize(("count", "limit"), [(0, 1), (1, 1), (2, 1), (7, 3), (9, 3), (10, 3), (5, 1000)])

@@ -12,6 +12,7 @@ from models.judging.report import Measurements, Spaces, to_json
 from models.judging.spaces import SpaceReport, Threshold
 from service.api.report_page import render_report, what_was_not_seen
 from service.domain.judging.asked_queries import AskedSet
+from service.domain.judging.evidence import HeldOut
 from service.domain.judging.examples import Example, ExampleItem, ExampleKind, Examples, FoundItem, Since
 from service.domain.judging.gates import DEFAULT_RULES, Gate, GateMetric, Outcome, judge_gates
 from service.domain.upgrade.progress import UpgradeDetails
@@ -33,11 +34,11 @@ def page(
     examples: Examples = NOTHING_SHOWN,
     thumbnails: dict[int, bytes] | None = None,
     query_sets: tuple[AskedSet, ...] = (),
+    held_out: tuple[HeldOut, ...] = (),
 ) -> str:
     known = Known(10, 1, 0, None, 0, HOSTILE)
-    content = to_json(
-        Report(verdict, gates, HOSTILE, 0, known, measured, {"networks": "h g", HOSTILE: HOSTILE}, query_sets)
-    )
+    about = {"networks": "h g", HOSTILE: HOSTILE}
+    content = to_json(Report(verdict, gates, HOSTILE, 0, known, measured, about, query_sets, held_out))
     stored = StoredReport(
         number=3,
         verdict=verdict,
@@ -90,6 +91,18 @@ def test_nothing_that_a_user_wrote_is_markup() -> None:
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&#34;&amp;amp;{{ 1 }}" in found
     assert 'src="data:image/jpeg;base64,/w=="' in found
     assert "deleted since" in found
+
+
+def test_held_out_rows_are_shown_as_what_they_are() -> None:
+    metrics = {"held_out_rows": 1234, "h": {"own_item_first": 0.75}, "retrieval": None, "chained": [{"h": {}}]}
+
+    found = page(held_out=(HeldOut(1, metrics), HeldOut(2, None), HeldOut(3, {HOSTILE: 0.5})))
+
+    assert "Transformation 1, on 1,234 rows" in found
+    assert '<th scope="row">h, own item first</th><td>0.75</td>' in found
+    assert "Transformation 2 was registered, and not trained here" in found
+    assert "no gate&#39;s" in found or "no gate's" in found
+    assert "<script" not in found
 
 
 def test_a_query_that_is_no_item_is_shown_as_one() -> None:

@@ -1,0 +1,11 @@
+"""Every page of the console, none of them a part of the described API."""
+
+from fastapi import APIRouter
+
+from service.api.console import assets, galleries, jobs, keys, styleguide, upgrades, versions
+
+PAGES = (assets, galleries, jobs, keys, styleguide, upgrades, versions)
+
+router = APIRouter(include_in_schema=False)
+for module in PAGES:
+    router.include_router(module.router)
