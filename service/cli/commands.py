@@ -1,23 +1,40 @@
 """The command `gallery-upgrade`: `serve` runs everything; `api`, `worker` and `migrate` one part alone;
-`train-transformation` is a client of a running service, and `openapi` prints what its API is."""
+`openapi` and `metrics` print what the API and its metrics are. The commands of a client (`gallery_upgrade.cli`) ask a
+running service. `transform` and `verify` (`edge`) work on files alone, where nothing else of this repository may be
+installed: what the other commands run with is imported when they run."""
 
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.settings import Settings
+from edge.commands import transform, verify
+from service.cli.audit import audit
+from service.cli.keys import keys
+from service.cli.record import record
 
-main = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+main = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+main.add_typer(audit, name="audit")
+main.add_typer(record, name="record")
+main.add_typer(keys, name="keys")
 
 # How long requests that run, event streams among them, keep the API from stopping.
 _SHUTDOWN_SECONDS = 10
+_PRIVATE = 0o077  # what is stored is closed to other users
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")]
+Certificate = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="PEM of a certificate chain: listen with TLS.")
+]
+CertificateKey = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="PEM of its private key.")]
 
 
 @main.command()
@@ -25,41 +42,63 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     data: Annotated[Path | None, typer.Option(help="Folder for everything that is kept [default: ./data].")] = None,
+    ssl_certfile: Certificate = None,
+    ssl_keyfile: CertificateKey = None,
 ) -> None:
     """Start PostgreSQL, Valkey, a worker and the API; stop them all on Ctrl-C or SIGTERM.
 
     With GALLERY_DATABASE_URL and GALLERY_BROKER_URL set, those servers are used instead of embedded ones.
     """
-    from service.embedded.supervisor import ServeError, serve_everything
+    from service.embedded.supervisor import Address, ServeError, serve_everything
+    from service.settings import Settings
 
     settings = Settings() if data is None else Settings(data=data)
     try:
-        serve_everything(settings, host, port)
+        serve_everything(settings, Address(host, port, ssl_certfile, ssl_keyfile))
     except ServeError as error:
         typer.echo(f"gallery-upgrade: {error}", err=True)
         raise typer.Exit(1) from error
 
 
 @main.command()
-def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def api(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    ssl_certfile: Certificate = None,
+    ssl_keyfile: CertificateKey = None,
+) -> None:
     """Run the HTTP API alone, against GALLERY_DATABASE_URL, GALLERY_BROKER_URL and GALLERY_BLOB_URL."""
     import uvicorn
 
     from service import crash_points
+    from service.api.wire import WireLimits, connections_within_descriptors, limited_protocol
     from service.app import create_app
     from service.logs import configure_logging
+    from service.tracing import start_tracing
 
     settings = _external_settings()
-    configure_logging()
+    os.umask(_PRIVATE)
+    configure_logging(settings.log_format)
+    start_tracing("gallery-upgrade-api")
     _migrate(settings)
+    settings = _with_keys(settings, host)
     crash_points.arm(settings.crash_at)
+    limits = WireLimits(
+        connections_within_descriptors(settings.max_connections), settings.header_seconds, settings.body_seconds
+    )
     uvicorn.run(
         create_app(settings),
+        http=limited_protocol(limits),
+        ws="none",
         host=host,
         port=port,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        proxy_headers=False,  # `service.app` reads them
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+        timeout_keep_alive=settings.keep_alive_seconds,
     )
 
 
@@ -69,6 +108,7 @@ def worker() -> None:
     from service.embedded.supervisor import worker_command
 
     _external_settings()
+    os.umask(_PRIVATE)
     os.execv(sys.executable, worker_command())
 
 
@@ -79,55 +119,33 @@ def migrate() -> None:
 
 
 @main.command()
-def train_transformation(
-    server: Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8000.")],
-    from_version: Annotated[str, typer.Option("--from", help="Model version that galleries are under.")],
-    to_version: Annotated[str, typer.Option("--to", help="Model version to lead to.")],
-    pairs: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Parquet of paired vectors to upload.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set below the service's GALLERY_DATASETS.")] = None,
-    with_g: Annotated[bool, typer.Option("--with-g", help="Train g too: the gallery will be upgraded again.")] = False,
-    recipe: Annotated[str | None, typer.Option(help="How to train: default or paper.")] = None,
-    task: Annotated[str | None, typer.Option(help="What galleries are searched for: instance or class.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the rows.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything that is random.")] = None,
-    wait: Annotated[bool, typer.Option(help="Follow the training until it has ended.")] = True,
-) -> None:
-    """Train h (and g) on a running service, and print the transformation and its held-out metrics."""
-    from service.cli.training_client import TrainingFailed, ask_for_training, follow_training
-
-    if (pairs is None) == (dataset is None):
-        raise typer.BadParameter("give one of --pairs and --dataset")
-    options = {"recipe": recipe, "task": task, "epochs": epochs, "seed": seed}
-    wanted = {
-        "from_version": from_version,
-        "to_version": to_version,
-        "with_g": with_g,
-        "options": {name: value for name, value in options.items() if value is not None},
-        **({} if dataset is None else {"dataset": dataset}),
-    }
-    try:
-        job_id = ask_for_training(server, wanted, pairs)
-        typer.echo(f"job {job_id}")
-        if wait:
-            transformation = follow_training(server, job_id)
-            typer.echo(f"transformation {transformation['id']}")
-            typer.echo(json.dumps(transformation["metrics"], indent=2))
-    except TrainingFailed as error:
-        typer.echo(f"gallery-upgrade: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-@main.command()
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     from service.app import create_app
+    from service.settings import Settings
 
     typer.echo(json.dumps(create_app(Settings()).openapi(), indent=2, sort_keys=True))
 
 
-def _external_settings() -> Settings:
+@main.command()
+def metrics() -> None:
+    """Print the table of the metrics that the API and its workers have, as docs/operations/metrics.md shows it."""
+    from service.cli.metrics_page import metrics_table
+
+    typer.echo(metrics_table())
+
+
+main.command()(transform)
+main.command()(verify)
+if find_spec("gallery_upgrade") is not None:
+    from gallery_upgrade.cli import mount
+
+    mount(main)
+
+
+def _external_settings() -> "Settings":
+    from service.settings import Settings
+
     settings = Settings()
     missing = [f"GALLERY_{name.upper()}" for name in ("database_url", "broker_url") if getattr(settings, name) is None]
     if missing:
@@ -136,7 +154,33 @@ def _external_settings() -> Settings:
     return settings
 
 
-def _migrate(settings: Settings) -> None:
+def _with_keys(settings: "Settings", host: str) -> "Settings":
+    """Return settings that say whether keys are needed; end the process where they are and nobody has one."""
+    from service import logs
+    from service.access.keys import is_any_admin
+    from service.db import Session, create_database_engine
+
+    if not settings.needs_keys(host):
+        if settings.auth == "off":
+            logs.Events(__name__).warning("access.off", host=host, meaning="whoever reaches the port may do everything")
+        return settings
+    assert settings.database_url is not None
+    engine = create_database_engine(settings.database_url)
+    with Session(engine) as session:
+        has_key = bool(settings.admin_key) or is_any_admin(session)
+    engine.dispose()
+    if not has_key:
+        typer.echo(
+            f"gallery-upgrade: on {host}, nobody is served without a key, and there is none: make the first one with"
+            " `gallery-upgrade keys create --scopes admin`, or set GALLERY_ADMIN_KEY to what"
+            " `gallery-upgrade keys draw` prints. GALLERY_AUTH=off serves whoever reaches the port.",
+            err=True,
+        )
+        raise typer.Exit(2)
+    return settings.model_copy(update={"auth": "on"})
+
+
+def _migrate(settings: "Settings") -> None:
     from migrations import upgrade_database
     from service.db import create_database_engine
 

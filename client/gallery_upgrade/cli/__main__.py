@@ -1,0 +1,3 @@
+from gallery_upgrade.cli import main
+
+main()

@@ -1,0 +1,199 @@
+"""Commands on galleries, what they hold, and searching them."""
+
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gallery_upgrade.cli.session import ERROR, USAGE, Session, chosen, command, fail, json_option
+
+galleries = typer.Typer(no_args_is_help=True, help="Galleries: list, show, create, delete.")
+
+_EXAMINED_AT_ONCE = 50_000
+
+Name = Annotated[str, typer.Argument(metavar="GALLERY", help="Name of the gallery.")]
+Generation = Annotated[
+    str | None, typer.Option(help="active, next (the candidate of an open upgrade), or a generation's number.")
+]
+
+
+@command(galleries, "list")
+def list_galleries(session: Session) -> None:
+    """List the galleries."""
+    rows = (gallery.view for gallery in session.client.galleries)
+    session.table(rows, ["name", "model_version", "items", "metric", "index", "task", "created_at"])
+
+
+@command(galleries, "show")
+def show_gallery(session: Session, gallery: Name) -> None:
+    """Show one gallery."""
+    session.show(session.client.galleries.get(gallery).view)
+
+
+@command(galleries, "create")
+def create_gallery(
+    session: Session,
+    gallery: Name,
+    model_version: Annotated[str, typer.Option(help="Model version that its images are encoded by.")],
+    metric: Annotated[str | None, typer.Option(help="l2, cosine or ip [default: l2].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16 or float32 [default: float16].")] = None,
+    task: Annotated[str | None, typer.Option(help="instance or class [default: instance].")] = None,
+    index: Annotated[str | None, typer.Option(help="auto, flat, hnsw, ivf or ivf_sq8 [default: auto].")] = None,
+    thumbnails: Annotated[bool, typer.Option(help="Keep a thumbnail of each image.")] = True,
+    probe_images: Annotated[int | None, typer.Option(help="How many original images are kept to judge by.")] = None,
+    exist_ok: Annotated[bool, typer.Option("--exist-ok", help="Take one of that name as it is.")] = False,
+) -> None:
+    """Create an empty gallery under a model version."""
+    given = chosen(metric=metric, dtype=dtype, task=task, index=index, probe_images=probe_images)
+    made = session.client.galleries.create(
+        gallery,
+        model_version=model_version,
+        thumbnails=thumbnails,
+        exist_ok=exist_ok,
+        **given,
+    )
+    session.say(f"gallery {made.name} under {made.model_version}", made.view)
+
+
+@command(galleries, "delete")
+def delete_gallery(
+    session: Session, gallery: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
+) -> None:
+    """Delete a gallery with everything in it."""
+    if not yes:
+        typer.confirm(f"Delete {gallery} with everything in it?", abort=True)
+    session.client.galleries.delete(gallery)
+    session.say(f"deleted {gallery}", {"deleted": gallery})
+
+
+@command(galleries, "quality")
+def show_quality(session: Session, gallery: Name) -> None:
+    """Say where a gallery's embeddings come from, and what is expected of them."""
+    session.show(session.client.galleries.get(gallery).quality())
+
+
+def upload(
+    session: Session,
+    gallery: Name,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of images.")],
+    threads: Annotated[int, typer.Option(min=1, max=32, help="Requests under way at once.")] = 4,
+    label_from_folder: Annotated[
+        bool, typer.Option("--label-from-folder", help="A file's label is the name of the folder that it is in.")
+    ] = False,
+    delete_missing: Annotated[
+        bool, typer.Option("--delete-missing", help="Delete items whose files were sent once and are gone.")
+    ] = False,
+    rejected: Annotated[Path, typer.Option(help="Where rejected files are listed.")] = Path("rejected.csv"),
+    ledger: Annotated[Path | None, typer.Option(help="Where is kept what was sent [default: in your home].")] = None,
+) -> None:
+    """Send the images below a folder; an item's id is its file's path there.
+
+    A second run sends what is new or changed. A run that was killed goes on when it is given again. Exits with 1 if
+    files were rejected.
+    """
+    uploaded = session.client.galleries.get(gallery).upload_folder(
+        folder,
+        progress=session.progress,
+        threads=threads,
+        describe=_label_of_folder if label_from_folder else None,
+        delete_missing=delete_missing,
+        ledger=ledger,
+        rejected=rejected,
+    )
+    counts = {name: count for name, count in vars(uploaded).items() if isinstance(count, int)}
+    session.say(", ".join(f"{count} {name}" for name, count in counts.items()), vars(uploaded))
+    if uploaded.reasons:
+        fail(f"{len(uploaded.reasons)} files were rejected: {rejected} says why.")
+
+
+def search(
+    session: Session,
+    gallery: Name,
+    query: Annotated[str, typer.Argument(help="Path of an image, or an item's id.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many neighbours.")] = 10,
+    filter: Annotated[
+        str | None, typer.Option(help='Condition as JSON, or @FILE: \'{"metadata.year": {"gte": 2020}}\'.')
+    ] = None,
+    generation: Generation = None,
+    max_distance: Annotated[float | None, typer.Option(help="Leave out what is farther away.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show the pictures in a browser.")] = False,
+) -> None:
+    """Find the nearest items of an image or of an item, nearest first."""
+    given = chosen(generation=generation, max_distance=max_distance, filter=json_option(filter, "--filter"))
+    hits = session.client.galleries.get(gallery).search(
+        query,
+        k=k,
+        **given,
+    )
+    session.table(list(hits), ["id", "distance", "label", "origin", "image_uri"])
+    if open_:
+        page = Path(tempfile.mkstemp(prefix="hits-", suffix=".html")[1])
+        page.write_text(f"<!doctype html><meta charset=utf-8><title>{gallery}</title>{hits._repr_html_()}")
+        webbrowser.open(page.as_uri())
+
+
+def import_vectors(
+    session: Session,
+    gallery: Name,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            help="Parquet, Arrow, .npy or FAISS with NAME.ids.txt beside it, a folder of Parquet, or clip-retrieval's.",
+        ),
+    ],
+    model_version: Annotated[str | None, typer.Option(help="Refuse unless the gallery is under this one.")] = None,
+) -> None:
+    """Bring vectors in that were computed elsewhere by the gallery's model version, with ids, labels and metadata."""
+    given = chosen(model_version=model_version)
+    count = session.client.galleries.get(gallery).import_vectors(source, progress=session.progress, **given)
+    session.say(f"{count} vectors imported", {"count": count})
+
+
+def doctor(
+    session: Session,
+    source: Annotated[Path, typer.Argument(exists=True, help="Files of vectors, as `import` takes them.")],
+) -> None:
+    """Say what is in a gallery that lives in files, and what it needs before it is brought in. No service is asked.
+
+    Exits with 1 if an import would refuse some of it.
+    """
+    from gallery_upgrade.arrays import read_vectors
+    from gallery_upgrade.examining import examine
+
+    found = examine(read_vectors(source, _EXAMINED_AT_ONCE))
+    session.show({name: value for name, value in vars(found).items() if session.as_json or name != "advice"})
+    if not session.as_json:
+        for sentence in found.advice:
+            typer.echo(f"- {sentence}")
+    if found.refused:
+        raise typer.Exit(ERROR)
+
+
+def export(
+    session: Session,
+    gallery: Name,
+    output: Annotated[Path, typer.Argument(dir_okay=False, help="By its suffix: .parquet or .arrows (a stream).")],
+    generation: Annotated[str | None, typer.Option(help="active, next, or a generation's number.")] = None,
+) -> None:
+    """Write a gallery's vectors, all of one revision, to a file."""
+    kinds: dict[str, Literal["arrow", "parquet"]] = {".parquet": "parquet", ".arrows": "arrow"}
+    if output.suffix not in kinds:
+        fail("The output is .parquet or .arrows.", USAGE)
+    given = chosen(generation=generation)
+    part = output.with_name(output.name + ".part")
+    api = session.client.api
+    with api.get_embeddings(name=gallery, format=kinds[output.suffix], **given) as body:
+        with part.open("wb") as stream:
+            for block in body:
+                stream.write(block)
+        headers = body.headers
+    part.replace(output)
+    rows = int(headers["gallery-rows"])
+    session.say(f"{rows} rows of revision {headers['gallery-revision']} in {output}", {"rows": rows})
+
+
+def _label_of_folder(path: Path) -> dict[str, str]:
+    return {"label": path.parent.name}

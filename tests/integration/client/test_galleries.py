@@ -1,0 +1,187 @@
+"""Galleries through the client, on the real application."""
+
+import csv
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fastapi.testclient import TestClient
+
+from gallery_upgrade import Client
+from gallery_upgrade.arrays import vectors_table
+from gallery_upgrade.galleries import Gallery
+from gallery_upgrade.problems import BadRows, GalleryExists, UnknownGallery, UnknownItem
+from tests.networks import image_bytes
+from tests.scenario import register_version
+
+
+@pytest.fixture
+def photos(client: TestClient, service: Client) -> Gallery:
+    register_version(client, "v1")
+    return service.galleries.create("photos", model_version="v1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven images in two folders, one of them with a name that NFC changes, and what is no image."""
+    folder = tmp_path / "pictures"
+    (folder / "cats").mkdir(parents=True)
+    for seed in range(5):
+        (folder / "cats" / f"{seed}.png").write_bytes(image_bytes(seed))
+    (folder / "a b.PNG").write_bytes(image_bytes(5))
+    (folder / unicodedata.normalize("NFD", "é.png")).write_bytes(image_bytes(6))
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(image_bytes(7))
+    return folder
+
+
+def upload(gallery: Gallery, folder: Path, **options: object) -> dict[str, object]:
+    """Upload the folder with a ledger and a list of its own; return what came of it, without what is nought."""
+    beside = folder.parent
+    uploaded = gallery.upload_folder(
+        folder,
+        ledger=beside / "ledger.sqlite",
+        rejected=beside / "rejected.csv",
+        **options,  # type: ignore[arg-type]
+    )
+    return {name: value for name, value in vars(uploaded).items() if value}
+
+
+def ids(gallery: Gallery) -> set[str]:
+    return {item.id for item in gallery.items()}
+
+
+def test_a_folder_is_sent_once_and_then_only_what_changed(photos: Gallery, folder: Path) -> None:
+    expected = {"é.png", "a b.PNG", *(f"cats/{seed}.png" for seed in range(5))}
+
+    first = upload(photos, folder, describe=lambda path: {"label": path.parent.name})
+    again = upload(photos, folder)
+    os.utime(folder / "cats/0.png")
+    (folder / "cats/1.png").write_bytes(image_bytes(11))
+    (folder / "cats/2.png").unlink()
+    changed = upload(photos, folder)
+    mirrored = upload(photos, folder, delete_missing=True)
+
+    assert first == {"sent": 7, "created": 7}
+    assert again == {"unchanged": 7}
+    assert changed == {"sent": 1, "replaced": 1, "unchanged": 5}
+    assert mirrored == {"unchanged": 6, "deleted": 1}
+    assert ids(photos) == expected - {"cats/2.png"}
+    assert photos.item("cats/3.png").label == "cats"
+
+
+def test_files_that_are_no_images_are_listed_and_not_sent_again(photos: Gallery, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"no pixels")
+    only_bad = folder.parent / "bad" / "pictures"
+    only_bad.mkdir(parents=True)
+    (only_bad / "broken.jpg").write_bytes(b"no pixels either")
+
+    first, again = upload(photos, folder), upload(photos, folder)
+    alone = upload(photos, only_bad)
+
+    assert (first["rejected"], first["created"]) == (1, 7)
+    assert again == {"unchanged": 8, "reasons": first["reasons"]}
+    assert (alone["sent"], alone["rejected"]) == (1, 1)
+    with (folder.parent / "rejected.csv").open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["id", "reason"]
+    assert [row[0] for row in rows[1:]] == ["broken.png"]
+    (folder / "broken.png").write_bytes(image_bytes(8))
+    assert upload(photos, folder)["created"] == 1
+    assert (folder.parent / "rejected.csv").read_text() == "id,reason\n"
+
+
+def test_a_gallery_that_was_made_anew_gets_everything_again(service: Client, photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    photos.delete()
+
+    assert upload(service.galleries.create("photos", model_version="v1"), folder) == {"sent": 7, "created": 7}
+
+
+def test_an_upload_that_fails_keeps_what_was_answered(photos: Gallery, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(40):
+        (folder / f"{seed}.png").write_bytes(image_bytes(seed))
+    described: list[Path] = []
+
+    def describe(path: Path) -> dict[str, str]:
+        described.append(path)
+        if len(described) == 20:  # in the second request
+            raise RuntimeError("interrupted")
+        return {}
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        upload(photos, folder, describe=describe, threads=1)
+    sent = len(ids(photos))
+
+    assert 0 < sent < 20
+    assert upload(photos, folder) == {"sent": 40 - sent, "created": 40 - sent, "unchanged": sent}
+    assert len(ids(photos)) == 40
+
+
+def test_a_search_is_by_whatever_is_at_hand_and_answers_alike(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    path = folder / "cats" / "3.png"
+
+    found = [photos.search(query, k=3) for query in (path, str(path), path.read_bytes())]
+    (batch,) = photos.vectors()
+    vector = np.array(batch["embedding"].to_pylist()[batch["id"].to_pylist().index("cats/3.png")], dtype=np.float32)
+    found.append(photos.search(vector, k=3))
+
+    assert [hits.ids for hits in found] == [found[0].ids] * 4
+    assert found[0][0].id == "cats/3.png"
+    assert "cats/3.png" not in photos.search("cats/3.png", k=6).ids
+    assert photos.search(path, k=6, filter={"id": {"in": ["é.png"]}}).ids == ["é.png"]
+    assert [len(hits) for hits in photos.search_vectors(np.stack([vector, vector]), k=2)] == [2, 2]
+    with pytest.raises(UnknownItem):
+        photos.search("nowhere.png")
+
+
+def test_hits_are_tables_arrays_and_pictures(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+
+    hits = photos.search(folder / "cats" / "0.png", k=3)
+
+    names, distances = hits.to_numpy()
+    assert (names.tolist(), distances.tolist()) == (hits.ids, [hit.distance for hit in hits])
+    assert hits.to_pandas()["id"].tolist() == hits.ids
+    assert (hits.model_version, hits.exact) == ("v1", True)
+    assert hits._repr_html_().count("data:image/jpeg;base64,") == 3
+
+
+def test_vectors_go_out_and_in_as_arrow(service: Client, photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    copy = service.galleries.create("copy", model_version="v1", dtype="float16")
+
+    table = pa.Table.from_batches(photos.vectors())
+    count = copy.import_vectors(table)
+
+    assert count == table.num_rows == 7
+    again = pa.Table.from_batches(copy.vectors())
+    assert again.sort_by("id").select(["id", "embedding"]) == table.sort_by("id").select(["id", "embedding"])
+    bad = vectors_table(["x"], np.full((1, 6), np.nan, dtype=np.float32), np.zeros((1, 5), dtype=np.float32))
+    with pytest.raises(BadRows) as raised:
+        copy.import_vectors(bad)
+    assert raised.value.errors[0]["row"] == 0
+
+
+def test_galleries_are_listed_page_by_page_and_errors_have_classes(service: Client, photos: Gallery) -> None:
+    for name in ("b", "c"):
+        service.galleries.create(name, model_version="v1")
+
+    names = [view.name for view in service.pages(service.api.list_galleries, limit=2)]
+
+    assert sorted(names) == ["b", "c", "photos"]
+    assert service.galleries.create("b", model_version="v1", exist_ok=True).name == "b"
+    with pytest.raises(GalleryExists):
+        service.galleries.create("b", model_version="v1")
+    with pytest.raises(UnknownGallery, match="nowhere"):
+        service.galleries.get("nowhere")
+    service.galleries.delete("b")
+    with pytest.raises(UnknownGallery):
+        service.galleries.get("b")
+    assert len(photos) == 0
