@@ -4,6 +4,8 @@ One process per device, `--pool solo`: networks are loaded in the process that r
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,12 +15,16 @@ from celery import Celery
 from service import crash_points
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
+from service.domain.gallery.writes import GalleryWriter, NobodyFollows
 from service.domain.indexes.choice import choose_engine
 from service.domain.indexes.engine import IndexEngine
+from service.image_sources.source import ImageSource
 from service.logs import configure_logging
+from service.networks.encoders import Encoders
 from service.networks.transformations import TransformationNetworks, computing_at_once
 from service.queue import TaskQueue, celery_application
 from service.settings import Settings
+from service.tracing import start_tracing
 from workers.throttle import Throttle
 from workers.training_memory import TrainingMemory
 
@@ -32,8 +38,12 @@ class WorkerParts:
     blobs: BlobStore
     networks: TransformationNetworks
     engine: IndexEngine
+    writer: GalleryWriter
+    images: ImageSource
     throttle: Throttle = field(default_factory=Throttle)
+    ingest_throttle: Throttle = field(default_factory=Throttle)
     training: TrainingMemory = field(default_factory=TrainingMemory)
+    backfill_throttle: Throttle = field(default_factory=Throttle)
     # Set while this process works on a task: it asks for its next slice itself, and its sweep is silent.
     working: threading.Event = field(default_factory=threading.Event)
 
@@ -45,7 +55,9 @@ def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
     database = Database(create_database_engine(settings.database_url, pool_size=4), TaskQueue(application))
     blobs = BlobStore(settings.blob_location)
     networks = TransformationNetworks(database, blobs, settings)
-    return WorkerParts(settings, database, blobs, networks, choose_engine(database, blobs, settings))
+    writer = GalleryWriter(database, Encoders(blobs, settings), NobodyFollows(), settings)
+    engine = choose_engine(database, blobs, settings)
+    return WorkerParts(settings, database, blobs, networks, engine, writer, ImageSource(settings))
 
 
 @lru_cache(maxsize=1)
@@ -60,8 +72,20 @@ def share_cores(settings: Settings) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // computing_at_once(settings)))
 
 
-configure_logging()
+@contextmanager
+def all_cores(settings: Settings) -> Iterator[None]:
+    """Let one computation have the cores that batches of an upgrade share."""
+    shared = torch.get_num_threads()
+    torch.set_num_threads(shared * computing_at_once(settings))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(shared)
+
+
 settings = Settings()
+configure_logging(settings.log_format)
+start_tracing("gallery-upgrade-worker")
 crash_points.arm(settings.crash_at)
 app = celery_application(settings)
-app.conf.imports = ("workers.tasks", "workers.sweep")
+app.conf.imports = ("workers.tasks", "workers.sweep", "workers.metrics")

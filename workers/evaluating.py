@@ -21,6 +21,7 @@ from service.domain.judging.evidence import (
     read_common_vectors,
 )
 from service.domain.judging.gates import LEAST_REFERENCES
+from service.domain.judging.probe_references import encode_probe_images
 from service.domain.judging.reports import NewReport, rules_of
 from service.domain.judging.shadowed_queries import ShadowedAnswers, shadowed_answers
 from service.index.protocol import Ids, Vectors
@@ -35,7 +36,7 @@ _LEAST_NEIGHBOURS = 2
 
 def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
     """Return a report on an upgrade's next generation: the same for the same rows and seed. Writes nothing but what
-    both versions make of query images.
+    both versions make of query images and of probe images.
 
     All is read in one snapshot, so that both generations have the same items. Memory holds the evidence, a sample of
     the gallery, and of the rest some 30 bytes an item.
@@ -43,7 +44,10 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
     began = time.monotonic()
     most = parts.settings.evaluation_sample_items
     # Not the worker's own: encoders are in memory only while there is something to encode.
-    encode_queries(parts.database, parts.blobs, Encoders(parts.blobs, parts.settings), upgrade, most, seed)
+    encoders = Encoders(parts.blobs, parts.settings)
+    encode_probe_images(parts.database, encoders, upgrade)
+    encode_queries(parts.database, parts.blobs, encoders, upgrade, most, seed)
+    del encoders
     with parts.database.session_scope(snapshot=True) as session:
         gallery = gallery_rows(session, upgrade)
         items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
@@ -148,4 +152,5 @@ def _judging(
         "ingested": 0 if items is None else items.ingested,
         "networks": " ".join(gallery.networks),
     }
-    return Judging(known, gallery.task, tuple(rules_of(upgrade)), Reading(Draws(seed)), about, asked.sets)
+    rules, held_out = tuple(rules_of(upgrade)), tuple(gallery.held_out)
+    return Judging(known, gallery.task, rules, Reading(Draws(seed)), about, asked.sets, held_out)

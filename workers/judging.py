@@ -7,6 +7,7 @@ from models.judging.evidence import Evidence
 from models.judging.intervals import Interval, wilson
 from models.judging.report import READING, Measurements, Reading, measure
 from service.domain.judging.asked_queries import AskedSet
+from service.domain.judging.evidence import HeldOut
 from service.domain.judging.gates import (
     Gate,
     GateMetric,
@@ -43,7 +44,7 @@ class Known:
 class Judging:
     """How an upgrade is judged. task: the gallery's, `instance` or `class`; gates: overrides of the defaults; about:
     what the report is to say of itself (digests, code version, times), which is given so that nothing else varies;
-    query_sets: where the queries come from."""
+    query_sets: where the queries come from; held_out: what the trainings of the path's transformations measured."""
 
     known: Known
     task: str
@@ -51,11 +52,15 @@ class Judging:
     reading: Reading = READING
     about: Mapping[str, str | int | float] = field(default_factory=dict)
     query_sets: tuple[AskedSet, ...] = ()
+    held_out: tuple[HeldOut, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `models.judging.report.to_json` writes: the same evidence, settings and seed give the same bytes."""
+    """What `models.judging.report.to_json` writes: the same evidence, settings and seed give the same bytes.
+
+    `held_out` is of the data that h learned from and not of the gallery: it is shown, and no gate's.
+    """
 
     verdict: Verdict
     gates: tuple[Gate, ...]
@@ -65,6 +70,7 @@ class Report:
     measurements: Measurements
     about: Mapping[str, str | int | float]
     query_sets: tuple[AskedSet, ...]
+    held_out: tuple[HeldOut, ...] = ()
 
 
 def judge(evidence: Evidence, settings: Judging) -> Report:
@@ -87,6 +93,7 @@ def judge(evidence: Evidence, settings: Judging) -> Report:
         measurements=measurements,
         about=dict(settings.about),
         query_sets=settings.query_sets,
+        held_out=settings.held_out,
     )
 
 

@@ -2,6 +2,7 @@
 
 from service import logs
 from service.advisory_locks import AdvisoryLock
+from service.disk import shortage
 from service.domain.gallery.generations import gone_if_dropped
 from service.domain.indexes.builds import GaveWay, build_generation_index
 from service.domain.upgrade.upgrades import find_due_build, upgrade_needs_workers
@@ -23,6 +24,10 @@ def rebuild_index(parts: WorkerParts, generation_id: int) -> bool:
         with parts.database.session_scope() as session:
             due = find_due_build(session, parts.engine, generation_id)
         if due is None:
+            return False
+        lack = shortage(parts.settings)
+        if lack is not None:
+            events.warning("index.waits_for_room", generation_id=generation_id, reason=lack)
             return False
 
         try:

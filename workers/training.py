@@ -2,7 +2,8 @@
 
 1. encode the images of a data set by both versions, and by chained transformations, a part at a time (paired vectors
    are stored when they are posted);
-2. train h, then g, an epoch at a time; the state goes into the blob store when the slice, or the last epoch, ends;
+2. train h, then g; the state goes into the blob store when the slice, or the last epoch, ends. A slice ends after an
+   epoch, or inside one that takes longer, and early while an upgrade needs workers: somebody waits for that;
 3. measure both on rows that they never saw, and register them as a transformation.
 Every step begins where the blob store says that the last one ended: a worker that dies costs its slice. The state after
 each epoch of the slice is in a scratch file in the data folder, which is used only if the blob store has the same.
@@ -10,29 +11,28 @@ each epoch of the slice is in a scratch file in the data folder, which is used o
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from PIL.Image import Image
 
 from models.artifacts import ArtifactError, TransformationNetwork, save_network
 from models.precision import fastest_precision
-from models.training.checkpoints import load_checkpoint_if_whole
+from models.training.checkpoints import load_checkpoint_if_whole, position_of
 from models.training.features import PairedFeatures
+from models.training.loop import Paused
 from models.training.transformation import FittedTransformation, TransformationTraining, train_transformation
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
+from service.disk import shortage
 from service.domain.registry import NetworkStore
 from service.domain.training.chains import ChainBroken, ChainedSource, chained_sources
 from service.domain.training.datasets import PairFiles, find_dataset
-from service.domain.training.files import FOLDER, FeatureRows, TrainingFiles, label_numbers
+from service.domain.training.files import FOLDER, FeatureRows, TrainedTo, TrainingFiles, label_numbers
 from service.domain.training.trainings import (
     LEAST_ROWS,
     ListedImages,
@@ -47,23 +47,27 @@ from service.domain.training.trainings import (
     phases_of,
     record_failed_attempt,
     record_phase,
+    record_shortage,
     remove_files_of_ended,
     training_phase,
     versions_of,
 )
+from service.domain.upgrade.upgrades import upgrade_needs_workers
 from service.errors import Unprocessable
 from service.networks.encoders import Encoded, Encoders
-from service.networks.images import ImageSet, InvalidImage, LabelledImage
-from service.networks.transformations import computing_at_once, load_network
+from service.networks.images import ImageSet, InvalidImage, LabelledImage, ReducedImage
+from service.networks.transformations import load_network
 from service.settings import Settings
 from service.tables import Job, ModelVersion
-from workers.app import WorkerParts
+from workers.app import WorkerParts, all_cores
 from workers.held_out import held_out_metrics
 from workers.training_rows import TrainingRows, load_rows
 
 events = logs.Events(__name__)
 
 _RECORD_SECONDS = 1.0
+# How much longer than its time a slice may take to end with an epoch, where its state is written anyway.
+_GRACE_SECONDS = 0.5
 
 
 class _SliceEnded(Exception):
@@ -87,9 +91,16 @@ class _Slice:
     def is_over(self) -> bool:
         return time.monotonic() >= self.ends
 
+    @property
+    def is_overdue(self) -> bool:
+        return time.monotonic() >= self.ends + _GRACE_SECONDS
+
 
 class _PhaseClock:
-    """Counts the time that is spent on a phase, over all slices, and records about once a second how far it is."""
+    """Counts the time that is spent on a phase, over all slices, and records about once a second how far it is.
+
+    `upgrade_waits` says whether an upgrade needed workers then.
+    """
 
     def __init__(self, time_slice: _Slice, name: str, unit: str) -> None:
         self._slice = time_slice
@@ -97,17 +108,19 @@ class _PhaseClock:
         self._unit = unit
         self._seconds_before = phases_of(time_slice.job)[name].seconds
         self._began = time.monotonic()
-        self._next = 0.0
+        self._next = self._began + _RECORD_SECONDS
+        self.upgrade_waits = False
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, *, at_once: bool = False) -> None:
         """Record, if it is time. Raises `TrainingEnded` when the training is not wanted any more."""
         now = time.monotonic()
-        if now < self._next and done < total and not self._slice.is_over:
+        if now < self._next and done < total and not at_once:
             return
         self._next = now + _RECORD_SECONDS
         phase = training_phase(done, total, self._unit, self._seconds_before + now - self._began)
         with self._slice.parts.database.session_scope() as session:
             record_phase(session, self._slice.job.id, self._name, phase)
+            self.upgrade_waits = upgrade_needs_workers(session)
 
 
 def scratch_folder(settings: Settings) -> Path:
@@ -120,12 +133,16 @@ def advance_training(parts: WorkerParts, job_id: int) -> bool:
     with parts.database.advisory_lock(AdvisoryLock.TRAINING, job_id) as mine:
         if not mine:
             return False
+        lack = shortage(parts.settings)
         with parts.database.session_scope() as session:
+            if lack is not None:
+                record_shortage(session, job_id, lack)
+                return False
             job = begin_slice(session, job_id, parts.settings)
 
         try:
             if job is not None:
-                with _all_cores(parts.settings):
+                with all_cores(parts.settings):
                     _run(parts, job)
         except _SliceEnded:
             with parts.database.session_scope() as session:
@@ -193,8 +210,8 @@ def _encode(time_slice: _Slice, listed: ListedImages) -> None:
     while batch := list(islice(remaining, parts.settings.encode_batch_items)):
         time_slice.files.add_rows(done, done + len(batch), _encode_batch(time_slice, encoders, chained, batch))
         done += len(batch)
-        clock(done, total)
-        if time_slice.is_over:
+        clock(done, total, at_once=time_slice.is_over)
+        if time_slice.is_over or clock.upgrade_waits:
             raise _SliceEnded
 
 
@@ -213,9 +230,11 @@ def _encode_batch(
 ) -> FeatureRows:
     """Return the features of those images of a batch that can be read. Raises `ChainBroken`."""
     readable, labels = [], []
+    versions = [time_slice.before, time_slice.after, *(source.version for source in chained)]
+    preprocessings = [encoders.get(version).preprocessing for version in versions]
     for image in batch:
         try:
-            readable.append(encoders.images.decode(image.data))
+            readable.append(encoders.images.reduce(image.data, preprocessings))
         except InvalidImage as error:
             events.info("training.image_skipped", job_id=time_slice.job.id, label=image.label, reason=error.message)
             continue
@@ -243,7 +262,7 @@ def _encode_batch(
     )
 
 
-def _transformed(time_slice: _Slice, encoders: Encoders, source: ChainedSource, images: list[Image]) -> Encoded:
+def _transformed(time_slice: _Slice, encoders: Encoders, source: ChainedSource, images: list[ReducedImage]) -> Encoded:
     """Return what a chained transformation gives for images: rows of the version that the training leads from."""
     encoded = encoders.get(source.version).encode(images)
     networks, number = time_slice.parts.networks, source.transformation_id
@@ -281,29 +300,43 @@ def _train(
     scratch.parent.mkdir(parents=True, exist_ok=True)
     stored = time_slice.files.newest_checkpoint(name)
     found = load_checkpoint_if_whole(scratch)
-    if stored != (0 if found is None else found["epoch"]):
+    if stored != ((0, 0) if found is None else position_of(found)):
         scratch.unlink(missing_ok=True)
-        if stored:
+        if stored != (0, 0):
             time_slice.files.fetch_checkpoint(name, stored, scratch)
 
     clock = _PhaseClock(time_slice, f"training_{name}", "epochs")
+    epochs_done = stored.epochs
 
     def progress(done: int, total: int) -> None:
-        stops_here = time_slice.is_over and done < total
+        nonlocal epochs_done
+        epochs_done = done
+        stops_here = (time_slice.is_over or clock.upgrade_waits) and done < total
         if stops_here or done == total:
-            time_slice.files.store_checkpoint(name, done, scratch)
-        clock(done, total)
+            time_slice.files.store_checkpoint(name, TrainedTo(done, 0), scratch)
+        clock(done, total, at_once=stops_here)
         if stops_here:
             raise _SliceEnded
 
-    return train_transformation(
-        pairs,
-        config,
-        progress,
-        scratch,
-        with_uncertainty=name == "h",
-        unit_norm=name == "h" and time_slice.after.normalize,
-    )
+    def pause() -> bool:
+        clock(epochs_done, config.epochs)
+        return clock.upgrade_waits or time_slice.is_overdue
+
+    try:
+        return train_transformation(
+            pairs,
+            config,
+            progress,
+            scratch,
+            pause=pause,
+            with_uncertainty=name == "h",
+            unit_norm=name == "h" and time_slice.after.normalize,
+        )
+    except Paused:
+        paused = load_checkpoint_if_whole(scratch)
+        if paused is not None:  # else what was there before stays what is gone on from
+            time_slice.files.store_checkpoint(name, TrainedTo(*position_of(paused)), scratch)
+        raise _SliceEnded from None
 
 
 def _register(
@@ -315,7 +348,7 @@ def _register(
 ) -> None:
     """Measure what was trained and register it."""
     clock = _PhaseClock(time_slice, "evaluating", "evaluation")
-    clock(0, 1)
+    clock(0, 1, at_once=True)
     parts = time_slice.parts
     h_bytes, g_bytes = save_network(h.network), None if g is None else save_network(g.network)
     linear = h.network.linear_alone()
@@ -355,14 +388,3 @@ def _applied(time_slice: _Slice, data: bytes, to_dim: int | None) -> Transformat
         return load_network(data, time_slice.before, to_dim, settings, settings.device)
     except ArtifactError as error:
         raise TrainingRefused(f"What was learned cannot be used: {error} A lower learning_rate may help.") from error
-
-
-@contextmanager
-def _all_cores(settings: Settings) -> Iterator[None]:
-    """Let one computation have the cores that batches of an upgrade share."""
-    shared = torch.get_num_threads()
-    torch.set_num_threads(shared * computing_at_once(settings))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(shared)

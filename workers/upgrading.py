@@ -11,22 +11,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
-
-from sqlalchemy.exc import DBAPIError
+from functools import partial
 
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
 from service.db import is_outage
+from service.disk import shortage
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
 from service.domain.judging.reports import GatesHold, NewReport, clear_request, store_report, wants_report
 from service.domain.upgrade.batches import (
-    Claim,
     claim_batch,
     plan_batches,
     release_batch,
     return_batch,
+    set_aside,
     work_on_batch,
 )
 from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, verify
@@ -39,54 +39,80 @@ from service.domain.upgrade.cutover import (
     wants_cutover,
     withdraw_cutover,
 )
-from service.domain.upgrade.upgrades import UnknownUpgrade, change_state, fail_for_item, fail_upgrade, get_upgrade
-from service.domain.upgrade_state import Action, IllegalTransition, State
+from service.domain.upgrade.trials import end_failed_canary
+from service.domain.upgrade.upgrades import (
+    UnknownUpgrade,
+    change_state,
+    fail_for_items,
+    fail_for_refused,
+    fail_upgrade,
+    get_upgrade,
+    record_shortage,
+)
+from service.domain.upgrade_state import WORKING, Action, IllegalTransition, State
 from service.errors import GalleryError
 from service.index.replica import GenerationGone
-from service.networks.transformations import PoisonedItem
+from service.networks.transformations import PoisonedItems, TransformationFailed
+from service.queue import ADVANCE_RESTING_UPGRADE, ADVANCE_UPGRADE
 from service.tables import Upgrade
+from service.tracing import span
 from workers.app import WorkerParts
 from workers.evaluating import evaluate
+from workers.outages import retry_when_back
 
 events = logs.Events(__name__)
 
 _REST_SLICE_SECONDS = 0.2
-_OUTAGE_SECONDS = 60.0
 
 
-def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> bool:
-    """Work on an upgrade for one time slice; return whether there is more that this worker could do now."""
+def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> str | None:
+    """Work on an upgrade for one time slice; return the task that goes on with it, None when there is no more that this
+    worker could do now."""
     ends = time.monotonic() + parts.settings.task_slice_seconds
     while time.monotonic() < ends:
         try:
             with parts.database.session_scope() as session:
                 upgrade = get_upgrade(session, upgrade_id)
         except UnknownUpgrade:
-            return False  # its gallery was deleted
+            return None  # its gallery was deleted
 
         step = _STEPS.get(upgrade.state)
         if step is None:
-            return False
+            return None
+
+        if not _has_room(parts, upgrade):
+            return None
 
         if upgrade.cutover_requested_at is None:  # somebody waits for a cutover: it is not throttled
             if upgrade.speed == 0:
-                return False
+                return None
             rest = parts.throttle.rest_seconds(upgrade_id, upgrade.speed)
             if rest > 0:
-                time.sleep(min(rest, _REST_SLICE_SECONDS))  # short: other upgrades get their turn, the speed may change
-                return True
+                time.sleep(min(rest, _REST_SLICE_SECONDS))  # short: others get their turn, the speed may change
+                return ADVANCE_RESTING_UPGRADE
 
         try:
             with gone_if_dropped():
                 if not step(parts, upgrade):
-                    return False
+                    return None
         except GenerationGone as error:
             # A user's cancel came in between; with a table missing otherwise, this is worth a look.
             events.warning(
                 "upgrade.generation_gone", upgrade_id=upgrade_id, state=str(upgrade.state), reason=str(error)
             )
-            return False
-    return True
+            return None
+    return ADVANCE_UPGRADE
+
+
+def _has_room(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    """Return whether the disk has room for what an upgrade at work stores; the sweep looks again while it has not."""
+    if upgrade.state not in WORKING:
+        return True
+    lack = shortage(parts.settings)
+    if lack is not None or upgrade.error is not None:
+        with parts.database.session_scope() as session:
+            record_shortage(session, upgrade.id, lack)
+    return lack is None
 
 
 def _phase(parts: WorkerParts, upgrade_id: int) -> AbstractContextManager[bool]:
@@ -119,6 +145,8 @@ def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Run batches; when all are done, catch up until the remainder is small, then go on to indexing."""
     if _run_batches(parts, upgrade):
         return True
+    if _failed_for_refused(parts, upgrade.id):
+        return False
     with _phase(parts, upgrade.id) as mine:
         if not mine:
             return False
@@ -191,8 +219,8 @@ def _report(parts: WorkerParts, upgrade: Upgrade) -> NewReport | None:
     """Judge the next generation; where that cannot be done, fail the upgrade with the reason and return None."""
     try:
         report = evaluate(parts, upgrade, upgrade.evaluate_seed or 0)
-    except PoisonedItem as error:
-        _fail_for_item(parts, upgrade.id, error)
+    except PoisonedItems as error:
+        _fail_for_items(parts, upgrade.id, error)
         return None
     # A lost database raises none of these; the service's own error is that of a network that cannot be loaded.
     except (ValueError, OSError, RuntimeError, MemoryError, GalleryError) as error:
@@ -211,6 +239,7 @@ def _evaluate_again(parts: WorkerParts, upgrade: Upgrade) -> bool:
     with parts.database.session_scope() as session:
         store_report(session, upgrade.id, report)
         clear_request(session, upgrade)
+        end_failed_canary(session, upgrade.id)
     crash_point("evaluation.recorded")
     return True
 
@@ -219,6 +248,8 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Keep the remainder small while the upgrade is ready, and cut over when that was asked for."""
     if _run_batches(parts, upgrade):
         return True
+    if _failed_for_refused(parts, upgrade.id):
+        return False
     with _phase(parts, upgrade.id) as mine:
         behind = _verify(parts, upgrade.id) if mine else None
         if behind is None:
@@ -235,8 +266,8 @@ def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
-    _load_networks(parts, upgrade)
     try:
+        _load_networks(parts, upgrade)
         with parts.database.session_scope() as session:
             cut_over(session, upgrade.id, parts.networks.transform, parts.settings.cutover_max_changes)
         # 4. The scope has committed.
@@ -249,8 +280,10 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
             withdraw_cutover(session, upgrade.id)
     except NotComplete as error:
         _fail(parts, upgrade.id, f"The cutover was refused: {error.message}")
-    except PoisonedItem as error:
-        _fail_for_item(parts, upgrade.id, error)
+    except PoisonedItems as error:
+        _fail_for_items(parts, upgrade.id, error)
+    except TransformationFailed as error:
+        _fail(parts, upgrade.id, f"{error.message} Cancel the upgrade, or retry it when the cause is gone.")
     except (IllegalTransition, NotAskedFor):
         events.info("upgrade.cutover_overtaken", upgrade_id=upgrade.id)
     return False
@@ -308,33 +341,26 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
         return False
 
     try:
-        with parts.database.session_scope() as session:
+        with (
+            span("upgrade.batch", upgrade_id=upgrade_id, batch_id=claim.batch_id),
+            parts.database.session_scope() as session,
+        ):
             work_on_batch(session, claim, parts.networks.transform)
         crash_point("batch.committed")
-    except PoisonedItem as error:
-        _fail_for_item(parts, upgrade_id, error)
+    except PoisonedItems as error:
+        with parts.database.session_scope() as session:
+            set_aside(session, claim, error.reasons)
+    except TransformationFailed as error:
+        _fail(parts, upgrade_id, f"{error.message} Cancel the upgrade, or retry it when the cause is gone.")
         return False
     except Exception as error:  # noqa: BLE001 - any batch may fail; recorded, and tried again after a pause
         if is_outage(error):
-            _give_back(parts, claim)
+            retry_when_back(parts.database, partial(return_batch, claim=claim))
             return True
         events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.batch_id)
         with parts.database.session_scope() as session:
             release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     return True
-
-
-def _give_back(parts: WorkerParts, claim: Claim) -> None:
-    """Return a batch that an outage of the database cut off, as if it had not been tried, once the database is back."""
-    ends = time.monotonic() + _OUTAGE_SECONDS
-    while True:
-        try:
-            with parts.database.session_scope() as session:
-                return return_batch(session, claim)
-        except DBAPIError as error:
-            if not is_outage(error) or time.monotonic() > ends:
-                raise
-            time.sleep(_REST_SLICE_SECONDS)
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:
@@ -353,6 +379,12 @@ def _fail(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:
         fail_upgrade(session, upgrade_id, sentence)
 
 
-def _fail_for_item(parts: WorkerParts, upgrade_id: int, error: PoisonedItem) -> None:
+def _fail_for_items(parts: WorkerParts, upgrade_id: int, error: PoisonedItems) -> None:
     with parts.database.session_scope() as session:
-        fail_for_item(session, upgrade_id, error.item_id, error.reason)
+        fail_for_items(session, upgrade_id, error.reasons)
+
+
+def _failed_for_refused(parts: WorkerParts, upgrade_id: int) -> bool:
+    """Fail the upgrade when its other batches are done, and some have items that cannot be upgraded."""
+    with parts.database.session_scope() as session:
+        return fail_for_refused(session, upgrade_id)

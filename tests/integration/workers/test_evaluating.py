@@ -1,26 +1,44 @@
 """An upgrade goes live by itself on a pass alone, and past a failed gate by a recorded override alone."""
 
-from collections.abc import Callable
-from typing import Any
+import json
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from sqlalchemy import text
 
 from models.artifacts import save_network
 from models.transformation import Transformation
 from service.domain.upgrade.cutover import request_cutover
 from service.domain.upgrade.upgrades import ask_for_report
-from tests.judged import DIM, post_class_images, post_references, register_h, register_two_spaces, report_of
+from tests.judged import (
+    DIM,
+    ITEMS,
+    WRONG,
+    cut_over,
+    evaluate_again,
+    judged,
+    post_class_images,
+    post_references,
+    register_h,
+    register_two_spaces,
+    report_of,
+)
 from tests.registrations import post_transformation
 from tests.scenario import start_upgrade, state_of
 from tests.working import run_until
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
 
-ITEMS = 300
+pytestmark = pytest.mark.few_batches
+
+
+def decision(verdict: str, report: int, by: str = "request", reason: str | None = None) -> dict[str, object]:
+    who, asked_at = (None, None) if by == "auto" else ("-", ANY)
+    return {"by": by, "who": who, "asked_at": asked_at, "reason": reason, "verdict": verdict, "report": report}
 
 
 @pytest.fixture
@@ -29,34 +47,6 @@ def turn(client: TestClient) -> NDArray[np.float32]:
     matrix = register_two_spaces(client)
     post_class_images(client, range(ITEMS))
     return matrix
-
-
-def evaluate_again(client: TestClient, worker: WorkerParts, upgrade_id: int, seed: int = 0) -> dict[str, Any]:
-    asked = client.post(f"/v1/upgrades/{upgrade_id}/evaluate", json={"seed": seed})
-    assert asked.status_code == 202, asked.text
-    assert client.get(asked.headers["Location"]).status_code == 404
-    advance_upgrade(worker, upgrade_id)
-    body: dict[str, Any] = client.get(asked.headers["Location"]).json()
-    return body
-
-
-def cut_over(client: TestClient, worker: WorkerParts, upgrade_id: int, override: str | None = None) -> dict[str, Any]:
-    """Ask for a cutover as the service does, and let the worker do it; return the upgrade."""
-    with worker.database.session_scope() as session:
-        request_cutover(session, upgrade_id, override)
-    run_until(worker, client, upgrade_id, "live")
-    body: dict[str, Any] = client.get(f"/v1/upgrades/{upgrade_id}").json()
-    return body
-
-
-def judged(client: TestClient, worker: WorkerParts, matrix: NDArray[np.float32], **options: Any) -> int:
-    """Start an upgrade by an h and judge it with evidence; return its id."""
-    register_h(client, matrix)
-    upgrade_id = start_upgrade(client, "v2", **{"observe": False, **options})
-    run_until(worker, client, upgrade_id, "ready")
-    assert post_references(client, upgrade_id, range(ITEMS)).is_success
-    evaluate_again(client, worker, upgrade_id)
-    return upgrade_id
 
 
 def test_without_evidence_nothing_is_judged_and_nothing_goes_live_by_itself(
@@ -74,6 +64,29 @@ def test_without_evidence_nothing_is_judged_and_nothing_goes_live_by_itself(
     assert state_of(client, upgrade_id) == "ready"
 
 
+def test_what_trainings_measured_on_held_out_rows_is_in_the_report_and_gates_nothing(
+    client: TestClient, worker: WorkerParts
+) -> None:
+    turn = register_two_spaces(client)
+    post_class_images(client, range(20))
+    register_h(client, turn)
+    upgrade_id = start_upgrade(client, "v2", observe=False)
+    run_until(worker, client, upgrade_id, "ready")
+    registered = report_of(client, upgrade_id)
+
+    metrics = {"held_out_rows": 100, "h": {"own_item_first": 0.25}}
+    with worker.database.session_scope() as session:
+        session.execute(text("UPDATE transformations SET metrics = :metrics"), {"metrics": json.dumps(metrics)})
+    trained = evaluate_again(client, worker, upgrade_id)
+
+    assert registered["content"]["held_out"] == [{"transformation": 1, "metrics": None}]
+    assert trained["content"]["held_out"] == [{"transformation": 1, "metrics": metrics}]
+    assert trained["content"]["gates"] == registered["content"]["gates"]
+    assert trained["verdict"] == registered["verdict"] == "not_judged"
+    page = client.get(f"/v1/upgrades/{upgrade_id}/report?format=html").text
+    assert "Transformation 1, on 100 rows" in page
+
+
 def test_an_upgrade_goes_live_by_itself_once_its_references_pass(
     client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
 ) -> None:
@@ -84,14 +97,7 @@ def test_an_upgrade_goes_live_by_itself_once_its_references_pass(
     run_until(worker, client, upgrade_id, "live")
     body = client.get(f"/v1/upgrades/{upgrade_id}").json()
     assert body["judged"] == {"report": 2, "verdict": "pass"}
-    assert body["decision"] == {"by": "auto", "reason": None, "verdict": "pass", "report": 2}
-
-
-WRONG: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
-    "into a wrong space": lambda turn: turn @ np.linalg.qr(np.random.default_rng(9).standard_normal((DIM, DIM)))[0],
-    "to zero in most of its outputs": lambda turn: turn * (np.arange(DIM) < 1),
-    "to another target": lambda turn: np.linalg.qr(np.random.default_rng(8).standard_normal((DIM, DIM)))[0],
-}
+    assert body["decision"] == decision("pass", 2, by="auto")
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -112,7 +118,7 @@ def test_an_h_that_leads_elsewhere_fails_and_goes_live_by_an_override_alone(
     assert state_of(client, upgrade_id) == "ready"
 
     live = cut_over(client, worker, upgrade_id, "we want it so")
-    assert live["decision"] == {"by": "request", "reason": "we want it so", "verdict": "fail", "report": 2}
+    assert live["decision"] == decision("fail", 2, reason="we want it so")
 
 
 def test_an_h_whose_own_linear_map_leads_elsewhere_too_fails_without_a_label(
@@ -143,7 +149,7 @@ def test_with_observe_a_verdict_holds_nothing_up_and_is_recorded(
 
     live = cut_over(client, worker, upgrade_id)
 
-    assert live["decision"] == {"by": "request", "reason": None, "verdict": "fail", "report": 2}
+    assert live["decision"] == decision("fail", 2)
 
 
 def test_the_same_rows_and_seed_give_the_same_report(
@@ -197,7 +203,7 @@ def test_a_person_may_cut_over_what_was_not_judged_and_that_is_recorded(
 
     live = cut_over(client, worker, upgrade_id)
 
-    assert live["decision"] == {"by": "request", "reason": None, "verdict": "not_judged", "report": 1}
+    assert live["decision"] == decision("not_judged", 1)
 
 
 def test_rows_that_change_after_a_report_make_it_stale(

@@ -18,10 +18,14 @@ from service.domain.judging.reports import wants_report
 from service.domain.upgrade.cutover import request_cutover, withdraw_cutover
 from service.domain.upgrade.upgrades import get_upgrade, upgrade_needs_workers
 from service.tables import Item
-from tests.integration.workers.test_evaluating import ITEMS, WRONG, cut_over, evaluate_again, judged
 from tests.judged import (
     DIM,
+    ITEMS,
+    WRONG,
+    cut_over,
     encoded_outside,
+    evaluate_again,
+    judged,
     post_class_images,
     post_references,
     register_h,
@@ -36,6 +40,8 @@ from tests.working import run_until
 from workers import evaluating, upgrading
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
+
+pytestmark = pytest.mark.few_batches
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from tests.working import run_until
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
 
+pytestmark = pytest.mark.few_batches
+
 ITEMS, QUERIES = 100, 300
 ASKED = range(1_000, 1_000 + QUERIES)  # images that are no items
 

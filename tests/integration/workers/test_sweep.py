@@ -12,8 +12,9 @@ from sqlalchemy import text
 from service.db import Database
 from service.domain.indexes.removal import StillRead
 from service.domain.upgrade.upgrades import cancel_upgrade
-from service.queue import ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
+from service.queue import ADVANCE_BACKFILL, ADVANCE_TRAINING, ADVANCE_UPGRADE, BUILD_INDEX
 from service.settings import Settings
+from tests.backfills import begin_backfill
 from tests.fakes import RecordingQueue
 from tests.paired_vectors import paired_columns, parquet
 from tests.rebuilds import create_gallery_with_rows_for_a_file, soon_due
@@ -71,6 +72,19 @@ def test_whatever_a_worker_could_work_on_is_nudged(gallery: TestClient, worker: 
     unfinished = [(ADVANCE_UPGRADE, (upgrade_id,)), (ADVANCE_TRAINING, (job_id,))]
     assert while_transforming == unfinished  # a build would take a worker from the upgrade
     assert nudges(worker) == [*unfinished, (BUILD_INDEX, (1,))]
+
+
+def test_a_backfill_is_nudged_until_it_has_ended(gallery: TestClient, worker: WorkerParts) -> None:
+    upgrade_id = start_upgrade(gallery, "v2")
+    run_until(worker, gallery, upgrade_id, "ready")
+    backfill_id = begin_backfill(gallery, source="client")
+
+    while_planned = nudges(worker)
+    gallery.post(f"/v1/backfills/{backfill_id}/cancel")
+    after = nudges(worker)
+
+    nudge = (ADVANCE_BACKFILL, (backfill_id,))
+    assert (nudge in while_planned, nudge in after) == (True, False)
 
 
 @pytest.mark.parametrize("action", ["pause", "cancel"])

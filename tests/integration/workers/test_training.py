@@ -98,6 +98,14 @@ def test_by_default_h_errs_less_than_by_the_papers_recipe_and_keeps_items_apart(
     assert default["metrics"]["linear"]["mean_squared_error"] < default["metrics"]["linear"]["mean_predictor_error"]
 
 
+def test_an_inner_dimension_may_be_chosen_by_the_training(versions: TestClient, worker: WorkerParts) -> None:
+    transformation = train(versions, worker, parquet(paired_columns()), options={"epochs": 1, "inner_dim": "auto"})
+
+    training, h = transformation["training"], transformation["architecture"]["h"]["config"]
+    assert training["options"]["inner_dim"] == "auto"
+    assert training["choices"]["h"]["inner_dim"] == h["inner_dim"] == 1024  # 270 rows cannot tell widths apart
+
+
 def test_rows_without_labels_or_side_information_are_learned_from(versions: TestClient, worker: WorkerParts) -> None:
     columns = paired_columns()
 
@@ -279,7 +287,7 @@ def test_a_killed_worker_costs_its_slice_and_another_one_ends_with_the_same_h(
     stored = TrainingFiles(worker.blobs, prefix_of(worker, job_id)).newest_checkpoint("h")
     interrupted = finish(versions, worker, job_id)
 
-    assert 4 <= stored < 150
+    assert 4 <= stored.epochs < 150
     uninterrupted = train(versions, worker, pairs, with_g=True, options=options)
     assert interrupted["h_digest"] == uninterrupted["h_digest"]
     assert interrupted["g_digest"] == uninterrupted["g_digest"]

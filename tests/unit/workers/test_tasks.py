@@ -1,8 +1,13 @@
 """The tasks that workers know, and those that the service sends."""
 
-from celery import Task
+import logging
+from types import SimpleNamespace
 
-from service import queue
+import pytest
+from celery import Task
+from celery.signals import task_prerun
+
+from service import logs, queue
 from workers import tasks
 from workers.app import app
 
@@ -22,3 +27,18 @@ def test_every_task_is_acknowledged_when_it_has_ended_and_says_why_it_may_run_tw
     for name, task in tasks_of_ours().items():
         assert (task.acks_late, task.reject_on_worker_lost) == (True, True), name
         assert "Safe to run twice" in (task.run.__doc__ or ""), name
+
+
+def test_every_line_of_a_task_names_its_request_and_its_row_until_the_next_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events = logs.Events("tests.tasks")
+
+    with caplog.at_level(logging.INFO):
+        for name, request in ((queue.ADVANCE_UPGRADE, {"request_id": "asked"}), (queue.ADVANCE_TRAINING, {})):
+            task_prerun.send(sender=app.tasks[name], task=SimpleNamespace(name=name, request=request), args=[7])
+            events.info("x.y")
+    logs.about_nothing()
+    logs.request_id.set(logs.NO_REQUEST)
+
+    assert caplog.messages == ["x.y upgrade_id=7 request_id=asked", "x.y job_id=7 request_id=-"]
