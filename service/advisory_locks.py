@@ -25,6 +25,10 @@ class AdvisoryLock(IntEnum):
     # and so never misses a row that is about to name one.
     BLOBS = 724_068
     TRAINING_FILES = 724_069  # the same for the files of trainings and the rows of their jobs
+    BACKFILL_STATE = 724_070  # of a backfill: who encodes for it shares it, a change of state has it alone
+    AUDIT = 724_071  # one transaction at a time adds entries, as its last step, so that their chain has one end
+    ERASURE = 724_072  # of a job: one worker works on an erasure at a time
+    VERSION_NAMES = 724_073  # one model version takes a name at a time, since two kinds of names must differ
 
 
 def key_of(lock: AdvisoryLock, id_: int = 0) -> dict[str, int]:

@@ -20,6 +20,8 @@ class BlobDamaged(GalleryError):
 
 
 class BlobMissing(GalleryError):
+    """There are no bytes of that digest."""
+
     status_code = 500
 
 

@@ -1,9 +1,10 @@
 """Named points between the numbered steps of the engine at which a test makes a process die, as if by SIGKILL.
 
 Armed by `GALLERY_CRASH_AT=<name>`; in a process that is not armed, a point does nothing. The names are listed where
-the steps are: in `service.domain.upgrade` (`batches`, `cutover`), `service.domain.indexes` (`faiss_engine`,
-`milvus_engine`, `removal`), `service.index.files`, and
-`workers.upgrading`. `tests/chaos/test_crash_points.py` dies at each of them.
+the steps are: in `service.domain.upgrade` (`batches`, `cutover`), `service.domain.backfill.work`,
+`service.domain.indexes` (`faiss_engine`, `milvus_engine`, `removal`), `service.domain.ingest.batches`,
+`service.domain.erasure.work`, `service.index.files`, `service.audit`, and `workers.upgrading`. The tests in
+`tests/chaos`, and that of the audit, die at each of them.
 """
 
 import os

@@ -4,6 +4,7 @@ The exception is `service.domain.request_keys`, whose statements commit by thems
 """
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from service.queue import Sender
 # What the database raises when it is away, does not answer, or when all connections to it are taken.
 AWAY = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
 _LOCK_POLL_SECONDS = 0.02
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def create_database_engine(url: str, pool_size: int = 20, trusted_seconds: float = 1.0) -> Engine:
@@ -123,7 +125,7 @@ def is_outage(error: BaseException) -> bool:
 
 def is_storable(value: str) -> bool:
     """Return whether PostgreSQL can store the text: it has no NUL and no lone surrogate."""
-    return "\x00" not in value and not any(0xD800 <= ord(character) <= 0xDFFF for character in value)
+    return _NOT_STORABLE.search(value) is None
 
 
 def driver_connection(session: Session) -> psycopg.Connection:

@@ -1,18 +1,33 @@
 """The base of every error a client may see. Subclasses sit beside the rule that raises them; `service.api.problems`
 renders them all as problem+json."""
 
+from collections.abc import Mapping
+
 
 class GalleryError(Exception):
-    """A refusal with a sentence for the client and its HTTP status; `errors` lists details where they help, and
-    `retry_after_seconds` says when the same request may succeed."""
+    """A refusal with a sentence for the client and its HTTP status; `errors` lists details where they help,
+    `retry_after_seconds` says when the same request may succeed, and `headers` say more of that."""
 
     status_code = 400
     retry_after_seconds: int | None = None
+    headers: Mapping[str, str] = {}
 
     def __init__(self, message: str, errors: list[dict[str, object]] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.errors = errors
+
+
+class Unauthorized(GalleryError):
+    """Nobody knows who asks."""
+
+    status_code = 401
+
+
+class Forbidden(GalleryError):
+    """Whoever asks may not do this."""
+
+    status_code = 403
 
 
 class NotFound(GalleryError):
@@ -23,6 +38,12 @@ class Conflict(GalleryError):
     """The request is well formed, but the present state refuses it."""
 
     status_code = 409
+
+
+class Gone(GalleryError):
+    """It was there once, or never was, and will not be again."""
+
+    status_code = 410
 
 
 class TooLarge(GalleryError):
