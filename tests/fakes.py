@@ -7,17 +7,20 @@ outside. What a test does there may raise.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy.orm import Session
 
 from service.blobs import BlobStore
 from service.db import Database
+from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import Build, IndexEngine
 from service.index.protocol import Ids, SearchResult, VectorIndex, Vectors
 from service.index.replica import GalleryState, GenerationSource, NotServed, Replicas, ServedGeneration
 from service.networks.encoders import Encoders, VersionEncoder
+from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
 from service.networks.transformations import TransformationNetworks
 from service.settings import Settings
 from service.tables import ModelVersion
@@ -89,6 +92,12 @@ class WatchedIndex:
         return len(self._index)
 
 
+def connectionless_parts() -> SimpleNamespace:
+    """Return the parts of an API that has connected to nothing: who is served is known, and whatever asks for more
+    fails."""
+    return SimpleNamespace(keys=None, quotas=SimpleNamespace(concerns=lambda *_: False))
+
+
 class WatchedEngine:
     """A `service.domain.indexes.engine.IndexEngine`; `meanwhile` runs once, when an index has its first rows."""
 
@@ -110,6 +119,9 @@ class WatchedEngine:
     def find_due(self, session: Session, generation_id: int | None = None) -> DueRebuild | None:
         return self._engine.find_due(session, generation_id)
 
+    def take_out(self, generation: GenerationKey, ids: Ids) -> str | None:
+        return self._engine.take_out(generation, ids)
+
     def remove_unneeded(self, wait_seconds: float) -> None:
         self._engine.remove_unneeded(wait_seconds)
 
@@ -118,11 +130,15 @@ class WatchedEngine:
 
 
 class WatchedEncoders(Encoders):
-    """Encoders; `before` is told the model version whose φ is about to run, unless queries share the run."""
+    """Encoders; `before` is told the model version whose φ is about to run: `of_queries` too, which then share no
+    run."""
 
-    def __init__(self, blobs: BlobStore, settings: Settings, before: Callable[[str], object]) -> None:
+    def __init__(
+        self, blobs: BlobStore, settings: Settings, before: Callable[[str], object], *, of_queries: bool = False
+    ) -> None:
         super().__init__(blobs, settings)
         self._before = before
+        self._of_queries = of_queries
 
     def get(self, version: ModelVersion) -> VersionEncoder:
         encoder = super().get(version)
@@ -131,7 +147,9 @@ class WatchedEncoders(Encoders):
             self._before(version.name)
             return encoder.embedding_model(inputs)
 
-        return replace(encoder, embedding_model=run)
+        if not self._of_queries:
+            return replace(encoder, embedding_model=run)
+        return replace(encoder, embedding_model=run, queries=MicroBatcher(run, 1, 0.0, ImageQueryMetrics()))
 
 
 class WatchedNetworks(TransformationNetworks):

@@ -53,6 +53,7 @@ def embedding_of(client: httpx.Client, seed: int) -> list[float]:
     parts: Parts = client.app.state.parts  # type: ignore[attr-defined]  # an ASGI application that is a FastAPI
     with parts.database.session_scope() as session:
         version = session.query(ModelVersion).one()
-    image = parts.search.encoders.images.decode(image_bytes(seed))
-    embedding: list[float] = parts.search.encoders.get(version).encode_embedding([image])[0].tolist()
+    encoder = parts.search.encoders.get(version)
+    image = parts.search.encoders.images.reduce(image_bytes(seed), [encoder.preprocessing])
+    embedding: list[float] = encoder.encode_embedding(lambda: [image])[0].tolist()
     return embedding

@@ -15,14 +15,26 @@ from PIL import Image
 from models.artifacts import load_encoder
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
+from service.domain.upgrade.cutover import request_cutover
 from tests.networks import PREPROCESSING, SIZE, onnx_encoder_bytes
 from tests.registrations import post_transformation, post_version
-from tests.scenario import create_gallery
+from tests.scenario import create_gallery, start_upgrade
 from tests.unit.models.artifact_files import onnx_matrix
+from tests.working import run_until
+from workers.app import WorkerParts
+from workers.upgrading import advance_upgrade
 
 DIM = 12
 CLASSES = 5
+ITEMS = 300  # that a judged gallery has
 _NOISE = 25.0
+
+# What a right h, as a matrix, becomes.
+WRONG: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
+    "into a wrong space": lambda turn: turn @ np.linalg.qr(np.random.default_rng(9).standard_normal((DIM, DIM)))[0],
+    "to zero in most of its outputs": lambda turn: turn * (np.arange(DIM) < 1),
+    "to another target": lambda turn: np.linalg.qr(np.random.default_rng(8).standard_normal((DIM, DIM)))[0],
+}
 
 
 def class_image(number: int) -> bytes:
@@ -110,3 +122,32 @@ def report_of(client: httpx.Client, upgrade_id: int) -> dict[str, Any]:
     assert answer.is_success, answer.text
     body: dict[str, Any] = answer.json()
     return body
+
+
+def evaluate_again(client: httpx.Client, worker: WorkerParts, upgrade_id: int, seed: int = 0) -> dict[str, Any]:
+    """Ask for another report, let the worker write it, and return it."""
+    asked = client.post(f"/v1/upgrades/{upgrade_id}/evaluate", json={"seed": seed})
+    assert asked.status_code == 202, asked.text
+    assert client.get(asked.headers["Location"]).status_code == 404
+    advance_upgrade(worker, upgrade_id)
+    body: dict[str, Any] = client.get(asked.headers["Location"]).json()
+    return body
+
+
+def cut_over(client: httpx.Client, worker: WorkerParts, upgrade_id: int, override: str | None = None) -> dict[str, Any]:
+    """Ask for a cutover as the service does, and let the worker do it; return the upgrade."""
+    with worker.database.session_scope() as session:
+        request_cutover(session, upgrade_id, override)
+    run_until(worker, client, upgrade_id, "live")
+    body: dict[str, Any] = client.get(f"/v1/upgrades/{upgrade_id}").json()
+    return body
+
+
+def judged(client: httpx.Client, worker: WorkerParts, matrix: NDArray[np.float32], **options: Any) -> int:
+    """Start an upgrade by an h and judge it with evidence; return its id."""
+    register_h(client, matrix)
+    upgrade_id = start_upgrade(client, "v2", **{"observe": False, **options})
+    run_until(worker, client, upgrade_id, "ready")
+    assert post_references(client, upgrade_id, range(ITEMS)).is_success
+    evaluate_again(client, worker, upgrade_id)
+    return upgrade_id

@@ -20,6 +20,7 @@ def ask(client: httpx.Client, pairs: bytes | None = None, *, key: str | None = N
     wanted = {"from_version": "v1", "to_version": "v2", "options": QUICK, **fields}
     headers = {} if key is None else {"Idempotency-Key": key}
     if pairs is None:
+        headers["Content-Type"] = "application/json"
         return client.post("/v1/transformations/train", content=json.dumps(wanted), headers=headers)
     data = {name: value if isinstance(value, str) else json.dumps(value) for name, value in wanted.items()}
     return client.post("/v1/transformations/train", data=data, files={"pairs": ("pairs", pairs)}, headers=headers)

@@ -1,5 +1,6 @@
 """Working on upgrades as a worker process does, in the test's own thread."""
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -22,3 +23,13 @@ def run_until(worker: WorkerParts, client: httpx.Client, upgrade_id: int, state:
         if state_of(client, upgrade_id) == state:
             return
     raise AssertionError(client.get(f"/v1/upgrades/{upgrade_id}").json())
+
+
+def cut_over(client: httpx.Client, worker: WorkerParts, upgrade_id: int, **options: Any) -> None:
+    """Ask for a cutover, and let the worker take the steps that it is asked for until that is answered."""
+    path = f"/v1/upgrades/{upgrade_id}/cutover"
+    asking = threading.Thread(target=client.post, args=(path,), kwargs={"json": options})
+    asking.start()
+    while asking.is_alive():
+        advance_upgrade(worker, upgrade_id)
+    assert state_of(client, upgrade_id) == "live"

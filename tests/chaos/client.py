@@ -191,7 +191,7 @@ class Client:
         url = f"/v1/upgrades/{upgrade.id if upgrade else _NO_UPGRADE}"
         return Request(lambda: self.world.apis[api].client.patch(url, json={"speed": speed}), settle)
 
-    def follow_worker(self, upgrade: Upgrade, *, requested: bool = False, poisoned: bool = False) -> None:
+    def follow_worker(self, upgrade: Upgrade, *, requested: bool = False) -> None:
         """Look where the worker left the upgrade."""
         self.has_acted = True
         view = self.world.apis[0].client.get(f"/v1/upgrades/{upgrade.id}").json()
@@ -199,9 +199,10 @@ class Client:
         # One fault ends a judgement; it takes several to end a batch.
         is_unjudged = upgrade.faults > 0 and "could not be judged" in (view["error"] or "")
         max_faults = 1 if is_unjudged else MAX_BATCH_ATTEMPTS
-        self.model.follow_worker(upgrade, view["state"], requested=requested, poisoned=poisoned, max_faults=max_faults)
+        self.model.follow_worker(upgrade, view["state"], requested=requested, max_faults=max_faults)
         if upgrade.state == "failed" and before != "failed" and not is_unjudged:
-            assert ("cannot be upgraded: a value" if poisoned else "never finished") in view["error"]
+            reasons = ("never finished", "cannot be upgraded") if upgrade.poisoned else ("never finished",)
+            assert any(reason in view["error"] for reason in reasons)
         if upgrade.state == "live" and before != "live":
             self.fresh = set()
 

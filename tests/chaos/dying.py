@@ -15,6 +15,9 @@ from service.app import create_app
 from service.queue import celery_application
 from service.settings import Settings
 from workers.app import make_worker_parts
+from workers.backfilling import advance_backfill
+from workers.erasing import advance_an_erasure
+from workers.ingesting import advance_ingest
 from workers.rebuilding import rebuild_index
 from workers.upgrading import advance_upgrade
 
@@ -35,6 +38,27 @@ def advance(settings: Settings, upgrade_id: int) -> None:
 def rebuild(settings: Settings, generation_id: int) -> None:
     """Do what a worker does for a generation whose index file is due."""
     rebuild_index(make_worker_parts(settings, celery_application(settings)), generation_id)
+
+
+def backfill(settings: Settings, backfill_id: int) -> None:
+    """Do what a worker does for a backfill."""
+    parts = make_worker_parts(settings, celery_application(settings))
+    while advance_backfill(parts, backfill_id):
+        pass
+
+
+def ingest(settings: Settings, job_id: int) -> None:
+    """Do what a worker does for an ingest by reference."""
+    parts = make_worker_parts(settings, celery_application(settings))
+    while advance_ingest(parts, job_id):
+        pass
+
+
+def erase(settings: Settings, job_id: int) -> None:
+    """Do what a worker does for an erasure."""
+    parts = make_worker_parts(settings, celery_application(settings))
+    while advance_an_erasure(parts, job_id):
+        pass
 
 
 def cancel(settings: Settings, upgrade_id: int) -> None:

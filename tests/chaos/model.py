@@ -58,7 +58,8 @@ class Generation:
 
 @dataclass
 class Upgrade:
-    """`faults` are attempts at a batch that came to nothing since the start or the last retry."""
+    """`faults` are attempts at a batch that came to nothing since the start or the last retry; `poisoned` when one of
+    them was for an item that cannot be upgraded: it fails once its other batches are done."""
 
     id: int
     from_generation: int
@@ -68,6 +69,7 @@ class Upgrade:
     left: str = ""
     speed: float = 1.0
     faults: int = 0
+    poisoned: bool = False
 
     @property
     def reached(self) -> str:
@@ -182,7 +184,7 @@ class GalleryModel:
         elif action in ("resume", "retry"):
             upgrade.state = upgrade.left
             if action == "retry":
-                upgrade.faults = 0
+                upgrade.faults, upgrade.poisoned = 0, False
         elif action == "cancel":
             upgrade.state = "cancelled"
             del self.generations[upgrade.to_generation]
@@ -199,18 +201,18 @@ class GalleryModel:
             upgrade.state = "finalized"
             del self.generations[upgrade.from_generation]
 
-    def follow_worker(
-        self, upgrade: Upgrade, state: str, *, requested: bool = False, poisoned: bool = False, max_faults: int
-    ) -> None:
+    def follow_worker(self, upgrade: Upgrade, state: str, *, requested: bool = False, max_faults: int) -> None:
         """The worker left the upgrade in `state`: it must be one that it may come to. A cutover is its own doing when
         the upgrade is `auto`, else it was `requested`."""
-        assert (state == "failed") or not poisoned, "a poisoned item must fail the upgrade"
+        assert state in ("failed", "transforming", upgrade.state) or not upgrade.poisoned, (
+            "a poisoned item must fail the upgrade"
+        )
         if state == upgrade.state:
             return
         assert upgrade.state in WORKER_PATH[:-1], f"the worker moved an upgrade that was {upgrade.state}"
         assert upgrade.speed > 0 or requested, "the worker moved an upgrade at speed 0"
         if state == "failed":
-            assert poisoned or upgrade.faults >= max_faults, f"failed after {upgrade.faults} faults"
+            assert upgrade.poisoned or upgrade.faults >= max_faults, f"failed after {upgrade.faults} faults"
             upgrade.left, upgrade.state = upgrade.state, state
             return
         assert WORKER_PATH.index(state) > WORKER_PATH.index(upgrade.state), f"{upgrade.state} -> {state}"

@@ -29,7 +29,7 @@ from tests.scenario import (
 )
 from tests.served import Served, wait_for
 
-ITEMS = 6_000
+ITEMS = 3_000
 pytestmark = pytest.mark.xdist_group("deaths")
 
 

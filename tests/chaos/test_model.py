@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from service.domain.upgrade.batches import Claim, claim_batch, work_on_batch
-from service.networks.transformations import PoisonedItem
+from service.networks.transformations import PoisonedItems
 from service.settings import Settings
 from tests.chaos.client import Client
 from tests.chaos.model import WORKER_PATH, GalleryModel, Upgrade
@@ -150,7 +150,7 @@ class GalleryMachine(RuleBasedStateMachine):
 
         def fail() -> None:
             if fault == "poison":
-                raise PoisonedItem(networks.item_ids[0], "is not finite")
+                raise PoisonedItems({networks.item_ids[0]: "transformed embedding has a value that is not finite"})
             raise WorkerDied if fault == "died" else RuntimeError("the device fell off")
 
         networks.interruption.arm(fail)
@@ -160,7 +160,8 @@ class GalleryMachine(RuleBasedStateMachine):
             assert networks.interruption.happened
         happened = networks.interruption.disarm()
         upgrade.faults += happened
-        self.client.follow_worker(upgrade, poisoned=happened and fault == "poison")
+        upgrade.poisoned |= happened and fault == "poison"
+        self.client.follow_worker(upgrade)
 
     @rule(what=st.sampled_from(["freezes", "wakes", "leases end"]), version=versions)
     def a_worker_freezes_or_wakes(self, what: str, version: str) -> None:
@@ -256,7 +257,7 @@ def test_readers_see_what_the_model_says_whatever_happens_in_any_order(world: Wo
     profile = hypothesis_settings()
     is_long = hypothesis_settings.get_current_profile_name() == "long"
     chosen = hypothesis_settings(
-        max_examples=profile.max_examples if is_long else 25,
+        max_examples=profile.max_examples if is_long else 15,
         stateful_step_count=profile.stateful_step_count if is_long else 30,
         deadline=None,
         derandomize=False,

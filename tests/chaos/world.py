@@ -21,7 +21,9 @@ from sqlalchemy import text
 from service.app import create_app
 from service.blobs import BlobStore
 from service.db import Database, create_database_engine
+from service.domain.gallery.writes import GalleryWriter, NobodyFollows
 from service.domain.indexes.choice import choose_engine
+from service.image_sources.source import ImageSource
 from service.networks.encoders import Encoders, VersionEncoder
 from service.networks.transformations import TransformationNetworks
 from service.settings import Settings
@@ -169,6 +171,7 @@ class World:
         self.settings = settings.model_copy(
             update={
                 "follow_every_seconds": 3600.0,
+                "listen": False,
                 "lease_seconds": 3600.0,
                 "retry_base_seconds": 0.0,
                 "task_slice_seconds": 0.001,
@@ -187,7 +190,13 @@ class World:
         blobs = BlobStore(self.settings.blob_location)
         self.networks = InterruptedNetworks(self.database, blobs, self.settings)
         self.worker = WorkerParts(
-            self.settings, self.database, blobs, self.networks, choose_engine(self.database, blobs, self.settings)
+            self.settings,
+            self.database,
+            blobs,
+            self.networks,
+            choose_engine(self.database, blobs, self.settings),
+            GalleryWriter(self.database, Encoders(blobs, self.settings), NobodyFollows(), self.settings),
+            ImageSource(self.settings),
         )
         self.transformations = register(self.apis[0].client)
         self.galleries = 0

@@ -1,6 +1,7 @@
 """The migrations and `service.tables` describe one schema; applying them is safe at any time and from anywhere."""
 
 import threading
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,12 +34,39 @@ CATALOG = {
 
 
 # What a test undoes of the last migrations, to have the tables of before.
-_UNDO_JUDGING = """
+_UNDO_NEWEST = """
+ALTER TABLE upgrades DROP COLUMN canary_answered, DROP COLUMN canary_failed;
+DROP TABLE blind_votes;
+DROP TABLE erasures, audit;
+DROP TRIGGER gallery_changed ON galleries;
+DROP TRIGGER generation_changed ON generations;
+DROP FUNCTION tell_gallery_changed;
+DROP TABLE api_keys, browser_sessions;
+ALTER TABLE galleries DROP COLUMN tenant, ADD CONSTRAINT uq_galleries_name UNIQUE (name);
+ALTER TABLE model_versions DROP COLUMN tenant, ADD CONSTRAINT uq_model_versions_name UNIQUE (name);
+ALTER TABLE transformations DROP COLUMN tenant;
+CREATE UNIQUE INDEX uq_transformations_default ON transformations (from_version_id, to_version_id) WHERE is_default;
+ALTER TABLE jobs DROP COLUMN tenant;
+ALTER TABLE idempotency_keys DROP COLUMN tenant, ADD CONSTRAINT pk_idempotency_keys PRIMARY KEY (key, path);
+"""
+_UNDO_LAST = f"""
+{_UNDO_NEWEST}
+DROP TABLE backfill_events, backfill_items, backfills;
+ALTER TABLE model_versions DROP COLUMN embedding_model_form, DROP COLUMN side_information_model_form;
+ALTER TABLE transformations DROP COLUMN is_default;
+DROP TABLE baked_queries, probe_images;
+ALTER TABLE galleries DROP COLUMN probe_images;
+ALTER TABLE upgrade_events DROP COLUMN note;
+ALTER TABLE upgrades DROP COLUMN canary, DROP COLUMN bake, DROP COLUMN bake_ends_at, DROP COLUMN bake_result;
 DROP TABLE query_vectors, judged_queries, query_sets;
+ALTER TABLE upgrade_batches DROP COLUMN refused;
 DROP TABLE reports, reference_pairs, shadowed_queries;
 ALTER TABLE upgrades DROP COLUMN gates, DROP COLUMN observe, DROP COLUMN evaluate_seed,
     DROP COLUMN evaluate_asked_at, DROP COLUMN decision,
     ADD COLUMN evaluation JSONB;
+ALTER TABLE items DROP COLUMN image_uri;
+ALTER TABLE jobs DROP COLUMN speed;
+DROP TABLE ingest_references, ingest_batches;
 """
 
 
@@ -133,7 +161,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
     run_until(worker, gallery, upgrade_id, "ready")
     generations = [rows.embedding for rows in all_rows(worker, upgrade_id)]
     with worker.database.engine.begin() as connection:
-        connection.execute(text(_UNDO_JUDGING))
+        connection.execute(text(_UNDO_LAST))
         for number in connection.scalars(text("SELECT id FROM generations")).all():
             connection.execute(text(f"ALTER TABLE embeddings_{number} DROP COLUMN hops, DROP COLUMN uncertainty"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0007'"))
@@ -158,7 +186,7 @@ def test_rows_of_before_say_how_often_they_were_transformed_and_that_their_error
 
 def test_galleries_of_before_get_the_number_of_their_items_and_are_searched_for_items(database: Database) -> None:
     with database.engine.begin() as connection:
-        connection.execute(text(_UNDO_JUDGING))
+        connection.execute(text(_UNDO_LAST))
         connection.execute(text("ALTER TABLE galleries DROP COLUMN items, DROP COLUMN task"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0005'"))
         connection.execute(
@@ -180,3 +208,26 @@ def test_galleries_of_before_get_the_number_of_their_items_and_are_searched_for_
     with database.reading() as connection:
         found = connection.execute(text("SELECT name, items, task FROM galleries ORDER BY name")).all()
     assert found == [("none", 0, "instance"), ("two", 2, "instance")]
+
+
+def test_ids_of_before_become_canonical_and_those_that_would_be_one_stay_two(gallery: TestClient) -> None:
+    database: Database = gallery.app.state.parts.database  # type: ignore[attr-defined]  # the application is wrapped by none
+    alone, twice = (unicodedata.normalize("NFD", name) for name in ("Ä alone", "Ä twice"))
+    composed = unicodedata.normalize("NFC", twice)
+    post_images(gallery, range(3))
+    with database.engine.begin() as connection:
+        for number, name in enumerate((alone, twice, composed)):
+            rename = text("UPDATE items SET external_id = :name WHERE external_id = :before")
+            connection.execute(rename, {"name": name, "before": f"image-{number}.png"})
+        connection.execute(text(_UNDO_NEWEST))
+        connection.execute(text("ALTER TABLE upgrade_batches DROP COLUMN refused"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0016'"))
+
+    upgrade_database(database.engine)
+
+    items = [item["id"] for item in gallery.get("/v1/galleries/g/items").json()["items"]]
+    assert items == [unicodedata.normalize("NFC", alone), twice, composed]
+    assert gallery.get(f"/v1/galleries/g/items/{alone}").json()["metadata"] == {"seed": 0}
+    assert gallery.get(f"/v1/galleries/g/items/{twice}").json()["metadata"] == {"seed": 1}
+    assert gallery.delete(f"/v1/galleries/g/items/{twice}").status_code == 204
+    assert gallery.get(f"/v1/galleries/g/items/{twice}").json()["metadata"] == {"seed": 2}

@@ -146,7 +146,7 @@ class Reference:
         return phi(inputs), psi(inputs)
 
     def _load_encoders(self, version: str) -> tuple[Encoder, Encoder]:
-        size = Preprocessing.from_json(PREPROCESSING).size
+        size = Preprocessing.from_json(PREPROCESSING).shape
         phi, psi = artifacts(version)
         return (
             load_encoder(phi, output_dim=EMBEDDING_DIM, input_size=size),

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.paper.backfilling import POINTS, Backfilling, Order, backfilling_curve, orders
+from benchmarks.paper.backfilling import Backfilling, Order, backfilling_curve, orders
 from benchmarks.paper.judging import RECIPES, Galleries
 from benchmarks.paper.transformations import SEEDS, Spec, Vectors
+from models.judging.backfilling import POINTS
 from models.metrics import retrieval_metrics
 from tests.unit.benchmarks.paper.features import LABELS, FewFeatures, save_h
 

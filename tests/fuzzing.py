@@ -1,0 +1,181 @@
+"""Asking the API everything that its own description allows, and what it does not (schemathesis), of the real
+application on a real database: no answer may be a 5xx, or another one than the description has.
+
+`make fuzz` runs it at length.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import schemathesis
+import typer
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import strategies as st
+from schemathesis.engine import Status, events, from_schema
+from schemathesis.python import asgi
+
+from migrations import upgrade_database
+from service.app import create_app
+from service.db import create_database_engine
+from service.embedded.servers import EmbeddedServers
+from service.settings import Settings
+from tests.bad_files import BAD_FILES
+from tests.networks import encoder_bytes, image_bytes, transformation_bytes
+from tests.scenario import create_upgradable_gallery, post_images
+
+_ARROW = "application/vnd.apache.arrow.stream"
+_ARROW_FILE = "application/vnd.apache.arrow.file"
+_PARQUET = "application/vnd.apache.parquet"
+
+
+@dataclass
+class Fuzzed:
+    """How many requests were made, and what was wrong of the answers: each failure once for its operation, with a
+    request that shows it."""
+
+    requests: int = 0
+    answers: dict[int, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        answers = ", ".join(f"{count} × {status}" for status, count in sorted(self.answers.items()))
+        return f"{self.requests} requests: {answers}; {len(self.failures)} kinds of failures"
+
+
+def fuzz(app: FastAPI, seed: int, phases: dict[str, Any], examples: int) -> Fuzzed:
+    """Ask an application in which `fill` was done; schemathesis starts it, and ends it when the process ends."""
+    config = schemathesis.Config.from_dict(
+        {
+            "seed": seed,
+            "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True, "database": "none"},
+            "phases": phases,
+            # In its place stands `what_is_described_is_not_called_malformed`.
+            "checks": {"positive_data_acceptance": {"enabled": False}},
+        }
+    )
+    found = Fuzzed()
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.NonFatalError | events.FatalError):
+            found.failures[f"schemathesis: {event.label if isinstance(event, events.NonFatalError) else ''}"] = str(
+                event
+            )
+        if isinstance(event, events.ScenarioFinished):
+            _note(event, found)
+    return found
+
+
+def _note(event: events.ScenarioFinished, found: Fuzzed) -> None:
+    recorder = event.recorder
+    for interaction in recorder.interactions.values():
+        found.requests += 1
+        if interaction.response is not None:
+            status = interaction.response.status_code
+            found.answers[status] = found.answers.get(status, 0) + 1
+    for checks in recorder.checks.values():
+        for check in checks:
+            if check.status is Status.FAILURE and check.failure_info is not None:
+                failure = check.failure_info
+                found.failures.setdefault(
+                    f"{failure.failure.operation}: {check.name}", f"{failure.failure}\n{failure.code_sample[:2_000]}"
+                )
+
+
+@schemathesis.check
+def what_is_described_is_not_called_malformed(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case[Any]
+) -> None:
+    """A request that is as the description says may be refused for a reason with a name, not as malformed; but for
+    fields that do not fit each other, of which a description says nothing."""
+    if case.meta is not None and case.meta.generation.mode.is_positive and response.status_code == 422:
+        problem = response.json()
+        is_of_fields_together = "Value error" in problem["detail"]
+        assert problem["type"] != "about:blank" or is_of_fields_together, f"called malformed: {problem['detail']}"
+
+
+@st.composite
+def _tables(draw: st.DrawFn) -> pa.Table:
+    """Tables of vectors, of references and of queries, mostly as they are to be."""
+    ids = draw(st.lists(st.text(max_size=8), max_size=4))
+    dim = draw(st.sampled_from([6, 6, 6, 0, 5, 8]))
+    columns: dict[str, Any] = {
+        "id": pa.array(ids, pa.string()),
+        "embedding": pa.array(np.ones((len(ids), dim), np.float32).tolist(), pa.list_(pa.float32())),
+        "side_information": pa.array(np.ones((len(ids), 5), np.float32).tolist(), pa.list_(pa.float32())),
+        "label": pa.array([draw(st.none() | st.text(max_size=3)) for _ in ids], pa.string()),
+        "metadata": pa.array([draw(st.sampled_from(["{}", '{"a": 1}', "[]", "{"])) for _ in ids], pa.string()),
+        "image_uri": pa.array([draw(st.sampled_from(["file:///a.png", "http://x/y", ""])) for _ in ids], pa.string()),
+    }
+    wanted = draw(st.sets(st.sampled_from(sorted(columns)), min_size=1))
+    return pa.table({name: columns[name] for name in columns if name in wanted | {"id"}})
+
+
+def _written(write: Callable[[pa.Table, io.BytesIO], None]) -> st.SearchStrategy[bytes]:
+    def serialize(table: pa.Table) -> bytes:
+        sink = io.BytesIO()
+        write(table, sink)
+        return sink.getvalue()
+
+    return st.one_of(_tables().map(serialize), st.binary(max_size=64))
+
+
+def _as_stream(table: pa.Table, sink: io.BytesIO) -> None:
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _as_file(table: pa.Table, sink: io.BytesIO) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+_IMAGES = [*(image_bytes(seed) for seed in range(3)), *BAD_FILES.values()]
+_NETWORKS = [encoder_bytes(6, seed=1), transformation_bytes(6, 5, 8, seed=7)]
+schemathesis.openapi.media_type(_ARROW, _written(_as_stream))
+schemathesis.openapi.media_type(_ARROW_FILE, _written(_as_file))
+schemathesis.openapi.media_type(_PARQUET, _written(pq.write_table))
+schemathesis.openapi.media_type("image/*", st.sampled_from(_IMAGES))
+schemathesis.openapi.format("binary", st.sampled_from([*_IMAGES, *_NETWORKS]))
+
+
+def fill(app: FastAPI) -> None:
+    """Register two versions and a transformation, and make a gallery with a few images."""
+    with TestClient(app) as client:
+        create_upgradable_gallery(client)
+        post_images(client, range(4))
+
+
+def main(examples: int = 40, seed: int = 1) -> None:
+    """Fuzz for long, on embedded servers: every phase, requests that follow from each other among them."""
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServers(Path(folder) / "servers") as servers:
+        engine = create_database_engine(servers.database_url)
+        upgrade_database(engine)
+        engine.dispose()
+        settings = Settings(
+            data=Path(folder) / "data",
+            database_url=servers.database_url,
+            broker_url=servers.broker_url,
+            allowed_hosts="testserver",
+            cutover_wait_seconds=0.1,
+        )
+        app = create_app(settings)
+        fill(app)
+        found = fuzz(app, seed, {}, examples)
+        asgi.shutdown_lifespans()
+    for name, sentence in sorted(found.failures.items()):
+        typer.echo(f"{name}\n{sentence}\n")
+    typer.echo(found.summary)
+    raise typer.Exit(bool(found.failures))
+
+
+if __name__ == "__main__":
+    typer.run(main)
