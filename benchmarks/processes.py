@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from service.domain.upgrade.upgrades import events_after
+from service.domain.upgrade.upgrades import events_of
 from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
 from service.settings import Settings
@@ -79,7 +79,7 @@ def upgrade_until_ready(client: httpx.Client, gallery: str, to_version: str, spe
 def state_times(parts: WorkerParts, upgrade_id: int) -> dict[str, float]:
     """Return when an upgrade came to each state, in seconds since 1970."""
     with parts.database.session_scope() as session:
-        return {event.state: event.at.timestamp() for event in events_after(session, upgrade_id, 0)}
+        return {event.state: event.at.timestamp() for event in events_of(session, upgrade_id)}
 
 
 @dataclass(frozen=True)

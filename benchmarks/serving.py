@@ -38,7 +38,8 @@ from models.backbones import SmallResNet
 from models.image_sets import find_images
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
-from service.domain.registry import NetworkStore, VersionSpec, register_model_version
+from service.domain.registry import Registration, VersionSpec
+from service.networks.trials import DeclaredEncoders
 from workers.app import WorkerParts
 
 _PREPROCESSING = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -137,10 +138,8 @@ def _query_images(place: Path) -> list[bytes]:
 
 def _register(parts: WorkerParts, encoder: bytes, dim: int) -> None:
     """Register v1; its ψ is never asked here."""
-    spec = VersionSpec(dim, dim, False, _PREPROCESSING)
-    with parts.database.session_scope() as session:
-        store = NetworkStore(session, parts.blobs, parts.settings)
-        register_model_version(store, "v1", spec, encoder, encoder)
+    spec = VersionSpec(DeclaredEncoders(dim, dim, _PREPROCESSING), normalize=False)
+    Registration(parts.database, parts.blobs, parts.settings).of_version("v1", spec, encoder, encoder)
 
 
 def _measure(server: _Server, pid: int, process: ProcessPoolExecutor, load: Load, to: _Measured) -> None:

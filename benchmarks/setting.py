@@ -24,7 +24,7 @@ from models.artifacts import save_network
 from models.backbones import ConvEncoder
 from models.transformation import Transformation as TransformationNetwork
 from service.db import create_database_engine, driver_connection
-from service.domain.gallery.galleries import create_gallery
+from service.domain.gallery.galleries import WantedGallery, create_gallery
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import State
@@ -174,7 +174,7 @@ def import_vectors(
     with parts.database.session_scope() as session:
         gallery = session.query(Gallery).filter_by(name=name).one_or_none()
         if gallery is None:
-            gallery = create_gallery(session, name, "v1", "l2", "float16", thumbnails=False)
+            gallery = create_gallery(session, WantedGallery(name, "v1", "l2", "float16", thumbnails=False))
         stored = get_stored_generation(session, gallery.id, gallery.active_generation_id or 0)
 
         for start in range(0, len(embedding), _ROWS_AT_ONCE):

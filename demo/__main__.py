@@ -2,9 +2,10 @@
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +76,7 @@ def run(
     images: Annotated[Path | None, typer.Option(help="A folder of class folders, or Parquet (image, label).")] = None,
     queries: Annotated[int, typer.Option(help="How many gallery images are asked for.")] = 1000,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("demo.html"),
+    keep: Annotated[bool, typer.Option(help="Go on serving the demo's galleries until Ctrl-C.")] = False,
 ) -> None:
     """Show what an upgrade is worth, on scikit-learn's digits or on your own images."""
     torch.set_num_threads(os.cpu_count() or 1)
@@ -96,12 +98,23 @@ def run(
         networks = train_everything(training, recipe, steps.bar)
         with serving(Path(folder), steps.bar("start the service")) as client:
             found = measure(client, networks, recipe, gallery, queries, steps)
+            bars.stop()
+            _show(console, found, steps, gallery, output)
+            if keep:
+                console.print(f"The console, with the demo's galleries: {client.url}/ until Ctrl-C")
+                with suppress(KeyboardInterrupt):
+                    threading.Event().wait()
+            else:
+                console.print("The console with these galleries, to look around in: make demo KEEP=1")
 
-    quality = quality_table(found.metrics, found.depth, len(gallery))
-    tables = [quality, verdict_table(found.report), time_table(steps.times)]
+
+def _show(console: Console, found: Findings, steps: Steps, gallery: LabelledImages, output: Path) -> None:
+    """Print what was found, and write the page."""
+    judged = [verdict_table(found.report), quality_table(found.metrics, found.depth, len(gallery))]
+    tables = [*judged, time_table(steps.times)]
     for table in tables:
         console.print(table)
-    write_page(output, tables, found.examples, gallery)
+    write_page(output, found, tables, gallery)
     console.print(f"A few queries, before and after: {output.resolve()}")
 
 
@@ -146,7 +159,7 @@ def measure(
         answers["new/new"] = client.search_images("re-encoded", files, depth, progress)
 
     metrics = {row: _metrics(found, asked, gallery) for row, found in answers.items()}
-    return Findings(metrics, depth, report, _examples(answers, asked, gallery))
+    return Findings(metrics, depth, len(asked), report, _examples(answers, asked, gallery))
 
 
 def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> Measured:
@@ -180,9 +193,13 @@ def _examples(answers: dict[str, Neighbors], asked: np.ndarray, gallery: Labelle
         label = gallery.classes[gallery.labels[asked[row]]]
         return sum(neighbor["label"] == label for neighbor in nearest(row, kind))
 
-    order = sorted(range(len(asked)), key=lambda row: right(row, "old/old") - right(row, DEFAULT))
+    gains = [right(row, DEFAULT) - right(row, "old/old") for row in range(len(asked))]
+    order = sorted(range(len(asked)), key=lambda row: -gains[row])
     chosen = [*order[: _EXAMPLES - 1], order[-1]]
-    return [Example(int(asked[row]), nearest(row, "old/old"), nearest(row, DEFAULT)) for row in chosen]
+    return [
+        Example(int(asked[row]), nearest(row, "old/old"), nearest(row, DEFAULT), is_worse=gains[row] < 0)
+        for row in chosen
+    ]
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class Client:
     """Each method is one thing that a user asks of the service."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._http = httpx.Client(base_url=url, timeout=300)
 
     def wait_until_ready(self, process: "subprocess.Popen[bytes]", log_path: Path) -> None:

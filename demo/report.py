@@ -1,19 +1,21 @@
-"""What the demonstration shows: a table in the terminal, and a page with queries before and after."""
+"""What the demonstration shows: tables in the terminal, and a page that a visitor may forward: pictures first."""
 
 import base64
-import html
 import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 from rich.table import Table
 
 from demo.data import LabelledImages
 from models.metrics import RetrievalMetrics, gap_closed
 
 DEFAULT, PAPER = "new/h(old)", "new/h(old), paper's recipe"
+_TINY = 48  # pixels
 ROWS = ("old/old", "new/old", PAPER, DEFAULT, "new/new")
 
 
@@ -29,10 +31,11 @@ class Measured:
 @dataclass(frozen=True)
 class Findings:
     """What was found over HTTP: metrics by row of the table, how deep the rankings were, and the service's own report
-    on the upgrade by the default h."""
+    on the upgrade by the default h. `queries` is how many were asked."""
 
     metrics: dict[str, Measured]
     depth: int
+    queries: int
     report: dict[str, Any]
     examples: list["Example"]
 
@@ -46,11 +49,13 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Example:
-    """One query, by position in the gallery images, and its neighbours under the old and the new version."""
+    """One query, by position in the gallery images, and its neighbours under the old and the new version; `is_worse` is
+    the one that got worse most."""
 
     position: int
     before: list[dict[str, Any]]
     after: list[dict[str, Any]]
+    is_worse: bool
 
 
 def quality_table(metrics: dict[str, Measured], depth: int, gallery: int) -> Table:
@@ -69,7 +74,7 @@ def quality_table(metrics: dict[str, Measured], depth: int, gallery: int) -> Tab
 
 
 def verdict_table(report: dict[str, Any]) -> Table:
-    """Return the gates of the report on the upgrade by the default h."""
+    """Return the gates of the report on the upgrade by the default h. `queries` is how many were asked."""
     title = f"What the upgrade was judged by: {report['verdict']}, on {report['evidence']:,} images given again"
     table = Table("gate", "measured", "95 % interval", "not below", "n", "outcome", title=title)
     for gate in report["content"]["gates"]:
@@ -88,58 +93,55 @@ def time_table(times: list[StepTime]) -> Table:
     return table
 
 
-def write_page(path: Path, tables: list[Table], examples: list[Example], gallery: LabelledImages) -> None:
-    """Write one HTML file that needs nothing else: the tables, and each example's neighbours in two rows."""
-    console = Console(record=True, width=100, file=io.StringIO())
-    for table in tables:
-        console.print(table)
-    figures = "\n".join(_example(example, gallery) for example in examples)
-    text = html.escape(console.export_text())
-    path.write_text(_PAGE.format(tables=text, figures=figures), encoding="utf-8")
+def write_page(path: Path, found: Findings, tables: list[Table], gallery: LabelledImages) -> None:
+    """Write one HTML file that needs nothing else: queries before and after, then how good and how fast it was."""
+    old, new, anew = (found.metrics[row].retrieval for row in ("old/old", DEFAULT, "new/new"))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    bars = [("before", "old", old.cmc1), ("after, transformed", "new", new.cmc1), ("encoded anew", "anew", anew.cmc1)]
+    page = environment.get_template("page.html").render(
+        gallery=gallery,
+        queries=found.queries,
+        examples=found.examples,
+        old=old,
+        new=new,
+        anew=anew,
+        bars=bars,
+        gap=gap_closed(old.cmc1, new.cmc1, anew.cmc1),
+        report=found.report,
+        tables=[_shown(table) for table in tables],
+        picture=lambda position: _image(position, gallery),
+        label_of=lambda position: gallery.classes[gallery.labels[position]],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table of the terminal, for the page."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def _shown(table: Table) -> ShownTable:
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return ShownTable(str(table.title), [str(column.header) for column in table.columns], rows)
 
 
 def _values(metrics: RetrievalMetrics) -> tuple[float, float, float]:
     return metrics.cmc1, metrics.cmc5, metrics.map
 
 
-def _example(example: Example, gallery: LabelledImages) -> str:
-    label = gallery.classes[gallery.labels[example.position]]
-    rows = "".join(
-        f"<tr><th>{title}</th>{''.join(_neighbor(neighbor, label, gallery) for neighbor in neighbors)}</tr>"
-        for title, neighbors in (("before", example.before), ("after", example.after))
+def _image(position: int, gallery: LabelledImages) -> Markup:
+    """Return an image of the gallery, inside the page; one of few pixels is shown as those."""
+    data = gallery.files[position]
+    with Image.open(io.BytesIO(data)) as image:
+        is_tiny, kind = max(image.size) < _TINY, Image.MIME[image.format or "PNG"]
+    return Markup('<img alt=""{} src="data:{};base64,{}">').format(
+        Markup(' class="tiny"') if is_tiny else "", kind, base64.b64encode(data).decode()
     )
-    query = _image(example.position, gallery)
-    caption = f"<figcaption>query: {html.escape(label)}</figcaption>"
-    return f"<section><figure>{query}{caption}</figure><table>{rows}</table></section>"
-
-
-def _neighbor(neighbor: dict[str, Any], label: str, gallery: LabelledImages) -> str:
-    right = "right" if neighbor["label"] == label else "wrong"
-    caption = f"{html.escape(str(neighbor['label']))} · {neighbor['distance']:.2f}"
-    image = _image(int(neighbor["id"]), gallery)
-    return f'<td class="{right}"><figure>{image}<figcaption>{caption}</figcaption></figure></td>'
-
-
-def _image(position: int, gallery: LabelledImages) -> str:
-    data = base64.b64encode(gallery.files[position]).decode()
-    label = html.escape(gallery.classes[gallery.labels[position]])
-    return f'<img alt="{label}" src="data:image/*;base64,{data}">'
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>gallery-upgrade: before and after</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }}
-section {{ display: flex; gap: 2rem; align-items: center; border-top: 1px solid #ccc; padding: 1rem 0; }}
-figure {{ margin: 0; text-align: center; font-size: .8rem; }}
-img {{ width: 72px; height: 72px; object-fit: contain; image-rendering: pixelated; }}
-td {{ padding: .3rem; border: 3px solid; }} .right {{ border-color: #2a7; }} .wrong {{ border-color: #c33; }}
-</style>
-<h1>Before and after the upgrade</h1>
-<p>Each query's nearest neighbours in the gallery, itself left out: answered by the old model version, and, after the
-upgrade, by the new one on embeddings that were transformed without touching an image. Green is the query's class; the
-number is the distance.</p>
-<pre>{tables}</pre>
-{figures}
-</html>
-"""

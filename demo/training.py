@@ -94,7 +94,7 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
     embedding, side, new_embedding, new_side_information = features
     h_pairs = PairedFeatures(embedding, side, new_embedding, all_images.labels)
     g_pairs = PairedFeatures(embedding, side, new_side_information, labels=None)
-    h = train_transformation(h_pairs, recipe.transformation, step("train h")).network
+    h = train_transformation(h_pairs, recipe.transformation, step("train h"), with_uncertainty=True).network
     g = train_transformation(g_pairs, recipe.transformation, step("train g")).network
     as_the_paper = replace(recipe.transformation, recipe="paper")
     paper_h = train_transformation(h_pairs, as_the_paper, step("train h, paper's recipe")).network

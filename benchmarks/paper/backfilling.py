@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from benchmarks.paper.judging import RECIPES, Galleries, cell, head, interval, line, shares_closed
 from benchmarks.paper.transformations import SEEDS, Spec, Vectors
 from models.durable import write_atomically
+from models.judging.backfilling import POINTS, largest_first, partly_encoded
 from models.metrics import query_metrics
 
-POINTS = 22  # 0 %, 20 between, 100 %
 _METRICS = ("CMC@1", "CMC@5", "mAP")
 _SPEC = Spec("old", "simclr", "new")
 _TEXT = (
@@ -54,14 +54,10 @@ def orders(
     means = sums / counts[:, None]
     found = {Order.RANDOM: np.random.default_rng(seed).permutation(len(labels))}
     if uncertainty is not None:
-        found[Order.UNCERTAINTY] = _largest_first(uncertainty)
-    found[Order.OWN_CLASS_MEAN] = _largest_first(np.square(transformed - means[class_of]).sum(axis=1))
-    found[Order.ORACLE] = _largest_first(np.square(transformed - encoded).sum(axis=1))
+        found[Order.UNCERTAINTY] = largest_first(uncertainty)
+    found[Order.OWN_CLASS_MEAN] = largest_first(np.square(transformed - means[class_of]).sum(axis=1))
+    found[Order.ORACLE] = largest_first(np.square(transformed - encoded).sum(axis=1))
     return found
-
-
-def _largest_first(values: NDArray[np.floating]) -> NDArray[np.int64]:
-    return np.argsort(-values, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -85,10 +81,7 @@ def backfilling_curve(
     transformed, with every item as a query encoded by φ_new; each query goes without itself. L2."""
     count = len(labels)
     points, of_queries = np.zeros((POINTS, 3)), np.zeros((3, count))
-    for point in range(POINTS):
-        gallery = transformed.copy()
-        done = order[: point * count // (POINTS - 1)]
-        gallery[done] = encoded[done]
+    for point, gallery in enumerate(partly_encoded(transformed, encoded, order)):
         found = query_metrics(encoded, labels, gallery, labels, self_match=True)
         scores = np.stack([found.first_match_ranks < 1, found.first_match_ranks < 5, found.average_precisions])
         points[point] = 100 * np.nanmean(scores, axis=1)

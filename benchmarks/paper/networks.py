@@ -48,7 +48,7 @@ class Network:
     classes: Sequence[int]
     config: SideInformationTraining
     compatible_with: str | None = None
-    size: int = PREPROCESSING.size
+    size: int = PREPROCESSING.height
 
 
 # The most wanted first: the tables can be begun when they are there.
@@ -77,10 +77,10 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-def read(place: Path, part: str, folder: Path, size: int = PREPROCESSING.size) -> TrainingImages:
+def read(place: Path, part: str, folder: Path, size: int = PREPROCESSING.height) -> TrainingImages:
     """Return the images of `<place>/<part>.parquet`, "train" or "test"; of another size, some of them resized."""
     images = read_images(find_images(place / f"{part}.parquet"), PREPROCESSING, folder / "images")
-    return images if size == PREPROCESSING.size else _resized(images, size, LARGE_IMAGES[part])
+    return images if size == PREPROCESSING.height else _resized(images, size, LARGE_IMAGES[part])
 
 
 def _resized(images: TrainingImages, size: int, count: int) -> TrainingImages:
