@@ -12,8 +12,10 @@ COPY pyproject.toml requirements.lock README.md ./
 COPY service ./service
 COPY workers ./workers
 COPY models ./models
+COPY edge ./edge
 COPY migrations ./migrations
-RUN pip install --constraint requirements.lock ".[${EXTRA}]" \
+COPY client ./client
+RUN pip install --constraint requirements.lock ./client ".[${EXTRA}]" \
     && useradd --create-home --uid 10001 gallery \
     && install --directory --owner gallery --group gallery /data
 
