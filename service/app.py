@@ -4,7 +4,7 @@ replicas."""
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
@@ -62,6 +62,7 @@ from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.drift import DriftWatch
 from service.domain.judging.shadowed_queries import ShadowDraw, Shadowing
 from service.domain.search.canary_counts import CanaryCounts
+from service.domain.search.described_items import DescribedItems
 from service.domain.search.queries import Search
 from service.domain.upgrade.actions import UpgradeActions
 from service.gallery_news import GalleryNews
@@ -75,8 +76,10 @@ from service.settings import Settings
 
 DESCRIPTION = """Holds image galleries as embeddings and side-information, and moves a whole gallery into a new
 embedding model's space without touching an image."""
-# What is under /v1, in the order of the document.
+# What is under /v1, in the order of the document but for searches: routes are tried one after the other, and these are
+# asked for the most.
 RESOURCES = (
+    search,
     model_versions,
     transformations,
     artifacts,
@@ -85,7 +88,6 @@ RESOURCES = (
     image_references,
     embeddings,
     quality,
-    search,
     items,
     upgrades,
     backfills,
@@ -130,7 +132,16 @@ def make_parts(settings: Settings) -> Parts:
         replicas,
         GalleryWriter(database, encoders, replicas, settings),
         Exports(database, settings.exports_at_once),
-        Search(database, encoders, replicas, samples, shadowing, image_query_metrics, canary_counts),
+        Search(
+            database,
+            encoders,
+            replicas,
+            samples,
+            shadowing,
+            image_query_metrics,
+            canary_counts,
+            DescribedItems(settings.described_items_bytes),
+        ),
         samples,
         shadowing,
         drift,
@@ -161,7 +172,7 @@ def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = mak
         redoc_url=None,
         # Traces alone, by the provider that `service.tracing` sets: metrics are Prometheus's, and logs our own.
         telemetry={"metrics": False, "logs": False, "operation_spans": False, "exclude": _is_looked_at},
-        dependencies=[Depends(name_subject), Depends(refuse_unknown_parameters)],
+        dependencies=[Depends(_begin)],
     )
     install_problem_handlers(app)
     for resource in RESOURCES:
@@ -172,6 +183,13 @@ def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = mak
     add_refusals(app)
     _add_middleware(app, settings)
     return app
+
+
+async def _begin(request: Request) -> None:
+    """Before every endpoint: one dependency, since to solve one takes longer than what is done here, and not `def`,
+    whose context would end with it."""
+    name_subject(request)
+    refuse_unknown_parameters(request)
 
 
 @asynccontextmanager

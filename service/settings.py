@@ -159,6 +159,8 @@ class Settings(BaseSettings):
     query_sample_items: int = Field(default=1_000, ge=0)
     # How many items that both model versions encoded an upgrade is judged by at most.
     evaluation_sample_items: int = Field(default=5_000, ge=2)
+    # How much of what answers say of items (id, label, metadata, ...) an API process keeps between queries.
+    described_items_bytes: int = Field(default=128 * 2**20, ge=0)
     # Which share of image queries an open upgrade's candidate is asked too, off their path, and how many a second at
     # most, per process; and how many of them are kept for each gallery and pair of model versions.
     shadow_share: float = Field(default=0.01, ge=0, le=1)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -279,7 +280,7 @@ def search_by_image(
     `active` never does, and a generation's id is answered by that one while it is stored (410 after). Without it, the
     candidate answers the share that the upgrade's canary says."""
     answer = parts.search.by_image(name, image.data, replace(image.options, generation=generation))
-    return _written(ImageAnswer, answer, _views(name, answer)[0])
+    return _written(answer, _views(name, answer.neighbors[0]))
 
 
 @router.post(
@@ -304,7 +305,7 @@ def search_by_vectors(
         body.exclude_ids or (),
     )
     answer = parts.search.by_vectors(name, body.vectors, query)
-    return _written(BatchAnswer, answer, _views(name, answer))
+    return _written(answer, [_views(name, neighbors) for neighbors in answer.neighbors])
 
 
 @router.post(
@@ -327,34 +328,36 @@ def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, ge
     answers (410 otherwise)."""
     query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
     answer = parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self)
-    return _written(BatchAnswer, answer, _views(name, answer))
+    return _written(answer, [_views(name, neighbors) for neighbors in answer.neighbors])
 
 
-def _written(form: type[ImageAnswer] | type[BatchAnswer], answer: Answer, neighbors: list[Any]) -> Response:
-    """Return the answer as JSON, written in the thread that made it: FastAPI would check it again, in another one."""
-    view = form(
-        model_version=answer.model_version,
-        generation=answer.generation,
-        revision=answer.revision,
-        exact=answer.is_exact,
-        neighbors=neighbors,
-    )
-    return Response(view.model_dump_json(), media_type="application/json")
+def _written(answer: Answer, neighbors: list[Any]) -> Response:
+    """Return an `ImageAnswer` or a `BatchAnswer` as JSON, written in the thread that made it and from what there is:
+    models would be made of it, and checked, only to be written."""
+    view = {
+        "model_version": answer.model_version,
+        "generation": answer.generation,
+        "revision": answer.revision,
+        "exact": answer.is_exact,
+        "neighbors": neighbors,
+    }
+    return Response(orjson.dumps(view), media_type="application/json")
 
 
-def _views(gallery: str, answer: Answer) -> list[list[NeighborView]]:
-    return [[_view(gallery, neighbor) for neighbor in neighbors] for neighbors in answer.neighbors]
-
-
-def _view(gallery: str, neighbor: Neighbor) -> NeighborView:
-    return NeighborView(
-        id=neighbor.id,
-        distance=neighbor.distance,
-        origin=neighbor.origin,
-        hops=neighbor.hops,
-        uncertainty=neighbor.uncertainty,
-        label=neighbor.label,
-        metadata=neighbor.metadata,
-        image_uri=neighbor.image_uri,
-        thumbnail_url=thumbnail_url(gallery, neighbor.id) if neighbor.has_thumbnail else None,
-    )
+def _views(gallery: str, neighbors: list[Neighbor]) -> list[dict[str, Any]]:
+    """Return what is written of each `NeighborView`."""
+    return [
+        {
+            "id": item.id,
+            "distance": neighbor.distance,
+            "origin": item.origin,
+            "hops": item.hops,
+            "uncertainty": item.uncertainty,
+            "label": item.label,
+            "metadata": orjson.Fragment(item.metadata),
+            "image_uri": item.image_uri,
+            "thumbnail_url": thumbnail_url(gallery, item.id) if item.has_thumbnail else None,
+        }
+        for neighbor in neighbors
+        for item in [neighbor.item]
+    ]

@@ -92,7 +92,7 @@ def compared(before: Sequence[Found], after: Sequence[Found] | None) -> Comparis
 
 
 def _of_answer(neighbors: Sequence[Neighbor]) -> list[Found]:
-    return [Found(each.id, each.label, each.distance, each.has_thumbnail) for each in neighbors]
+    return [Found(each.item.id, each.item.label, each.distance, each.item.has_thumbnail) for each in neighbors]
 
 
 def _of_example(found: Sequence[FoundItem]) -> list[Found]:

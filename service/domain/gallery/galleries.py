@@ -42,7 +42,7 @@ _WITH_VERSION = (
 )
 # An upgrade that is open is one at most, and so is one that made the active generation.
 _SERVING = text(f"""
-SELECT g.id, g.active_generation_id, c.id AS canary_id, c.canary,
+SELECT g.id, g.revision, g.active_generation_id, c.id AS canary_id, c.canary,
   b.id AS bake_id, CAST(b.bake ->> 'share' AS float8) AS bake_share, b.from_generation_id AS previous_id
 FROM galleries g
 LEFT JOIN upgrades c ON c.gallery_id = g.id AND c.state = '{State.READY}' AND c.canary > 0
@@ -82,9 +82,10 @@ class Bake(Trial):
 @dataclass(frozen=True)
 class Serving:
     """Which generation of a gallery is active, the upgrade whose candidate answers a share of the image queries, and
-    the one that is baked."""
+    the one that is baked; as of a revision."""
 
     gallery_id: int
+    revision: int
     active_generation_id: int
     canary: Trial | None
     bake: Bake | None
@@ -169,6 +170,7 @@ def find_serving(connection: Connection, name: str) -> Serving:
         raise UnknownGallery(f"There is no gallery named {name!r}.")
     return Serving(
         row.id,
+        row.revision,
         row.active_generation_id,
         None if row.canary_id is None else Trial(row.canary_id, row.canary),
         None if row.bake_id is None else Bake(row.bake_id, row.bake_share, row.previous_id),

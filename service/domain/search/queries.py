@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn
 
 import numpy as np
-from sqlalchemy import Connection, func, literal, select, text
+from sqlalchemy import Connection, func, literal, select
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -15,7 +15,7 @@ from service import logs
 from service.db import Database
 from service.domain.gallery.current_rows import read_current_vectors
 from service.domain.gallery.galleries import Bake, Serving, find_serving
-from service.domain.gallery.generations import generation_stage, get_stored_generation, known_uncertainty
+from service.domain.gallery.generations import generation_stage, get_stored_generation
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.generation_stage import GenerationStage
@@ -23,14 +23,14 @@ from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.shadowed_queries import Shadowing
 from service.domain.search import bakes, canary
 from service.domain.search.canary_counts import CanaryCounts
+from service.domain.search.described_items import DescribedItem, DescribedItems
 from service.domain.search.filters import compile_filter
 from service.errors import Conflict, GalleryError, Gone, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
 from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
 from service.networks.micro_batching import ImageQueryMetrics
-from service.tables import Item, embeddings_table
-from service.vectors.rows import Origin
+from service.tables import Item
 
 MAX_K = 1000
 _ATTEMPTS = 3
@@ -61,18 +61,10 @@ class InvalidQuery(Unprocessable):
 
 @dataclass(frozen=True)
 class Neighbor:
-    """`hops` counts the transformations since the pixels, or the import; `uncertainty` is the squared error that h
-    expects of the item's embedding, None where no h made it, or h does not say."""
+    """An item that was found, and how far its embedding is from the query's."""
 
-    id: str
+    item: DescribedItem
     distance: float
-    origin: str
-    hops: int
-    uncertainty: float | None
-    label: str | None
-    metadata: dict[str, Any]
-    image_uri: str | None
-    has_thumbnail: bool
 
 
 @dataclass(frozen=True)
@@ -131,6 +123,7 @@ class Search:
     shadowing: Shadowing
     metrics: ImageQueryMetrics
     canary_counts: CanaryCounts
+    described_items: DescribedItems
 
     def by_image(self, gallery: str, data: bytes, query: Query) -> Answer:
         """Return the nearest items of an image, encoded by the generation's own model version.
@@ -191,7 +184,7 @@ class Search:
         if candidate is None:
             return None  # it is yet to be loaded here: the share waits
         try:
-            answer = self._answer_from(candidate, query, probe_for)
+            answer = self._answer_from(serving, candidate, query, probe_for)
         except Exception as error:
             if not _is_fault(error):
                 raise
@@ -233,8 +226,8 @@ class Search:
 
         def ask(served: ServedGeneration) -> list[str]:
             vectors = self.encoders.get(served.version).encode_embedding_apart([image])
-            answer = self._answer_from(served, query, lambda _: _Probe(vectors))
-            return [neighbor.id for neighbor in answer.neighbors[0]]
+            answer = self._answer_from(serving, served, query, lambda _: _Probe(vectors))
+            return [neighbor.item.id for neighbor in answer.neighbors[0]]
 
         return bakes.compare(self.database, bake, after, before, ask, has_failed=has_failed)
 
@@ -250,7 +243,7 @@ class Search:
             gallery_id = serving.gallery_id
             try:
                 served = self._pair(serving, query.generation)
-                return self._answer_from(served, query, probe_for)
+                return self._answer_from(serving, served, query, probe_for)
             except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
                 events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
                 with suppress(GenerationGone):
@@ -279,7 +272,7 @@ class Search:
             f"Generation {generation_id} of this gallery is not stored; {serving.active_generation_id} is active."
         )
 
-    def _answer_from(self, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
+    def _answer_from(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
         revision = served.revision  # read first: by the time the index is searched, it has followed at least as far
         probe = probe_for(served)
         with self.database.reading() as connection:
@@ -291,7 +284,8 @@ class Search:
             with self.metrics.index_seconds.time():
                 found = _nearest(served, probe.vectors, query, allowed, excluded)
             with self.metrics.rows_seconds.time():
-                neighbors = _describe(connection, served.generation_id, found)
+                items = self.described_items.of(connection, serving, served.generation_id, found.ids)
+                neighbors = _neighbors(found, items)
         return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
 
 
@@ -402,23 +396,11 @@ def _canonical(external_ids: Sequence[str]) -> list[str]:
     return names
 
 
-def _describe(connection: Connection, generation_id: int, found: SearchResult) -> list[list[Neighbor]]:
+def _neighbors(found: SearchResult, items: dict[int, DescribedItem]) -> list[list[Neighbor]]:
     """Return the found items as neighbours; one that was deleted since the index followed is left out."""
-    ids = [int(id_) for id_ in np.unique(found.ids) if id_ >= 0]
-    rows = connection.execute(
-        text(
-            f"SELECT i.id, i.external_id, e.origin, e.hops, {known_uncertainty('e')}, i.label, i.metadata,"
-            " i.image_uri, i.thumbnail IS NOT NULL FROM items i"
-            f" JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
-            " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
-        ),
-        {"ids": ids},
-    )
-    items = {row[0]: row for row in rows.all()}
-
     return [
         [
-            Neighbor(items[id_][1], float(distance), Origin(items[id_][2]).label, *items[id_][3:])
+            Neighbor(items[id_], distance)
             for id_, distance in zip(row_ids.tolist(), row_distances.tolist(), strict=True)
             if id_ in items
         ]
