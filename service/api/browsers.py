@@ -11,19 +11,20 @@ import ipaddress
 import re
 from collections.abc import Collection
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import problem
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# As ASGI has headers; an answer that brings one of its own keeps it.
 _HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
 }
-_NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:\[\]@/\\\s]+)(:\d{1,5})?")
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
@@ -68,10 +69,9 @@ class BrowserMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Content-Security-Policy", _NO_PAGE)
+                given = message["headers"]
+                own = {name for name, _ in given}
+                message["headers"] = [*given, *(each for each in _HEADERS.items() if each[0] not in own)]
             await send(message)
 
         headers = Headers(scope=scope)

@@ -49,8 +49,11 @@ class JsonRoute(APIRoute):
 
 def is_json(headers: Headers) -> bool:
     """Whether a body says that it is JSON."""
+    said = headers.get("content-type", "")
+    if said == "application/json":
+        return True
     message = Message()
-    message["content-type"] = headers.get("content-type", "")
+    message["content-type"] = said
     subtype = message.get_content_subtype()
     return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 

@@ -16,7 +16,7 @@ class UnknownParameter(Unprocessable):
     """The query has a parameter that the call does not have, or one of its own twice."""
 
 
-async def refuse_unknown_parameters(request: Request) -> None:
+def refuse_unknown_parameters(request: Request) -> None:
     """Raise `UnknownParameter` (422) unless the call has each parameter of the query; all but lists only once."""
     route = request.scope.get("route")
     if not request.scope["query_string"] or not isinstance(route, APIRoute):

@@ -7,8 +7,8 @@ from service import logs
 _IDS = ("upgrade_id", "backfill_id", "job_id")
 
 
-async def name_subject(request: Request) -> None:
-    """Have the lines of this request name what its path names; not `def`, whose context would end with it."""
+def name_subject(request: Request) -> None:
+    """Have the lines of this request name what its path names."""
     named: dict[str, object] = {name: request.path_params[name] for name in _IDS if name in request.path_params}
     route = request.scope.get("route")
     if "name" in request.path_params and route is not None and "/galleries/{name}" in route.path:
