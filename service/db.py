@@ -36,7 +36,7 @@ def create_database_engine(url: str, pool_size: int = 20, trusted_seconds: float
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.split("://", 1)[1]
 
-    engine = create_engine(url, pool_size=pool_size, max_overflow=20)
+    engine = create_engine(url, pool_size=pool_size, max_overflow=20, pool_use_lifo=True)
 
     def note_use(_: object, record: ConnectionPoolEntry) -> None:
         record.info["used"] = time.monotonic()
