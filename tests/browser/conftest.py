@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
         pytest.skip("chromium is not installed: apt-get install chromium")
     expect.set_options(timeout=_MOST_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
