@@ -14,7 +14,7 @@ from service.domain import registry
 from service.domain.backfill.planning import Outline, WantedBackfill, WantedGeneration, outline
 from service.domain.gallery import galleries, items
 from service.domain.judging import blind_votes, reports
-from service.domain.judging.examples import ExampleKind, Examples, Since, read_examples, read_thumbnails
+from service.domain.judging.examples import ExampleKind, Examples, read_examples, read_thumbnails
 from service.domain.search import queries
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.consequences import consequences_of
@@ -41,8 +41,8 @@ class NothingToCompare(NotFound):
 
 @dataclass(frozen=True)
 class Asked:
-    """A query by an item, and what both generations answer; `count` of them are of its kind. `is_kept`: the answers are
-    those that the report keeps, since one of the generations is not loaded."""
+    """A query, and what both generations answer; `count` of them are of its kind. `is_kept`: the answers are those that
+    the report found, which had the query's image, or its vectors, by both models."""
 
     kind: Kind
     at: int
@@ -184,10 +184,7 @@ def show_comparison(
         tally = blind_votes.tally(session, upgrade_id)
     counts: dict[Kind, int] = {each: len(found) for each, found in kept.items() if found}
     kind = kind or next(iter(counts), "items")
-    if isinstance(kind, ExampleKind):
-        asked = _ask_example(parts, details, kind, kept, at)
-    else:
-        asked = _ask_item(parts, details, at)
+    asked = _example(kind, kept, at) if isinstance(kind, ExampleKind) else _ask_item(parts, details, at)
     next_is_left = blind and asked.id is not None and blind_votes.next_is_left(upgrade_id, asked.id)
     return render(
         request,
@@ -219,28 +216,16 @@ def _ask_item(parts: Parts, details: UpgradeDetails, at: int) -> Asked:
     return Asked("items", at, len(first), item.external_id, item.label, has_thumbnail, found, is_kept=False)
 
 
-def _ask_example(parts: Parts, details: UpgradeDetails, kind: ExampleKind, kept: Examples, at: int) -> Asked:
-    """Ask by the query of an example of a report; where it was no item, or has gone, show what the report keeps."""
+def _example(kind: ExampleKind, kept: Examples, at: int) -> Asked:
+    """Return what the report keeps of an example. To ask by its item now would be another query: by the item's own
+    embedding, which h made in one of the generations."""
     examples = kept.get(kind, [])
     if at >= len(examples):
         raise NothingToCompare("The newest report has no such example.")
-    example = examples[at]
-    item = example.item
-    found, is_kept = compare_example(example), True
-    if item is not None and item.since is not Since.GONE and kind is not ExampleKind.HUBS:
-        live = _ask(parts, details, item.id)
-        is_kept = live.after is None
-        found = found if is_kept else live
-    return Asked(
-        kind,
-        at,
-        len(examples),
-        None if item is None else item.id,
-        None if item is None else item.label,
-        item is not None and item.has_thumbnail,
-        found,
-        is_kept=is_kept,
-    )
+    item, found = examples[at].item, compare_example(examples[at])
+    if item is None:
+        return Asked(kind, at, len(examples), None, None, False, found, is_kept=True)
+    return Asked(kind, at, len(examples), item.id, item.label, item.has_thumbnail, found, is_kept=True)
 
 
 def _ask(parts: Parts, details: UpgradeDetails, external_id: str) -> Comparison:

@@ -173,8 +173,9 @@ def test_errors_that_both_generations_give_are_not_the_upgrades(app: App, worker
 
 def test_a_candidate_that_gives_empty_answers_is_rolled_back(app: App, worker: WorkerParts) -> None:
     upgrade_id = live(app, worker, HOUR)
-    with worker.database.session_scope() as session:
-        session.execute(text("DELETE FROM embeddings_2"))
+    served = app.parts.replicas.loaded(1, 2)
+    assert served is not None
+    served.index.remove(served.index.ids())
     app.ask(20)
 
     guard_bakes(worker.database)
