@@ -4,7 +4,7 @@
 Without both, nothing of OpenTelemetry is imported here and `span` does nothing. FastAPI itself makes the spans of
 requests, by the provider that is set here. A request's trace goes on in the tasks that it asks for, by a header of
 their messages, and in the tasks that those ask for: down to an upgrade's batches. Work that a sweep found, because a
-message was lost, begins a trace of its own.
+message was lost, begins a trace of its own; a batch's has a link to the request, whose place is in the upgrade's row.
 """
 
 import os
@@ -15,7 +15,7 @@ from service import logs
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
-    from opentelemetry.trace import Tracer
+    from opentelemetry.trace import Link, Tracer
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -61,6 +61,31 @@ def trace_into(processor: "SpanProcessor", service_name: str) -> None:
     logs.add_context(trace_id)
 
 
-def span(name: str, **attributes: Any) -> AbstractContextManager[object]:
-    """Have what is done in the context be a span of its own, if traces are kept."""
-    return nullcontext() if _tracer is None else _tracer.start_as_current_span(name, attributes=attributes)
+def current_trace() -> str | None:
+    """Return where this is traced, as a `traceparent` (W3C Trace Context); None if it is not."""
+    if _tracer is None:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent")
+
+
+def span(name: str, asked_by: str | None = None, **attributes: Any) -> AbstractContextManager[object]:
+    """Have what is done in the context be a span of its own, if traces are kept, with a link to the one that asked for
+    it: a `traceparent`."""
+    if _tracer is None:
+        return nullcontext()
+    return _tracer.start_as_current_span(name, attributes=attributes, links=_links(asked_by))
+
+
+def _links(traceparent: str | None) -> list["Link"]:
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    if traceparent is None:
+        return []
+    found = TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    context = trace.get_current_span(found).get_span_context()
+    return [trace.Link(context)] if context.is_valid else []

@@ -312,9 +312,9 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     ends = began + (parts.settings.task_slice_seconds if upgrade.speed == 1 else 0)
 
     def run_one_after_another() -> bool:
-        found = _run_batch(parts, upgrade.id)
+        found = _run_batch(parts, upgrade)
         while found and time.monotonic() < ends:
-            found = _run_batch(parts, upgrade.id)
+            found = _run_batch(parts, upgrade)
         return found
 
     count = parts.settings.batches_at_once
@@ -324,9 +324,9 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     return any(future.result() for future in running)
 
 
-def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
+def _run_batch(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Claim and run one batch; return whether there is reason to look for another."""
-    settings = parts.settings
+    settings, upgrade_id = parts.settings, upgrade.id
     claim = claim_batch(parts.database, upgrade_id, settings.lease_seconds)
     if claim is None:
         return False
@@ -342,7 +342,7 @@ def _run_batch(parts: WorkerParts, upgrade_id: int) -> bool:
 
     try:
         with (
-            span("upgrade.batch", upgrade_id=upgrade_id, batch_id=claim.batch_id),
+            span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.batch_id),
             parts.database.session_scope() as session,
         ):
             work_on_batch(session, claim, parts.networks.transform)

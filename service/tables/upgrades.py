@@ -25,7 +25,8 @@ class Upgrade(Base):
     `canary` is the share of image queries that the next generation answers while the upgrade is ready, and 0 in every
     other state; of those queries, it answered `canary_answered`, and could not answer `canary_failed`. `bake` is how it
     is watched after its cutover (`service.domain.judging.guardrails.Bake`), which lasts
-    until `bake_ends_at`, or until `bake_result` says how it ended.
+    until `bake_ends_at`, or until `bake_result` says how it ended. `trace` is where the request that asked for it was
+    traced, as a `traceparent` of W3C's Trace Context.
     """
 
     __tablename__ = "upgrades"
@@ -56,6 +57,7 @@ class Upgrade(Base):
     bake_ends_at: Mapped[datetime | None]
     bake_result: Mapped[Json | None]
     error: Mapped[str | None]
+    trace: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
     live_at: Mapped[datetime | None]

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import ViewportSize, sync_playwright
 
-_SIZE = {"width": 1280, "height": 1_060}
+_SIZE: ViewportSize = {"width": 1280, "height": 1_060}
 
 
 def main(address: str, folder: Path) -> None:

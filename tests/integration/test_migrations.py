@@ -35,7 +35,7 @@ CATALOG = {
 
 # What a test undoes of the last migrations, to have the tables of before.
 _UNDO_NEWEST = """
-ALTER TABLE upgrades DROP COLUMN canary_answered, DROP COLUMN canary_failed;
+ALTER TABLE upgrades DROP COLUMN trace, DROP COLUMN canary_answered, DROP COLUMN canary_failed;
 DROP TABLE blind_votes;
 DROP TABLE erasures, audit;
 DROP TRIGGER gallery_changed ON galleries;

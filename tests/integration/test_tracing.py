@@ -89,6 +89,24 @@ def test_one_trace_leads_from_a_request_to_its_batches(spans: Any, settings: Set
     assert "SELECT" in {span.name.split()[0] for span in of_batch}
 
 
+def test_batches_that_no_message_asked_for_have_a_link_to_the_request(
+    spans: Any, settings: Settings, worker: WorkerParts
+) -> None:
+    with TestClient(create_app(settings)) as client:
+        create_upgradable_gallery(client)
+        post_images(client, range(10))
+        upgrade_id = start_upgrade(client, "v2")
+    advance_upgrade(worker, upgrade_id)  # as a sweep does
+    found = spans.get_finished_spans()
+
+    (request,) = [span for span in found if span.name == "POST /v1/galleries/{name}/upgrades"]
+    batches = [span for span in found if span.name == "upgrade.batch"]
+    assert len(batches) == 2
+    assert {span.context.trace_id for span in batches}.isdisjoint({request.context.trace_id})
+    asked = (request.context.trace_id, request.context.span_id)
+    assert [[(link.context.trace_id, link.context.span_id) for link in span.links] for span in batches] == [[asked]] * 2
+
+
 def test_lines_of_the_log_name_their_trace(spans: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"), tracing.span("here"):
         logs.Events("tests.tracing").info("x.y")

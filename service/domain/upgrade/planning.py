@@ -22,6 +22,7 @@ from service.errors import Conflict
 from service.queue import ADVANCE_UPGRADE, send_after_commit
 from service.settings import Settings
 from service.tables import CutoverOption, Gallery, ModelVersion, Upgrade, UpgradeEvent
+from service.tracing import current_trace
 from service.vectors.rows import VectorFormat
 
 events = logs.Events(__name__)
@@ -105,6 +106,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         bake=None if wanted.bake is None else wanted.bake.to_json(),
         state=State.PLANNED,
         start_revision=gallery.revision,
+        trace=current_trace(),
     )
     _begin(session, upgrade, gallery.name, version.name)
     return upgrade
