@@ -7,6 +7,7 @@ killed or died is started again at the next run; a run that another one's end to
 
 import os
 import queue
+import select
 import socket
 import subprocess
 import sys
@@ -24,8 +25,10 @@ import numpy as np
 from models.frames import BadFrame, ConnectionLost, DeadlinePassed, receive_header, receive_into, send_frame
 from models.loaded_networks import NetworkStopped
 from models.onnx_sessions import Argument, Session, Values
+from models.unwanted import RunAbandoned, check_wanted
 
 _KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+_LOOK_MILLISECONDS = 250
 _DTYPES = "fiub"  # numpy's kinds of what a network may give
 
 
@@ -64,7 +67,7 @@ class ConfinedSession:
         return self._child.process_id
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Values]) -> list[Values]:
-        """Return outputs, in the order of their names. Raises `NetworkRaised` and `NetworkStopped`."""
+        """Return outputs, in the order of their names. Raises `NetworkRaised`, `NetworkStopped`, and `RunAbandoned`."""
         for _ in range(2):
             child = self._living()
             try:
@@ -124,7 +127,8 @@ class _Child:
         self._end()
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Values]) -> list[Values]:
-        """Return outputs. Raises `NetworkRaised` and `NetworkStopped`, and `ConnectionLost` when the child died."""
+        """Return outputs. Raises `NetworkRaised`, `NetworkStopped` and `RunAbandoned`, and `ConnectionLost` when the
+        child died."""
         given = {name: np.ascontiguousarray(values) for name, values in inputs.items()}
         header = {
             "outputs": list(outputs),
@@ -145,6 +149,7 @@ class _Child:
         deadline = time.monotonic() + seconds
         try:
             send_frame(connection, header, parts, deadline)
+            _wait_for_answer(connection, deadline)
             answer = receive_header(connection, deadline)
             if "error" in answer:
                 raise NetworkRaised(str(answer["error"]))
@@ -153,6 +158,9 @@ class _Child:
                 if values.size:
                     receive_into(connection, values.data.cast("B"), deadline)
             return found
+        except RunAbandoned:
+            self.kill()
+            raise
         except DeadlinePassed as error:
             self.kill()
             raise NetworkStopped(f"The network took longer than {seconds:g} s, and was stopped.") from error
@@ -200,6 +208,14 @@ class _Child:
             for which in ("inputs", "outputs")
         )
         return inputs, outputs
+
+
+def _wait_for_answer(connection: socket.socket, deadline: float) -> None:
+    """Wait until something comes, or the deadline. Raises `RunAbandoned`."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    while not poll.poll(_LOOK_MILLISECONDS) and time.monotonic() < deadline:
+        check_wanted()
 
 
 def _end(process: "subprocess.Popen[bytes]", connections: Sequence[socket.socket]) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 class AdvisoryLock(IntEnum):
     # Of an upgrade: batches in flight share it; a change of state has it alone, so it waits for them and they see it.
     UPGRADE_STATE = 724_061
+    UPGRADE_STOP = 724_074  # of an upgrade: held alone by who asks for a pause or a cancel, until it is answered
     UPGRADE_PHASE = 724_062  # of an upgrade: one worker plans, builds or evaluates at a time
     TRAINING = 724_063  # of a job: one worker works on a training at a time
     REBUILD = 724_064  # one worker rebuilds an index at a time, so that the others are free

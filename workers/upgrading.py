@@ -13,10 +13,11 @@ from contextlib import AbstractContextManager, suppress
 from contextvars import copy_context
 from functools import partial
 
+from models.unwanted import RunAbandoned, abandoned_when
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
-from service.db import is_outage
+from service.db import AWAY, Database, is_outage
 from service.disk import shortage
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
@@ -47,6 +48,7 @@ from service.domain.upgrade.upgrades import (
     fail_for_refused,
     fail_upgrade,
     get_upgrade,
+    is_asked_to_stop,
     record_shortage,
 )
 from service.domain.upgrade_state import WORKING, Action, IllegalTransition, State
@@ -63,6 +65,7 @@ from workers.outages import retry_when_back
 events = logs.Events(__name__)
 
 _REST_SLICE_SECONDS = 0.2
+_LOOK_FOR_STOP_SECONDS = 0.5
 
 
 def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> str | None:
@@ -342,11 +345,16 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
     try:
         with (
+            abandoned_when(_StopAsked(parts.database, upgrade_id)),
             span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.batch_id),
             parts.database.session_scope() as session,
         ):
             work_on_batch(session, claim, parts.networks.transform)
         crash_point("batch.committed")
+    except RunAbandoned:
+        with parts.database.session_scope() as session:
+            return_batch(session, claim)
+        return False
     except PoisonedItems as error:
         with parts.database.session_scope() as session:
             set_aside(session, claim, error.reasons)
@@ -361,6 +369,25 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade) -> bool:
         with parts.database.session_scope() as session:
             release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     return True
+
+
+class _StopAsked:
+    """Whether somebody waits to pause or cancel an upgrade; the database is asked at most twice a second."""
+
+    def __init__(self, database: Database, upgrade_id: int) -> None:
+        self._database = database
+        self._upgrade_id = upgrade_id
+        self._looked = time.monotonic()
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self._looked < _LOOK_FOR_STOP_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        try:
+            with self._database.reading() as connection:
+                return is_asked_to_stop(connection, self._upgrade_id)
+        except AWAY:  # whoever waits has lost its connection, too
+            return False
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:

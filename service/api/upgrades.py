@@ -355,7 +355,7 @@ def change_upgrade(upgrade_id: IdPath, change: UpgradeChangeView, parts: PartsDe
 @router.post("/upgrades/{upgrade_id}/pause", responses=refusals(UnknownUpgrade, IllegalTransition))
 def pause_upgrade(upgrade_id: IdPath, parts: PartsDependency) -> UpgradeView:
     """Pause; answered when no batch is in flight."""
-    return _view(parts, lambda session: upgrades.change_state(session, upgrade_id, Action.PAUSE))
+    return _view(parts, lambda session: upgrades.pause_upgrade(session, upgrade_id))
 
 
 @router.post("/upgrades/{upgrade_id}/resume", responses=refusals(UnknownUpgrade, IllegalTransition))

@@ -19,6 +19,7 @@ from models.loaded_networks import sentence_of
 from models.normalize import l2_normalize
 from models.onnx_export import transformation_as_onnx
 from models.precision import Precision, fastest_precision
+from models.unwanted import RunAbandoned, check_wanted
 from service.blobs import BlobStore
 from service.db import Database
 from service.errors import Conflict
@@ -66,10 +67,12 @@ class Hop:
 def _applied(
     name: str, network: TransformationNetwork, embedding: Vectors, side_information: Vectors | None
 ) -> tuple[Vectors, Vectors | None]:
-    """Return what a network gives. Raises `TransformationFailed` for whatever it may do instead."""
+    """Return what a network gives. Raises `TransformationFailed` for whatever it may do instead, and `RunAbandoned`."""
     rows = len(embedding)
     try:
         output, uncertainty = network.with_uncertainty(embedding, side_information)
+    except RunAbandoned:
+        raise
     except Exception as error:  # a network may raise anything
         raise TransformationFailed(f"{name} failed on {rows} rows: {sentence_of(error)}") from error
     if output.ndim != 2 or len(output) != rows:
@@ -114,13 +117,15 @@ class TransformationNetworks:
     def transform(self, rows: EmbeddingRows, wanted: VectorFormat, path: tuple[int, ...]) -> EmbeddingRows:
         """Return rows of the wanted format, same ids and revisions, by the transformations of a path, in their order.
 
-        Raises `TransformationFailed`, and `PoisonedItems`, with every row that `service.vectors.storing` refuses.
+        Raises `TransformationFailed`, `RunAbandoned`, and `PoisonedItems`, with every row that
+        `service.vectors.storing` refuses.
         """
         hops = [self._hop(transformation_id) for transformation_id in path]
         chunk = self._settings.rows_per_chunk
         found, poisoned = [], {}
         with self._computing:
             for start in range(0, len(rows), chunk):
+                check_wanted()
                 try:
                     found.append(_transform_chunk(rows.part(slice(start, start + chunk)), hops, wanted))
                 except PoisonedItems as error:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, func, null, or_, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.access.tenancy import own_galleries, sees_gallery
-from service.advisory_locks import AdvisoryLock, hold
+from service.advisory_locks import AdvisoryLock, hold, key_of
 from service.audit import Act, Subject, record
 from service.domain.batch_state import BatchAction, BatchState
 from service.domain.claims import change_rows
@@ -186,8 +186,28 @@ def set_speed(session: Session, upgrade_id: int, speed: float) -> Upgrade:
     return get_upgrade(session, upgrade_id)
 
 
+def pause_upgrade(session: Session, upgrade_id: int) -> Upgrade:
+    """Pause the upgrade. Returns once no batch is in flight; a network that computes for one is stopped."""
+    _ask_to_stop(session, upgrade_id)
+    return change_state(session, upgrade_id, Action.PAUSE)
+
+
+def _ask_to_stop(session: Session, upgrade_id: int) -> None:
+    """Have batches in flight given back, until the transaction ends, by whoever computes for them."""
+    get_upgrade(session, upgrade_id)  # who may not know of it asks for nothing
+    hold(session, AdvisoryLock.UPGRADE_STOP, upgrade_id)
+
+
+def is_asked_to_stop(connection: Connection, upgrade_id: int) -> bool:
+    """Return whether somebody waits for the upgrade's batches in flight, to pause or cancel it."""
+    statement = text("SELECT pg_try_advisory_xact_lock_shared(:lock, :id)")
+    return not connection.scalar(statement, key_of(AdvisoryLock.UPGRADE_STOP, upgrade_id))
+
+
 def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:
-    """Give the upgrade up and drop the next generation; the active one was never touched."""
+    """Give the upgrade up and drop the next generation; the active one was never touched. A network that computes for a
+    batch is stopped."""
+    _ask_to_stop(session, upgrade_id)
     before = lock_state(session, upgrade_id)
     if before.state is State.CANCELLED:
         return before

@@ -4,14 +4,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 
+from service.app import create_app
+from service.queue import celery_application
 from service.settings import Settings
+from service.tables import UpgradeBatch
 from tests.endless import endless_encoder, endless_transformation
 from tests.networks import image_bytes
 from tests.problems import check_problem
 from tests.registrations import post_transformation, post_version
 from tests.scenario import create_gallery, post_images, register_version, search, start_upgrade, state_of
-from workers.app import WorkerParts
+from tests.served import wait_for
+from workers.app import WorkerParts, make_worker_parts
 from workers.upgrading import advance_upgrade
 
 
@@ -73,3 +78,35 @@ def test_an_upgrade_whose_h_never_ends_fails_with_a_sentence(client: TestClient,
     error = client.get(f"/v1/upgrades/{upgrade_id}").json()["error"]
     assert "h failed on 4 rows: The network took longer than 2 s, and was stopped" in error
     assert client.post(f"/v1/upgrades/{upgrade_id}/cancel").status_code == 200
+
+
+@pytest.mark.parametrize(("action", "state"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_an_upgrade_is_paused_and_cancelled_while_its_h_never_ends(
+    settings: Settings, database_url: str, action: str, state: str
+) -> None:
+    settings = settings.model_copy(update={"network_seconds": 60.0})
+    worker = make_worker_parts(settings, celery_application(settings))
+    with TestClient(create_app(settings)) as client, ThreadPoolExecutor(1) as thread:
+        for version in ("v1", "v2"):
+            register_version(client, version)
+        assert post_transformation(client, "v1", "v2", endless_transformation(6, 8, rows=4)).status_code == 201
+        create_gallery(client)
+        post_images(client, range(6))
+        upgrade_id = start_upgrade(client, "v2")
+
+        working = thread.submit(advance_upgrade, worker, upgrade_id)
+        wait_for(lambda: batches_of(worker, upgrade_id) == [("claimed", 1)])
+        answer = client.post(f"/v1/upgrades/{upgrade_id}/{action}")
+        working.result(timeout=60)
+
+        assert (answer.status_code, answer.json()["state"], answer.json()["error"]) == (200, state, None)
+        assert batches_of(worker, upgrade_id) == [("pending", 0)]
+        assert client.post(f"/v1/upgrades/{upgrade_id}/cancel").json()["state"] == "cancelled"
+    worker.database.engine.dispose()
+
+
+def batches_of(worker: WorkerParts, upgrade_id: int) -> list[tuple[str, int]]:
+    """Return the state of each batch, and how often it was tried."""
+    query = select(UpgradeBatch.state, UpgradeBatch.attempts).where(UpgradeBatch.upgrade_id == upgrade_id)
+    with worker.database.session_scope() as session:
+        return [(state.value, attempts) for state, attempts in session.execute(query.order_by(UpgradeBatch.id))]
