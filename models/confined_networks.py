@@ -74,6 +74,7 @@ class ConfinedSession:
                 return child.run(outputs, inputs)
             except ConnectionLost:
                 child.kill()
+                check_wanted()
         raise NetworkStopped("The process in which the network ran died: it may need more memory than it may have.")
 
     def _living(self) -> "_Child":
@@ -211,10 +212,15 @@ class _Child:
 
 
 def _wait_for_answer(connection: socket.socket, deadline: float) -> None:
-    """Wait until something comes, or the deadline. Raises `RunAbandoned`."""
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
-    while not poll.poll(_LOOK_MILLISECONDS) and time.monotonic() < deadline:
+    """Wait until something comes, or the deadline. Raises `ConnectionLost` and `RunAbandoned`."""
+    while time.monotonic() < deadline:
+        descriptor = connection.fileno()
+        if descriptor < 0:  # another run's end took the child
+            raise ConnectionLost
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if poll.poll(_LOOK_MILLISECONDS):
+            return
         check_wanted()
 
 

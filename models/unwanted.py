@@ -7,8 +7,9 @@ from contextvars import ContextVar
 _is_unwanted: ContextVar[Callable[[], bool] | None] = ContextVar("is_unwanted", default=None)
 
 
-class RunAbandoned(Exception):
-    """What was computed is not wanted any more: no fault of the network's."""
+class RunAbandoned(BaseException):
+    """What was computed is not wanted any more: no fault of the network's, so what makes sentences of its exceptions
+    lets it pass."""
 
 
 @contextmanager

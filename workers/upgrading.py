@@ -6,6 +6,7 @@ until it is measured (crash point `evaluation.measured`); the report is stored w
 (`evaluation.recorded`).
 """
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -314,10 +315,12 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     began = time.monotonic()
     ends = began + (parts.settings.task_slice_seconds if upgrade.speed == 1 else 0)
 
+    stop_asked = _StopAsked(parts.database, upgrade.id)
+
     def run_one_after_another() -> bool:
-        found = _run_batch(parts, upgrade)
+        found = _run_batch(parts, upgrade, stop_asked)
         while found and time.monotonic() < ends:
-            found = _run_batch(parts, upgrade)
+            found = _run_batch(parts, upgrade, stop_asked)
         return found
 
     count = parts.settings.batches_at_once
@@ -327,7 +330,7 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     return any(future.result() for future in running)
 
 
-def _run_batch(parts: WorkerParts, upgrade: Upgrade) -> bool:
+def _run_batch(parts: WorkerParts, upgrade: Upgrade, stop_asked: Callable[[], bool]) -> bool:
     """Claim and run one batch; return whether there is reason to look for another."""
     settings, upgrade_id = parts.settings, upgrade.id
     claim = claim_batch(parts.database, upgrade_id, settings.lease_seconds)
@@ -345,7 +348,7 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
     try:
         with (
-            abandoned_when(_StopAsked(parts.database, upgrade_id)),
+            abandoned_when(stop_asked),
             span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.batch_id),
             parts.database.session_scope() as session,
         ):
@@ -372,22 +375,24 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 
 class _StopAsked:
-    """Whether somebody waits to pause or cancel an upgrade; the database is asked at most twice a second."""
+    """Whether somebody waits to pause or cancel an upgrade: then all its batches here are given back. The database is
+    asked at most twice a second, by whichever thread comes then."""
 
     def __init__(self, database: Database, upgrade_id: int) -> None:
         self._database = database
         self._upgrade_id = upgrade_id
+        self._lock = threading.Lock()
         self._looked = time.monotonic()
+        self._is_asked = False
 
     def __call__(self) -> bool:
-        if time.monotonic() - self._looked < _LOOK_FOR_STOP_SECONDS:
-            return False
-        self._looked = time.monotonic()
-        try:
-            with self._database.reading() as connection:
-                return is_asked_to_stop(connection, self._upgrade_id)
-        except AWAY:  # whoever waits has lost its connection, too
-            return False
+        with self._lock:
+            if not self._is_asked and time.monotonic() - self._looked >= _LOOK_FOR_STOP_SECONDS:
+                self._looked = time.monotonic()
+                # Where it is away, whoever waits has lost its connection, too.
+                with suppress(*AWAY), self._database.reading() as connection:
+                    self._is_asked = is_asked_to_stop(connection, self._upgrade_id)
+            return self._is_asked
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:

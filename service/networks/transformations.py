@@ -19,7 +19,7 @@ from models.loaded_networks import sentence_of
 from models.normalize import l2_normalize
 from models.onnx_export import transformation_as_onnx
 from models.precision import Precision, fastest_precision
-from models.unwanted import RunAbandoned, check_wanted
+from models.unwanted import check_wanted
 from service.blobs import BlobStore
 from service.db import Database
 from service.errors import Conflict
@@ -71,8 +71,6 @@ def _applied(
     rows = len(embedding)
     try:
         output, uncertainty = network.with_uncertainty(embedding, side_information)
-    except RunAbandoned:
-        raise
     except Exception as error:  # a network may raise anything
         raise TransformationFailed(f"{name} failed on {rows} rows: {sentence_of(error)}") from error
     if output.ndim != 2 or len(output) != rows:

@@ -14,7 +14,14 @@ from service.domain import registry
 from service.domain.backfill.planning import Outline, WantedBackfill, WantedGeneration, outline
 from service.domain.gallery import galleries, items
 from service.domain.judging import blind_votes, reports
-from service.domain.judging.examples import ExampleKind, Examples, read_examples, read_thumbnails
+from service.domain.judging.examples import (
+    Example,
+    ExampleKind,
+    Examples,
+    Since,
+    read_examples,
+    read_thumbnails,
+)
 from service.domain.search import queries
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.consequences import consequences_of
@@ -32,6 +39,7 @@ _BATCHES_SHOWN = 1_000
 _MOST_VERSIONS = 1_000
 _EXAMPLES = 50
 _NEIGHBORS = 8
+_ASKED_NOW = "Asked now, by the item’s own embedding in each generation."
 Kind = ExampleKind | Literal["items"]
 
 
@@ -41,8 +49,8 @@ class NothingToCompare(NotFound):
 
 @dataclass(frozen=True)
 class Asked:
-    """A query, and what both generations answer; `count` of them are of its kind. `is_kept`: the answers are those that
-    the report found, which had the query's image, or its vectors, by both models."""
+    """A query, and what both generations answer; `count` of them are of its kind. `told` says in a sentence or two
+    where the answers are from; `may_vote`, whether a blind vote on it counts."""
 
     kind: Kind
     at: int
@@ -51,7 +59,8 @@ class Asked:
     label: str | None
     has_thumbnail: bool
     found: Comparison
-    is_kept: bool
+    told: str
+    may_vote: bool
 
 
 @router.get("/console/upgrades")
@@ -213,7 +222,7 @@ def _ask_item(parts: Parts, details: UpgradeDetails, at: int) -> Asked:
         item = first[at]
         has_thumbnail = bool(items.having_thumbnails(session, [item.id]))
     found = _ask(parts, details, item.external_id)
-    return Asked("items", at, len(first), item.external_id, item.label, has_thumbnail, found, is_kept=False)
+    return Asked("items", at, len(first), item.external_id, item.label, has_thumbnail, found, _ASKED_NOW, may_vote=True)
 
 
 def _example(kind: ExampleKind, kept: Examples, at: int) -> Asked:
@@ -222,10 +231,29 @@ def _example(kind: ExampleKind, kept: Examples, at: int) -> Asked:
     examples = kept.get(kind, [])
     if at >= len(examples):
         raise NothingToCompare("The newest report has no such example.")
-    item, found = examples[at].item, compare_example(examples[at])
+    example, item, found = examples[at], examples[at].item, compare_example(examples[at])
+    told = _told(kind, example, len(found.before))
     if item is None:
-        return Asked(kind, at, len(examples), None, None, False, found, is_kept=True)
-    return Asked(kind, at, len(examples), item.id, item.label, item.has_thumbnail, found, is_kept=True)
+        return Asked(kind, at, len(examples), None, None, False, found, told, may_vote=False)
+    may_vote = kind is not ExampleKind.HUBS and item.since is not Since.GONE
+    return Asked(kind, at, len(examples), item.id, item.label, item.has_thumbnail, found, told, may_vote)
+
+
+def _told(kind: ExampleKind, example: Example, shown: int) -> str:
+    if kind is ExampleKind.HUBS:
+        return f"Items whose queries found it, at most {shown}, as the report keeps them: too many answers have it."
+    sentence = f"The first {shown} of each answer, as the report keeps them: asked as each model sees the query."
+    if kind in (ExampleKind.NEGATIVE_FLIPS, ExampleKind.POSITIVE_FLIPS):
+        before, after = (_rank(value) for value in (example.value_before, example.value_after))
+        sentence += f" The first right item is {before} before, and {after} after."
+    gone = {each.item.key for each in (*example.before, *example.after) if each.item.since is not Since.SAME}
+    if gone:
+        sentence += f" {len(gone)} of the items shown {'was' if len(gone) == 1 else 'were'} changed or deleted since."
+    return sentence
+
+
+def _rank(value: float | None) -> str:
+    return "beyond the tenth" if value is None else f"number {value:.0f}"
 
 
 def _ask(parts: Parts, details: UpgradeDetails, external_id: str) -> Comparison:

@@ -64,7 +64,8 @@ _LEFT = {
     "backups": "Copies of the database, of the blob store and of the data folder keep everything; none is known here.",
     "API processes": (
         "They hold a replaced index, in memory and in their copies of a remote blob store's files, until they have"
-        " loaded the new one; a query that was asked just before is written as a sample within 10 seconds."
+        " loaded the new one; a query that was asked just before is written as a sample within 10 seconds. What they"
+        " keep in memory of what answers said of items is never said again, and forgotten when the gallery is asked."
     ),
     "logs": "What was written to them stays, the server's own among them; few lines name an item.",
     "exports": "None is kept here; whoever has taken one has it.",

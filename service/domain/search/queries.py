@@ -15,7 +15,7 @@ from service import logs
 from service.db import Database
 from service.domain.gallery.current_rows import read_current_vectors
 from service.domain.gallery.galleries import Bake, Serving, find_serving
-from service.domain.gallery.generations import generation_stage, get_stored_generation
+from service.domain.gallery.generations import GenerationKey, generation_stage, get_stored_generation
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.generation_stage import GenerationStage
@@ -30,7 +30,7 @@ from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
 from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
 from service.networks.micro_batching import ImageQueryMetrics
-from service.tables import Item
+from service.tables import Gallery, Item
 
 MAX_K = 1000
 _ATTEMPTS = 3
@@ -276,16 +276,20 @@ class Search:
         revision = served.revision  # read first: by the time the index is searched, it has followed at least as far
         probe = probe_for(served)
         with self.database.reading() as connection:
-            allowed, excluded = None, None if probe.own_ids is None else probe.own_ids[:, None]
+            allowed, passed_at = None, serving.revision
+            excluded = None if probe.own_ids is None else probe.own_ids[:, None]
             if query.condition is not None:
-                allowed = _allowed(connection, served, query.condition)
+                allowed, passed_at = _allowed(connection, served, query.condition)
             if query.exclude_id is not None or query.exclude_ids:
                 excluded = _excluded(connection, served.gallery_id, query, len(probe.vectors))
             with self.metrics.index_seconds.time():
                 found = _nearest(served, probe.vectors, query, allowed, excluded)
             with self.metrics.rows_seconds.time():
-                items = self.described_items.of(connection, serving, served.generation_id, found.ids)
-                neighbors = _neighbors(found, items)
+                # Nothing said of an item is older than the filter that it passed, and the vector by which it is found.
+                is_active = served.generation_id == serving.active_generation_id
+                at = max(passed_at, served.revision) if is_active else None
+                key = GenerationKey(served.gallery_id, served.generation_id)
+                neighbors = _neighbors(found, self.described_items.of(connection, key, found.ids, at))
         return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
 
 
@@ -363,12 +367,15 @@ def _without(found: SearchResult, excluded: Ids) -> SearchResult:
     )
 
 
-def _allowed(connection: Connection, served: ServedGeneration, condition: dict[str, Any]) -> Ids:
-    """Return the ids of the items that pass, in no order; as one value, since a row each takes longer than a search."""
+def _allowed(connection: Connection, served: ServedGeneration, condition: dict[str, Any]) -> tuple[Ids, int]:
+    """Return the ids of the items that pass, in no order, and the gallery's revision at which they do; the ids as one
+    value, since a row each takes longer than a search."""
     joined = func.string_agg(func.int8send(Item.id), literal(b""))
+    revision = select(Gallery.revision).where(Gallery.id == served.gallery_id).scalar_subquery()
     passes = compile_filter(condition, served.generation_id)
-    query = select(joined).where(Item.gallery_id == served.gallery_id, Item.deleted_at.is_(None), passes)
-    return np.frombuffer(connection.scalar(query) or b"", ">i8").astype(np.int64)
+    query = select(joined, revision).where(Item.gallery_id == served.gallery_id, Item.deleted_at.is_(None), passes)
+    ids, at = connection.execute(query).one()
+    return np.frombuffer(ids or b"", ">i8").astype(np.int64), at or 0
 
 
 def _excluded(connection: Connection, gallery_id: int, query: Query, queries: int) -> Ids:

@@ -122,8 +122,9 @@ def _cutover(numbers: _Numbers) -> Consequence:
 def _pause(numbers: _Numbers) -> Consequence:
     claimed = numbers.batches.get(BatchState.CLAIMED, 0)
     sentence = (
-        f"{_counted(claimed, 'batch', 'batches')} in flight {'is' if claimed == 1 else 'are'} waited for; then"
-        f" {_counted(numbers.items_left, 'item')} wait until it is resumed. Queries and writes go on."
+        f"{_counted(claimed, 'batch', 'batches')} in flight {'ends' if claimed == 1 else 'end'}, or"
+        f" {'is' if claimed == 1 else 'are'} given back; then {_counted(numbers.items_left, 'item')} wait until it is"
+        " resumed. Queries and writes go on."
     )
     return Consequence(Action.PAUSE, sentence, is_possible=True)
 

@@ -188,13 +188,15 @@ def set_speed(session: Session, upgrade_id: int, speed: float) -> Upgrade:
 
 def pause_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Pause the upgrade. Returns once no batch is in flight; a network that computes for one is stopped."""
-    _ask_to_stop(session, upgrade_id)
+    _ask_to_stop(session, upgrade_id, Action.PAUSE)
     return change_state(session, upgrade_id, Action.PAUSE)
 
 
-def _ask_to_stop(session: Session, upgrade_id: int) -> None:
-    """Have batches in flight given back, until the transaction ends, by whoever computes for them."""
-    get_upgrade(session, upgrade_id)  # who may not know of it asks for nothing
+def _ask_to_stop(session: Session, upgrade_id: int, action: Action) -> None:
+    """Have batches in flight given back, until the transaction ends, by whoever computes for them. Raises
+    `IllegalTransition` (409) where the action is not possible as it seems, and `UnknownUpgrade` (404)."""
+    upgrade = get_upgrade(session, upgrade_id)
+    advance(upgrade.state, action, upgrade.resume_state)
     hold(session, AdvisoryLock.UPGRADE_STOP, upgrade_id)
 
 
@@ -207,7 +209,7 @@ def is_asked_to_stop(connection: Connection, upgrade_id: int) -> bool:
 def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     """Give the upgrade up and drop the next generation; the active one was never touched. A network that computes for a
     batch is stopped."""
-    _ask_to_stop(session, upgrade_id)
+    _ask_to_stop(session, upgrade_id, Action.CANCEL)
     before = lock_state(session, upgrade_id)
     if before.state is State.CANCELLED:
         return before

@@ -1,6 +1,8 @@
 """The examples of a report are items, with the labels and thumbnails that they have when somebody asks."""
 
+import html
 import json
+import re
 from typing import Any
 
 import pytest
@@ -74,6 +76,29 @@ def test_a_negative_flip_is_answered_by_its_label_before_and_not_after(client: T
         assert example["value_before"] == 1
 
 
+def compared(client: TestClient, upgrade_id: int, kind: str, **options: str) -> str:
+    """Return the console's page of the first example of a kind."""
+    answer = client.get(f"/console/upgrades/{upgrade_id}/compare", params={"kind": kind, **options})
+    assert answer.status_code == 200, answer.text
+    return answer.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_console_shows_what_the_report_found(client: TestClient, upgrade_id: int, kind: str) -> None:
+    example = examples_of(client, upgrade_id, kind, limit=1)["examples"][0]
+
+    page = compared(client, upgrade_id, kind)
+    shown = page[page.index('<div class="compare">') :]
+
+    found = [html.unescape(id_) for id_ in re.findall(r'<span class="clamp id"><bdi>(.*?)</bdi>', shown)]
+    assert found == [near["id"] for near in (*example["before"], *example["after"])]
+    assert ("The first right item is number 1 before, and" in page) == (kind == "negative_flips")
+    assert ("Items whose queries found it" in page) == (kind == "hubs")
+    blind = compared(client, upgrade_id, kind, blind="true")
+    assert ("Left is better" in blind) == (kind != "hubs")
+    assert "The first right item" not in blind
+
+
 def test_thumbnail_urls_lead_to_the_thumbnails(client: TestClient, upgrade_id: int) -> None:
     example = examples_of(client, upgrade_id, "churn", limit=1)["examples"][0]
 
@@ -101,6 +126,7 @@ def test_items_that_were_deleted_since_are_gone_and_those_written_again_changed(
     page = client.get(f"/v1/upgrades/{upgrade_id}/report?format=html").text
     assert "deleted since" in page
     assert "changed since" in page
+    assert "changed or deleted since." in compared(client, upgrade_id, "uncertain")
 
 
 def test_limit_takes_the_most_telling_ones(client: TestClient, upgrade_id: int) -> None:

@@ -122,7 +122,7 @@ def test_both_generations_are_compared_by_rank(client: TestClient, upgrade: int)
     page = client.get(f"/console/upgrades/{upgrade}/compare?kind=items").text
 
     assert page.count('<path class="') == 3
-    assert "3 of 3 neighbours are in both answers." in page
+    assert "3 of 3 neighbours are shown on both sides. Asked now, by the item’s own embedding" in page
 
 
 def test_a_blind_comparison_does_not_tell_which_is_which(client: TestClient, upgrade: int) -> None:

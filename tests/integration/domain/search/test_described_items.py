@@ -13,9 +13,12 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event, text
 
 import service.domain.search.described_items as module
+import service.domain.search.queries as module_of_queries
 from service.api.search import BatchAnswer
 from service.domain.gallery.galleries import find_serving
+from service.domain.gallery.generations import GenerationKey
 from service.domain.search.described_items import DescribedItem, DescribedItems
+from service.domain.search.queries import Query
 from service.domain.upgrade.cutover import request_cutover
 from tests.items import embedding_of, post_one
 from tests.scenario import DIMS, create_gallery, create_upgradable_gallery, post_images, register_version, start_upgrade
@@ -50,7 +53,8 @@ def item_ids(client: TestClient) -> np.ndarray:
 def described(client: TestClient, by: DescribedItems, ids: np.ndarray) -> dict[int, DescribedItem]:
     with parts_of(client).database.reading() as connection:
         serving = find_serving(connection, "g")
-        return by.of(connection, serving, serving.active_generation_id, ids)
+        key = GenerationKey(serving.gallery_id, serving.active_generation_id)
+        return by.of(connection, key, ids, serving.revision)
 
 
 def rows_read(client: TestClient, do: Callable[[], object]) -> list[int]:
@@ -130,6 +134,24 @@ def test_rows_that_were_read_before_a_change_are_not_kept(gallery: TestClient, m
     described(gallery, kept, ids)
 
     assert described(gallery, kept, ids)[int(ids[3])].label == "newer"
+
+
+def test_an_item_is_described_as_it_was_found(gallery: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = parts_of(gallery).search
+    vectors = [embedding_of(gallery, 3)]
+    body = {"vectors": vectors, "k": 8, "filter": {"label": "class 0"}}
+    assert len(gallery.post("/v1/galleries/g/search/vectors", json=body).json()["neighbors"][0]) == 3
+    nearest = module_of_queries._nearest
+
+    def after_a_write(*arguments: Any) -> Any:
+        post_one(gallery, IDS[3], 3, label="changed while the index is searched")
+        return nearest(*arguments)
+
+    monkeypatch.setattr(module_of_queries, "_nearest", after_a_write)
+    answer = search.by_vectors("g", vectors, Query(8))
+
+    labels = {neighbor.item.id: neighbor.item.label for neighbor in answer.neighbors[0]}
+    assert labels[IDS[3]] == "changed while the index is searched"
 
 
 def test_more_changes_than_are_looked_for_forget_the_generation(
