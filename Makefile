@@ -24,10 +24,10 @@ demo: $(VENV)/.installed ## Train, ingest, upgrade and query real images over HT
 serve: $(VENV)/.installed ## Start everything embedded, data in ./data
 	$(BIN)/gallery-upgrade serve
 
-test: $(VENV)/.installed ## Run the tests of the rules, the API and the workers against embedded servers: 18 minutes
+test: $(VENV)/.installed ## Run the tests of the rules, the API and the workers against embedded servers: 8 minutes
 	$(PYTEST) tests/unit tests/integration $(PYTEST_OPTIONS)
 
-test-processes: $(VENV)/.installed ## Run those in which whole processes are served, killed and started again: 10 minutes
+test-processes: $(VENV)/.installed ## Run those in which whole processes are served, killed and started again: 5 minutes
 	$(PYTEST) tests/end_to_end tests/chaos $(PYTEST_OPTIONS)
 
 test-fast: $(VENV)/.installed ## Run the tests that need no server, and neither train, judge nor build an index: under a minute
@@ -60,6 +60,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, s
 	$(BIN)/python -m benchmarks.evaluating
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving --width 96 --clients 64
+	$(BIN)/python -m benchmarks.news
 	$(BIN)/python -m benchmarks.querying --items 100000 --items 1000000
 	$(BIN)/python -m benchmarks.shadowing
 	$(BIN)/python -m benchmarks.search --items 100000 --items 1000000

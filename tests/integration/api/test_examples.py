@@ -79,8 +79,9 @@ def test_a_negative_flip_is_answered_by_its_label_before_and_not_after(client: T
 def compared(client: TestClient, upgrade_id: int, kind: str, **options: str) -> str:
     """Return the console's page of the first example of a kind."""
     answer = client.get(f"/console/upgrades/{upgrade_id}/compare", params={"kind": kind, **options})
-    assert answer.status_code == 200, answer.text
-    return answer.text
+    page: str = answer.text
+    assert answer.status_code == 200, page
+    return page
 
 
 @pytest.mark.parametrize("kind", KINDS)
