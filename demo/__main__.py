@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,7 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.metrics import average_precision_score
 
-from demo.client import Client, serving
+import gallery_upgrade
+from demo.client import (
+    Neighbor,
+    post_images,
+    register_transformation,
+    register_version,
+    search_images,
+    search_vectors,
+    serving,
+    upgrade,
+)
 from demo.data import LabelledImages, load_digits, load_images, split
 from demo.report import (
     DEFAULT,
@@ -36,7 +46,7 @@ from models.metrics import RetrievalMetrics
 
 MAX_DEPTH = 1000  # the most neighbours that one answer has
 _EXAMPLES = 6
-Neighbors = list[list[dict[str, Any]]]
+Neighbors = list[list[Neighbor]]
 
 
 class Steps:
@@ -119,17 +129,23 @@ def _show(console: Console, found: Findings, steps: Steps, gallery: LabelledImag
 
 
 def measure(
-    client: Client, networks: Networks, recipe: Recipe, gallery: LabelledImages, queries: int, steps: Steps
+    client: gallery_upgrade.Client,
+    networks: Networks,
+    recipe: Recipe,
+    gallery: LabelledImages,
+    queries: int,
+    steps: Steps,
 ) -> Findings:
     """Do everything that goes over HTTP."""
     with steps.step("register versions, h and g"):
-        client.register_version("v1", recipe, networks.old_encoder, networks.old_side_information)
-        client.register_version("v2", recipe, networks.new_encoder, networks.new_side_information)
-        h = client.register_transformation("v1", "v2", networks.h, networks.g)
-        paper_h = client.register_transformation("v1", "v2", networks.paper_h, networks.g)
-        client.create_gallery("photos", "v1")
-        client.create_gallery("by-the-paper", "v1")
-        client.create_gallery("re-encoded", "v2")  # what the upgrade saves: here only to compare with
+        register_version(client, "v1", recipe, networks.old_encoder, networks.old_side_information)
+        register_version(client, "v2", recipe, networks.new_encoder, networks.new_side_information)
+        h = register_transformation(client, "v1", "v2", networks.h, networks.g)
+        paper_h = register_transformation(client, "v1", "v2", networks.paper_h, networks.g)
+        photos = client.galleries.create("photos", model_version="v1")
+        by_the_paper = client.galleries.create("by-the-paper", model_version="v1")
+        # What the upgrade saves: here only to compare with.
+        re_encoded = client.galleries.create("re-encoded", model_version="v2")
 
     asked = np.sort(np.random.default_rng(0).permutation(len(gallery))[:queries])
     files = [gallery.files[position] for position in asked]
@@ -137,26 +153,26 @@ def measure(
     answers: dict[str, Neighbors] = {}
 
     with steps.step("ingest under v1", len(gallery)) as progress:
-        client.post_images("photos", gallery, progress)
+        post_images(client, photos, gallery, progress)
     with steps.step("query old/old", len(files)) as progress:
-        answers["old/old"] = client.search_images("photos", files, depth, progress)
+        answers["old/old"] = search_images(photos, files, depth, progress)
     with steps.step("query new/old", len(files)) as progress:
         vectors = embed(networks.new_encoder, gallery.take(asked), recipe)
-        answers["new/old"] = client.search_vectors("photos", vectors, depth, progress)
+        answers["new/old"] = search_vectors(photos, vectors, depth, progress)
 
     with steps.step("upgrade v1 -> v2", len(gallery)) as progress:
-        report = client.upgrade("photos", "v2", h, gallery, progress)
+        report = upgrade(photos, "v2", h, gallery, progress)
     with steps.step("query new/h(old)", len(files)) as progress:
-        answers[DEFAULT] = client.search_images("photos", files, depth, progress)
+        answers[DEFAULT] = search_images(photos, files, depth, progress)
 
     with steps.step("the same with the paper's recipe, to compare", 2 * len(gallery)) as progress:
-        client.post_images("by-the-paper", gallery, progress)
-        client.upgrade("by-the-paper", "v2", paper_h, gallery, progress)
-        answers[PAPER] = client.search_images("by-the-paper", files, depth, progress)
+        post_images(client, by_the_paper, gallery, progress)
+        upgrade(by_the_paper, "v2", paper_h, gallery, progress)
+        answers[PAPER] = search_images(by_the_paper, files, depth, progress)
     with steps.step("ingest under v2, to compare", len(gallery)) as progress:
-        client.post_images("re-encoded", gallery, progress)
+        post_images(client, re_encoded, gallery, progress)
     with steps.step("query new/new", len(files)) as progress:
-        answers["new/new"] = client.search_images("re-encoded", files, depth, progress)
+        answers["new/new"] = search_images(re_encoded, files, depth, progress)
 
     metrics = {row: _metrics(found, asked, gallery) for row, found in answers.items()}
     return Findings(metrics, depth, len(asked), report, _examples(answers, asked, gallery))
@@ -170,28 +186,28 @@ def _metrics(answers: Neighbors, asked: np.ndarray, gallery: LabelledImages) -> 
     counts = np.bincount(gallery.labels, minlength=len(gallery.classes))
     first_match, precisions = [], []
     for neighbors, position in zip(answers, asked, strict=True):
-        others = [neighbor for neighbor in neighbors if neighbor["id"] != str(position)]
+        others = [neighbor for neighbor in neighbors if neighbor.id != str(position)]
         label = gallery.classes[gallery.labels[position]]
-        matches = np.array([neighbor["label"] == label for neighbor in others])
+        matches = np.array([neighbor.label == label for neighbor in others])
         first_match.append(int(matches.argmax()) if matches.any() else len(gallery))
-        scores = [-neighbor["distance"] for neighbor in others]
+        scores = [-neighbor.distance for neighbor in others]
         found = average_precision_score(matches, scores) if matches.any() else 0.0
         precisions.append(found * matches.sum() / (counts[gallery.labels[position]] - 1))
     ranks = np.array(first_match)
     retrieval = RetrievalMetrics(float((ranks < 1).mean()), float((ranks < 5).mean()), float(np.mean(precisions)))
-    own = [found[0]["id"] == str(position) for found, position in zip(answers, asked, strict=True)]
+    own = [found[0].id == str(position) for found, position in zip(answers, asked, strict=True)]
     return Measured(retrieval, float(np.mean(own)))
 
 
 def _examples(answers: dict[str, Neighbors], asked: np.ndarray, gallery: LabelledImages) -> list[Example]:
     """Return queries whose five nearest changed most for the better, and for fairness one for the worse."""
 
-    def nearest(row: int, kind: str) -> list[dict[str, Any]]:
-        return [neighbor for neighbor in answers[kind][row] if neighbor["id"] != str(asked[row])][:5]
+    def nearest(row: int, kind: str) -> list[Neighbor]:
+        return [neighbor for neighbor in answers[kind][row] if neighbor.id != str(asked[row])][:5]
 
     def right(row: int, kind: str) -> int:
         label = gallery.classes[gallery.labels[asked[row]]]
-        return sum(neighbor["label"] == label for neighbor in nearest(row, kind))
+        return sum(neighbor.label == label for neighbor in nearest(row, kind))
 
     gains = [right(row, DEFAULT) - right(row, "old/old") for row in range(len(asked))]
     order = sorted(range(len(asked)), key=lambda row: -gains[row])

@@ -4,14 +4,15 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 from rich.table import Table
 
+from demo.client import Neighbor
 from demo.data import LabelledImages
+from gallery_upgrade.api.models import ReportView
 from models.metrics import RetrievalMetrics, gap_closed
 
 DEFAULT, PAPER = "new/h(old)", "new/h(old), paper's recipe"
@@ -36,7 +37,7 @@ class Findings:
     metrics: dict[str, Measured]
     depth: int
     queries: int
-    report: dict[str, Any]
+    report: ReportView
     examples: list["Example"]
 
 
@@ -53,8 +54,8 @@ class Example:
     the one that got worse most."""
 
     position: int
-    before: list[dict[str, Any]]
-    after: list[dict[str, Any]]
+    before: list[Neighbor]
+    after: list[Neighbor]
     is_worse: bool
 
 
@@ -73,11 +74,11 @@ def quality_table(metrics: dict[str, Measured], depth: int, gallery: int) -> Tab
     return table
 
 
-def verdict_table(report: dict[str, Any]) -> Table:
-    """Return the gates of the report on the upgrade by the default h. `queries` is how many were asked."""
-    title = f"What the upgrade was judged by: {report['verdict']}, on {report['evidence']:,} images given again"
+def verdict_table(report: ReportView) -> Table:
+    """Return the gates of the report on the upgrade by the default h."""
+    title = f"What the upgrade was judged by: {report.verdict}, on {report.evidence:,} images given again"
     table = Table("gate", "measured", "95 % interval", "not below", "n", "outcome", title=title)
-    for gate in report["content"]["gates"]:
+    for gate in report.content["gates"]:
         interval = f"{gate['low']:+.3f} to {gate['high']:+.3f}"
         name = gate["metric"] if gate["slice"] is None else f"{gate['metric']} ({gate['slice']})"
         cells = (name, f"{gate['value']:+.3f}", interval, f"{gate['limit']:g}", f"{gate['n']:,}", gate["outcome"])
