@@ -232,7 +232,7 @@ def _example(kind: ExampleKind, kept: Examples, at: int) -> Asked:
     if at >= len(examples):
         raise NothingToCompare("The newest report has no such example.")
     example, item, found = examples[at], examples[at].item, compare_example(examples[at])
-    told = _told(kind, example, len(found.before))
+    told = _told(kind, example, max(len(example.before), len(example.after)))
     if item is None:
         return Asked(kind, at, len(examples), None, None, False, found, told, may_vote=False)
     may_vote = kind is not ExampleKind.HUBS and item.since is not Since.GONE
