@@ -46,7 +46,7 @@ UPGRADE_ROWS = Counter(
 )
 UPGRADE_BATCH_SECONDS = Histogram(
     "gallery_upgrade_batch_seconds",
-    "What batches of upgrades take in this worker: reading rows, h and g with the wait for a turn, writing rows",
+    "What batches of upgrades take in this worker: reading, h and g with the wait for a turn or smoothing, writing",
     ["stage"],
     buckets=_BATCH_SECONDS,
 )

@@ -19,6 +19,7 @@ from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import Build, IndexEngine
 from service.index.protocol import Ids, SearchResult, VectorIndex, Vectors
 from service.index.replica import GalleryState, GenerationSource, NotServed, Replicas, ServedGeneration
+from service.index.smoothing import Neighbourhoods
 from service.networks.encoders import Encoders, VersionEncoder
 from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
 from service.networks.transformations import TransformationNetworks
@@ -121,6 +122,13 @@ class WatchedEngine:
 
     def take_out(self, generation: GenerationKey, ids: Ids) -> str | None:
         return self._engine.take_out(generation, ids)
+
+    @property
+    def can_smooth(self) -> bool:
+        return self._engine.can_smooth
+
+    def neighbourhoods(self, generation: GenerationKey) -> Neighbourhoods:
+        return self._engine.neighbourhoods(generation)
 
     def remove_unneeded(self, wait_seconds: float) -> None:
         self._engine.remove_unneeded(wait_seconds)

@@ -18,17 +18,20 @@ from models.unwanted import RunAbandoned, abandoned_when
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
-from service.db import AWAY, Database, is_outage
+from service.db import AWAY, Database, Session, is_outage
 from service.disk import shortage
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
+from service.domain.indexes.engine import SmoothingNotPossible
 from service.domain.judging.reports import GatesHold, NewReport, clear_request, store_report, wants_report
 from service.domain.upgrade.batches import (
+    Work,
     claim_batch,
     plan_batches,
     release_batch,
     return_batch,
     set_aside,
+    transform_items,
     work_on_batch,
 )
 from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, verify
@@ -40,6 +43,12 @@ from service.domain.upgrade.cutover import (
     cut_over,
     wants_cutover,
     withdraw_cutover,
+)
+from service.domain.upgrade.smoothing import (
+    check_index,
+    plan_smoothing,
+    smooth_items,
+    waits_for_smoothing,
 )
 from service.domain.upgrade.trials import end_failed_canary
 from service.domain.upgrade.upgrades import (
@@ -137,17 +146,14 @@ def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
         with suppress(Exception):  # the batch that needs a network reports that it is missing or damaged
             _load_networks(parts, upgrade)  # so that the first batches do not wait for them
-        try:
-            with parts.database.session_scope() as session:
-                plan_batches(session, upgrade.id, parts.settings.batch_items)
-        except IllegalTransition as error:  # a user's action was first
-            events.info("upgrade.step_overtaken", upgrade_id=upgrade.id, action="start", reason=error.message)
+        batch_items = parts.settings.batch_items
+        _step(parts, upgrade.id, Action.START, partial(plan_batches, upgrade_id=upgrade.id, batch_items=batch_items))
     return True
 
 
 def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Run batches; when all are done, catch up until the remainder is small, then go on to indexing."""
-    if _run_batches(parts, upgrade):
+    if _run_batches(parts, upgrade, _transforming(parts)):
         return True
     if _failed_for_refused(parts, upgrade.id):
         return False
@@ -196,7 +202,33 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
             reason = f"{type(error).__name__}: {error}"
             _fail(parts, upgrade.id, f"The index could not be built: {reason}. Retry when the cause is gone.")
             return False
+        if waits_for_smoothing(upgrade):
+            batch_items = parts.settings.batch_items
+            plan = partial(plan_smoothing, upgrade_id=upgrade.id, batch_items=batch_items)
+            return _step(parts, upgrade.id, Action.SMOOTH, plan)
         return _change(parts, upgrade.id, Action.INDEXED)
+
+
+def _smooth(parts: WorkerParts, upgrade: Upgrade) -> bool:
+    """Run the batches that smooth; when all are done, have the index built again."""
+    try:
+        with parts.database.session_scope() as session:
+            check_index(session, upgrade)
+        near = parts.engine.neighbourhoods(GenerationKey(upgrade.gallery_id, upgrade.to_generation_id))
+    except SmoothingNotPossible as error:
+        _fail(parts, upgrade.id, f"The rows cannot be smoothed: {error.message}")
+        return False
+    if _run_batches(parts, upgrade, partial(smooth_items, neighbourhoods=near)):
+        return True
+    with _phase(parts, upgrade.id) as mine:
+        if not mine or not _all_done(parts, upgrade.id):
+            return False
+        return _change(parts, upgrade.id, Action.SMOOTHED)
+
+
+def _all_done(parts: WorkerParts, upgrade_id: int) -> bool:
+    with parts.database.session_scope() as session:
+        return unfinished_batches(session, upgrade_id) == 0
 
 
 def _evaluate(parts: WorkerParts, upgrade: Upgrade) -> bool:
@@ -250,7 +282,7 @@ def _evaluate_again(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Keep the remainder small while the upgrade is ready, and cut over when that was asked for."""
-    if _run_batches(parts, upgrade):
+    if _run_batches(parts, upgrade, _transforming(parts)):
         return True
     if _failed_for_refused(parts, upgrade.id):
         return False
@@ -301,12 +333,17 @@ _STEPS: dict[State, Callable[[WorkerParts, Upgrade], bool]] = {
     State.PLANNED: _plan,
     State.TRANSFORMING: _transform,
     State.INDEXING: _build_index,
+    State.SMOOTHING: _smooth,
     State.EVALUATING: _evaluate,
     State.READY: _go_live,
 }
 
 
-def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
+def _transforming(parts: WorkerParts) -> Work:
+    return partial(transform_items, transform=parts.networks.transform)
+
+
+def _run_batches(parts: WorkerParts, upgrade: Upgrade, work: Work) -> bool:
     """Run batches for up to one time slice; return whether there is reason to look for more.
 
     Several are under way at once, each in a thread and a transaction of its own: while some of them compute, the
@@ -318,9 +355,9 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     stop_asked = _StopAsked(parts.database, upgrade.id)
 
     def run_one_after_another() -> bool:
-        found = _run_batch(parts, upgrade, stop_asked)
+        found = _run_batch(parts, upgrade, work, stop_asked)
         while found and time.monotonic() < ends:
-            found = _run_batch(parts, upgrade, stop_asked)
+            found = _run_batch(parts, upgrade, work, stop_asked)
         return found
 
     count = parts.settings.batches_at_once
@@ -330,7 +367,7 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade) -> bool:
     return any(future.result() for future in running)
 
 
-def _run_batch(parts: WorkerParts, upgrade: Upgrade, stop_asked: Callable[[], bool]) -> bool:
+def _run_batch(parts: WorkerParts, upgrade: Upgrade, work: Work, stop_asked: Callable[[], bool]) -> bool:
     """Claim and run one batch; return whether there is reason to look for another."""
     settings, upgrade_id = parts.settings, upgrade.id
     claim = claim_batch(parts.database, upgrade_id, settings.lease_seconds)
@@ -352,7 +389,7 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade, stop_asked: Callable[[], bo
             span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.batch_id),
             parts.database.session_scope() as session,
         ):
-            work_on_batch(session, claim, parts.networks.transform)
+            work_on_batch(session, claim, work)
         crash_point("batch.committed")
     except RunAbandoned:
         with parts.database.session_scope() as session:
@@ -396,10 +433,15 @@ class _StopAsked:
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:
+    """Change the state, and nothing with it, as a worker does."""
+    return _step(parts, upgrade_id, action, partial(change_state, upgrade_id=upgrade_id, action=action))
+
+
+def _step(parts: WorkerParts, upgrade_id: int, action: Action, act: Callable[[Session], object]) -> bool:
     """Change the state as a worker does; return False when a user's action (pause, cancel) came first."""
     try:
         with parts.database.session_scope() as session:
-            change_state(session, upgrade_id, action)
+            act(session)
     except IllegalTransition as error:
         events.info("upgrade.step_overtaken", upgrade_id=upgrade_id, action=str(action), reason=error.message)
         return False

@@ -23,6 +23,7 @@ from benchmarks.paper.judging import Galleries
 from benchmarks.paper.networks import train_networks
 from benchmarks.paper.open_classes import OpenClasses
 from benchmarks.paper.set_ups import OtherSetUps
+from benchmarks.paper.smoothing import SmoothedGalleries
 from benchmarks.paper.tables import Tables
 from benchmarks.paper.transformations import SEEDS, VIEWS, Features, Spec, expected_errors, train_transformations
 from benchmarks.paper.uncertainty import Uncertainty
@@ -79,6 +80,7 @@ def sections(features: Features) -> dict[str, Callable[[], str]]:
         "Disjoint training sets": others.disjoint,
         "Classes that h has not learned from": opened.recipes,
         "The same at the paper's size and length, one seed": opened.full_size,
+        "Smoothing within the gallery": SmoothedGalleries(galleries).table,
         "Classes that the new model does not know": opened.unknown_to_new,
         "The item itself, by a second view": instances.small,
         "The error that h expects, per item": uncertainty.tables,

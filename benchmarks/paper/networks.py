@@ -3,7 +3,7 @@
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -101,12 +101,13 @@ def _resized(images: TrainingImages, size: int, count: int) -> TrainingImages:
     )
 
 
-def train_networks(place: Path, folder: Path, at_once: int) -> None:
-    """Train what is not trained yet, `at_once` networks at a time with one thread each; an interrupted one goes on."""
+def train_networks(place: Path, folder: Path, at_once: int, names: Iterable[str] = tuple(NETWORKS)) -> None:
+    """Train those of `names` that are not trained yet, so many at a time with one thread each; an interrupted one goes
+    on."""
     read(place, "train", folder)  # once, before several processes want it
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        waiting = [name for name in NETWORKS if not (folder / name / RECORD).exists()]
+        waiting = [name for name in names if not (folder / name / RECORD).exists()]
         for name, record in zip(waiting, pool.map(partial(_train, place, folder), waiting), strict=True):
             print(f"{name}: {record['seconds']:.0f} s, loss {record['final_loss']:.3f}", flush=True)
 

@@ -286,6 +286,7 @@ class Gallery:
         gates: Sequence[Mapping[str, Any]] | Unset = UNSET,
         observe: bool | Unset = UNSET,
         bake: Mapping[str, Any] | Unset = UNSET,
+        smoothing: Mapping[str, Any] | Unset = UNSET,
     ) -> Upgrade:
         """Start an upgrade to a model version, and return it; `wait` for it. Raises `UpgradeOpen`, `NoPath` and other
         kinds of `Conflict`."""
@@ -298,6 +299,7 @@ class Gallery:
             gates=gates,
             observe=observe,
             bake=bake,
+            smoothing=smoothing,
         )
         return Upgrade(self._client, cast("models.UpgradeView", view))
 

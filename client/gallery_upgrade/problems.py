@@ -396,6 +396,10 @@ class SharedByAll(Forbidden):
     """What is shared by all tenants is changed by an operator alone."""
 
 
+class SmoothingNotPossible(Conflict):
+    """Rows cannot be smoothed by the index that there is."""
+
+
 class StillRead(Unavailable):
     """A table could not be dropped in time, because something reads it."""
 
@@ -656,6 +660,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:request-still-runs": RequestStillRuns,
     "urn:gallery-upgrade:rollback-would-lose": RollbackWouldLose,
     "urn:gallery-upgrade:shared-by-all": SharedByAll,
+    "urn:gallery-upgrade:smoothing-not-possible": SmoothingNotPossible,
     "urn:gallery-upgrade:still-read": StillRead,
     "urn:gallery-upgrade:table-too-large": TableTooLarge,
     "urn:gallery-upgrade:thumbnails-unproven": ThumbnailsUnproven,

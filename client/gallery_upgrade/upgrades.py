@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gallery_upgrade.client import Client
 
 _GIVEN_UP = ("failed", "cancelled", "rolled_back")
-_IN_ORDER = ("planned", "transforming", "indexing", "evaluating", "ready", "live", "finalized")
+_IN_ORDER = ("planned", "transforming", "indexing", "smoothing", "evaluating", "ready", "live", "finalized")
 _AT_ONCE = 128
 
 

@@ -23,6 +23,7 @@ from service.api.speed import Speed
 from service.disk import NoRoom
 from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
 from service.domain.gallery.galleries import UnknownGallery
+from service.domain.indexes.engine import SmoothingNotPossible
 from service.domain.indexes.removal import StillRead
 from service.domain.judging.gates import GateMetric, GateRule, UnknownGate
 from service.domain.judging.reports import GatesHold
@@ -36,6 +37,7 @@ from service.domain.upgrade.dry_run import DryRun, ItemsRefused
 from service.domain.upgrade.paths import ErasesItems, NoPath
 from service.domain.upgrade.planning import AlreadyThere, UpgradeOpen, WantedUpgrade
 from service.domain.upgrade.progress import UpgradeDetails
+from service.domain.upgrade.smoothing import Smoothing
 from service.domain.upgrade.trials import BakeRuns
 from service.domain.upgrade.upgrades import NotReady, UnknownUpgrade, UpgradeEnded
 from service.domain.upgrade_state import Action
@@ -58,11 +60,22 @@ class GateRuleView(BaseModel):
     slice: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
 
 
+class SmoothingView(BaseModel):
+    """Each row that h makes becomes (1 - `share`) of itself and `share` of the mean of its `neighbors` nearest rows."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.6
+    neighbors: Annotated[int, Field(ge=1, le=200)] = 20
+
+
 class NewUpgrade(BaseModel):
     """`transformation` is the id of one to use; else the path of fewest hops is found. `cutover` `auto` goes live by
     itself once its report passes. `speed` is the share of the time that each worker works on it. `gates` replace or add
     to the default ones; with `observe` the upgrade is judged, and no verdict holds it up. `bake` watches it after its
-    cutover. With `dry_run` nothing is written: the answer says what the upgrade would take."""
+    cutover. With `smoothing` rows move towards their neighbors before they are judged, which suits galleries that are
+    searched for any item of a class, and costs how often an item is found by its own image. With `dry_run` nothing is
+    written: the answer says what the upgrade would take."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,6 +86,7 @@ class NewUpgrade(BaseModel):
     gates: Annotated[list[GateRuleView], Field(max_length=100)] = []
     observe: bool = False
     bake: NewBake | None = None
+    smoothing: SmoothingView | None = None
     dry_run: bool = False
 
 
@@ -145,8 +159,8 @@ class WorkAheadView(BaseModel):
 class DryRunView(BaseModel):
     """`reason` says why the path is this one, and what would make a shorter one possible. `bytes` go into the database
     and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on `measured_items`
-    rows, without the index; null for an empty gallery. `ahead` is what workers have at hand, and `seconds_ahead` what
-    one may take for it, without index builds, before it turns to this upgrade."""
+    rows, without the index and smoothing; null for an empty gallery. `ahead` is what workers have at hand, and
+    `seconds_ahead` what one may take for it, without index builds, before it turns to this upgrade."""
 
     path: list[LegView]
     reason: str
@@ -181,6 +195,7 @@ class UpgradeView(BaseModel):
     path: list[LegView]
     progress: dict[str, PhaseView]
     observe: bool
+    smoothing: SmoothingView | None
     gates: list[GateRuleView]
     judged: VerdictView | None
     decision: DecisionView | None
@@ -219,6 +234,7 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
         path=[LegView(**leg.to_json()) for leg in upgrade.legs],
         progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
         observe=upgrade.observe,
+        smoothing=None if upgrade.smoothing is None else SmoothingView(**upgrade.smoothing),
         gates=[GateRuleView(**rule) for rule in upgrade.gates],
         judged=None if report is None else VerdictView(report=report.number, verdict=report.verdict),
         decision=decision_view(upgrade),
@@ -253,6 +269,7 @@ def _view_of(details: UpgradeDetails) -> UpgradeView:
         ItemsRefused,
         TransformationFailed,
         UnknownGate,
+        SmoothingNotPossible,
         NoRoom,
     )
     | {200: {"model": DryRunView}},
@@ -268,7 +285,16 @@ def plan_upgrade(
     gates = [GateRule(rule.metric, rule.limit, rule.slice) for rule in new.gates]
     bake = None if new.bake is None else new.bake.wanted()
     wanted = WantedUpgrade(
-        name, new.to_version, new.transformation, new.cutover, new.speed, new.dry_run, gates, new.observe, bake
+        gallery_name=name,
+        to_version=new.to_version,
+        transformation_id=new.transformation,
+        cutover=new.cutover,
+        speed=new.speed,
+        dry_run=new.dry_run,
+        gates=gates,
+        observe=new.observe,
+        bake=bake,
+        smoothing=None if new.smoothing is None else Smoothing(**new.smoothing.model_dump()),
     )
     found = parts.upgrade_actions.plan(wanted)
     if isinstance(found, DryRun):

@@ -22,6 +22,9 @@ class Upgrade(Base):
     ones, and with `observe` no verdict holds anything up. `evaluate_seed` is that of a report that was asked for and is
     not written yet. `decision` is on what verdict it goes live, or went, and who wanted it.
 
+    `smoothing` is how its rows are smoothed (`service.domain.upgrade.smoothing.Smoothing`), null where they stay as h
+    made them; those up to `smoothed_revision` are, by the index file with the digest `smoothed_index`.
+
     `canary` is the share of image queries that the next generation answers while the upgrade is ready, and 0 in every
     other state; of those queries, it answered `canary_answered`, and could not answer `canary_failed`. `bake` is how it
     is watched after its cutover (`service.domain.judging.guardrails.Bake`), which lasts
@@ -47,6 +50,9 @@ class Upgrade(Base):
     cutover_requested_at: Mapped[datetime | None]
     gates: Mapped[list[Any]] = mapped_column(server_default=text("'[]'"))
     observe: Mapped[bool] = mapped_column(server_default=text("false"))
+    smoothing: Mapped[Json | None]
+    smoothed_revision: Mapped[int | None]
+    smoothed_index: Mapped[str | None]
     evaluate_seed: Mapped[int | None]
     evaluate_asked_at: Mapped[datetime | None]
     decision: Mapped[Json | None]

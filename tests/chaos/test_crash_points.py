@@ -19,12 +19,14 @@ from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
 from service.embedded.supervisor import worker_command
 from service.settings import Settings
+from service.vectors.rows import EmbeddingRows
 from tests.chaos import dying, test_backfill_deaths
 from tests.chaos.small_gallery import SmallGallery, SweptWorker
 from tests.chaos.test_erasure_deaths import ERASURE_POINTS
 from tests.chaos.test_ingest_deaths import INGEST_POINTS
 from tests.conftest import Servers, fresh_database, small_settings
 from tests.integration.test_audit import AUDIT_POINT
+from tests.rows import all_rows
 from tests.scenario import register_transformation, register_version, start_upgrade, state_of
 from tests.served import free_port, wait_for
 
@@ -81,6 +83,7 @@ STEPS: dict[str, tuple[State, dying.Step]] = {
     "finalize": (State.LIVE, dying.finalize),
     "cancel": (State.READY, dying.cancel),
 }
+SMOOTHING_POINTS = ("batch.smoothed",)
 DEAD = 137
 LEASE_SECONDS = 0.3
 
@@ -205,6 +208,44 @@ def expire_leases(gallery: SmallGallery) -> None:
         session.execute(text("UPDATE upgrade_batches SET lease_expires_at = now() - interval '1 s'"))
 
 
+def smoothing_gallery(client: TestClient, worker: SweptWorker) -> SmallGallery:
+    """Return a gallery whose upgrade is planned, and smooths."""
+    gallery = SmallGallery(client, worker, f"g{next(_numbers)}")
+    smoothing = {"smoothing": '{"share": 0.5, "neighbors": 3}', "id": gallery.upgrade_id}
+    with worker.parts.database.session_scope() as session:
+        session.execute(text("UPDATE upgrades SET smoothing = CAST(:smoothing AS jsonb) WHERE id = :id"), smoothing)
+    return gallery
+
+
+def rows_when_ready(gallery: SmallGallery) -> EmbeddingRows:
+    gallery.sweep_until(State.READY)
+    _, rows = all_rows(gallery.worker.parts, gallery.upgrade_id)
+    gallery.check_answers("v1")
+    gallery.remove()
+    return rows
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("point", SMOOTHING_POINTS)
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_a_death_while_rows_are_smoothed_leaves_the_rows_that_a_life_leaves(
+    client: TestClient, worker: SweptWorker, settings: Settings, point: str, deaths: int
+) -> None:
+    expected = rows_when_ready(smoothing_gallery(client, worker))
+    gallery = smoothing_gallery(client, worker)
+    armed = settings.model_copy(update={"crash_at": point, "batch_items": 5, "batches_at_once": 1})
+
+    for _ in range(deaths):
+        expire_leases(gallery)
+        assert dying.exit_code_of(dying.advance, armed, gallery.upgrade_id, int) == DEAD
+        assert gallery.state is State.SMOOTHING
+
+    expire_leases(gallery)
+    found = rows_when_ready(gallery)
+    assert (found.embedding == expected.embedding).all()
+    assert (found.origin == expected.origin).all()
+
+
 @pytest.mark.chaos
 def test_a_worker_is_armed_by_its_environment(gallery: SmallGallery, settings: Settings, tmp_path: Path) -> None:
     armed = settings.model_copy(update={"crash_at": "batch.transformed", "sweep_every_seconds": 0.1})
@@ -251,6 +292,6 @@ def test_every_crash_point_of_the_code_is_died_at_and_listed_in_its_module() -> 
     docstrings = [source.split('"""')[1] for source in sources.values() if source.startswith('"""')]
     listed = {name for docstring in docstrings for name in re.findall(r"`([a-z]+\.[a-z_]+)`", docstring)}
 
-    others = {*test_backfill_deaths.DEATHS, *INGEST_POINTS, *ERASURE_POINTS, AUDIT_POINT}
+    others = {*test_backfill_deaths.DEATHS, *INGEST_POINTS, *ERASURE_POINTS, *SMOOTHING_POINTS, AUDIT_POINT}
     assert found == {point for _, point, *_ in ROWS} | others
     assert found <= listed

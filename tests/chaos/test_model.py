@@ -6,6 +6,7 @@ change nothing. `--hypothesis-profile=long` is the long form.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from service.domain.upgrade.batches import Claim, claim_batch, work_on_batch
+from service.domain.upgrade.batches import Claim, claim_batch, transform_items, work_on_batch
 from service.networks.transformations import PoisonedItems
 from service.settings import Settings
 from tests.chaos.client import Client
@@ -173,7 +174,7 @@ class GalleryMachine(RuleBasedStateMachine):
             claim = self.frozen.pop(0)
             self.client.has_acted = True
             with self.world.database.session_scope() as session:
-                work_on_batch(session, claim, self.world.networks.transform)
+                work_on_batch(session, claim, partial(transform_items, transform=self.world.networks.transform))
         elif what == "freezes" and upgrade is not None and upgrade.state in ("transforming", "ready"):
             claimed = claim_batch(self.world.database, upgrade.id, self.world.settings.lease_seconds)
             if claimed is not None:

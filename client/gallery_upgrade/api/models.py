@@ -150,8 +150,8 @@ class DeletedView(Answer):
 class DryRunView(Answer):
     """`reason` says why the path is this one, and what would make a shorter one possible. `bytes` go into the database
     and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on
-    `measured_items` rows, without the index; null for an empty gallery. `ahead` is what workers have at hand, and
-    `seconds_ahead` what one may take for it, without index builds, before it turns to this upgrade.
+    `measured_items` rows, without the index and smoothing; null for an empty gallery. `ahead` is what workers have
+    at hand, and `seconds_ahead` what one may take for it, without index builds, before it turns to this upgrade.
     """
 
     ahead: WorkAheadView
@@ -612,6 +612,13 @@ class SimulationView(Answer):
     seconds_per_item: float
 
 
+class SmoothingView(Answer):
+    """Each row that h makes becomes (1 - `share`) of itself and `share` of the mean of its `neighbors` nearest rows."""
+
+    neighbors: int = 20
+    share: float = 0.6
+
+
 class StepView(Answer):
     """An upgrade that led to the active generation, through these versions; `measured` is null if it was not judged."""
 
@@ -670,6 +677,7 @@ class UpgradeView(Answer):
     observe: bool
     path: list[LegView]
     progress: dict[str, PhaseView]
+    smoothing: SmoothingView | None
     speed: float
     state: str
     to_generation: int

@@ -681,6 +681,7 @@ def plan_upgrade(
     dry_run: bool | Unset = UNSET,
     gates: Sequence[Mapping[str, Any]] | Unset = UNSET,
     observe: bool | Unset = UNSET,
+    smoothing: Mapping[str, Any] | Unset | None = UNSET,
     speed: float | Unset = UNSET,
     transformation: int | Unset | None = UNSET,
 ) -> Call[models.DryRunView | models.UpgradeView]:
@@ -696,6 +697,7 @@ def plan_upgrade(
                 "dry_run": dry_run,
                 "gates": gates,
                 "observe": observe,
+                "smoothing": smoothing,
                 "speed": speed,
                 "to_version": to_version,
                 "transformation": transformation,

@@ -50,10 +50,15 @@ def start(
         float | None, typer.Option(min=0, max=1, help="Share of the time that workers work on it.")
     ] = None,
     gates: Annotated[str | None, typer.Option(help="Gates as JSON, or @FILE: [{metric, limit, slice?}].")] = None,
+    smooth: Annotated[
+        float | None, typer.Option(help="Move each row by this share, above 0 to 1, towards its nearest rows.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it, as `upgrade watch` does.")] = False,
 ) -> None:
     """Start an upgrade; the gallery goes on answering."""
     given = chosen(transformation=transformation, speed=speed, gates=json_option(gates, "--gates"))
+    if smooth is not None:
+        given["smoothing"] = {"share": smooth}
     if auto:
         given["cutover"] = "auto"
     started = session.client.galleries.get(gallery).upgrade(to_version, **given)

@@ -10,13 +10,22 @@ from sqlalchemy.orm import Session
 
 from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.due import DueRebuild
+from service.errors import Conflict
 from service.index.protocol import Ids, IndexKind
 from service.index.recall import Recall
 from service.index.replica import GenerationSource
+from service.index.smoothing import Neighbourhoods
 from service.networks.encoders import Encoders
 from service.tables import Json
 
 Report = Callable[[int, int], None]  # (rows in the index, rows in all)
+
+
+NO_SMOOTHING = "Rows are smoothed by an index file of FAISS, and the indexes here are collections in Milvus."
+
+
+class SmoothingNotPossible(Conflict):
+    """Rows cannot be smoothed by the index that there is."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,16 @@ class IndexEngine(Protocol):
         """Remove the bytes of items (N,) from a generation's index, and return a sentence on what becomes of them; None
         where the index takes no changes, and is to be built anew."""
         return None
+
+    @property
+    def can_smooth(self) -> bool:
+        """Whether it has `neighbourhoods`."""
+        return False
+
+    def neighbourhoods(self, generation: GenerationKey) -> Neighbourhoods:  # noqa: ARG002 - FAISS's uses it
+        """Return the rows around given ones, as the generation's index has them. Raises `SmoothingNotPossible` (409)
+        where the index cannot be read, or changes with the rows."""
+        raise SmoothingNotPossible(NO_SMOOTHING)
 
     def remove_unneeded(self, wait_seconds: float) -> None:
         """Remove the indexes that no generation needs any more, and what builds that died have left.

@@ -33,10 +33,10 @@ from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
 from service.domain.gallery.current_rows import live_ids, read_current_rows, read_current_vectors, stream_rows
-from service.domain.gallery.generations import count_rows, get_stored_generation
+from service.domain.gallery.generations import GenerationKey, count_rows, get_stored_generation
 from service.domain.indexes.builds import counted, end_build, name_index
 from service.domain.indexes.due import DueRebuild, Rebuilds
-from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report
+from service.domain.indexes.engine import Build, IndexEngine, IndexRecord, Report, SmoothingNotPossible
 from service.domain.indexes.index_files import index_file, named_files, remove_unneeded_files
 from service.domain.indexes.query_samples import draw_recall_sample, sample_rows
 from service.domain.indexes.sources import read_states, warm
@@ -47,12 +47,14 @@ from service.index.kinds import BuiltIndex, training_rows
 from service.index.protocol import Ids, IndexKind, IndexOption, Vectors
 from service.index.recall import Recall, choose_width
 from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
+from service.index.smoothing import Neighbourhoods
 from service.networks.encoders import Encoders
 from service.settings import Settings
 from service.tables import Gallery, Generation, Item, Json
 
 events = logs.Events(__name__)
 
+_CACHE = "index_cache"
 _LONGEST_COPYING_SECONDS = 24 * 3600.0
 _Chunk = tuple[Ids, Vectors]
 
@@ -65,6 +67,7 @@ class FaissEngine(IndexEngine):
         self._blobs = blobs
         self._settings = settings
         self.rebuilds = Rebuilds()
+        self._neighbourhoods: tuple[str, Neighbourhoods] | None = None  # of the file with this digest, until a build
 
     def follow(self, encoders: Encoders) -> "FaissSource":
         return FaissSource(self._database, self._blobs, encoders, self._settings)
@@ -76,7 +79,29 @@ class FaissEngine(IndexEngine):
     def remove_unneeded(self, wait_seconds: float) -> None:  # noqa: ARG002 - no file is waited for
         remove_unneeded_files(self._database, self._blobs)
 
+    @property
+    def can_smooth(self) -> bool:
+        return True
+
+    def neighbourhoods(self, generation: GenerationKey) -> Neighbourhoods:
+        with self._database.session_scope() as session:
+            stored = get_stored_generation(session, generation.gallery_id, generation.generation_id)
+            row = session.get_one(Generation, generation.generation_id)
+        name, sha256 = row.index_name, row.index_sha256
+        if name is None or sha256 is None:
+            raise SmoothingNotPossible("It has no index file.")
+        if self._neighbourhoods is None or self._neighbourhoods[0] != sha256:
+            dim = stored.vector_format.embedding_dim
+            try:
+                path = self._blobs.fetch_file(name, self._settings.data / _CACHE)
+                built = read_index(path, stored.metric, dim, sha256)
+            except (IndexFileError, FileNotFoundError) as error:
+                raise SmoothingNotPossible(f"Its index file cannot be read: {error}") from error
+            self._neighbourhoods = sha256, Neighbourhoods(stored.metric, dim, built)
+        return self._neighbourhoods[1]
+
     def build(self, build: Build) -> Json:
+        self._neighbourhoods = None
         built = self._with_other_width(build) if build.only_width else None
         if built is None:
             built = self._from_rows(build)
@@ -200,7 +225,7 @@ class FaissSource(GenerationSource):
         self._blobs = blobs
         self._encoders = encoders
         self._settings = settings
-        self._cache = settings.data / "index_cache"
+        self._cache = settings.data / _CACHE
 
     def galleries(self, only: int | None = None) -> list[GalleryState]:
         """Return every gallery's state, or one's."""

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.indexes.engine import IndexEngine
+from service.domain.indexes.engine import NO_SMOOTHING, IndexEngine, SmoothingNotPossible
 from service.domain.indexes.removal import remove_dropped
 from service.domain.judging.reports import check_verdict
 from service.domain.upgrade import cutover
@@ -89,7 +89,10 @@ class UpgradeActions:
             raise NotSwitched(f"The index of generation {upgrade.to_generation_id} is still being loaded; ask again.")
 
     def plan(self, wanted: WantedUpgrade) -> UpgradeDetails | DryRun:
-        """Begin an upgrade, or say what it would take. Raises what `plan_upgrade` does."""
+        """Begin an upgrade, or say what it would take. Raises what `plan_upgrade` does, and
+        `SmoothingNotPossible` (409)."""
+        if wanted.smoothing is not None and not self.engine.can_smooth:
+            raise SmoothingNotPossible(NO_SMOOTHING)
         if wanted.dry_run:
             return dry_run(self.database, self.make_networks(), wanted)
         (details,) = self.described(lambda session: [plan_upgrade(session, self.settings, wanted)])

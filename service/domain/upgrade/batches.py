@@ -40,13 +40,18 @@ from service.domain.upgrade.catch_up import insert_batches
 from service.domain.upgrade.upgrades import NAMED_ITEMS, change_state, lock_state
 from service.domain.upgrade_state import Action, State
 from service.metrics import UPGRADE_BATCH_SECONDS, UPGRADE_ROWS
-from service.tables import Upgrade, UpgradeBatch
+from service.tables import BatchPhase, Upgrade, UpgradeBatch
 from service.vectors.copy import read_rows, write_rows
 from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
 
 events = logs.Events(__name__)
 
 TRANSFORMABLE = frozenset({State.TRANSFORMING, State.READY})
+_WORKED_ON_IN: dict[BatchPhase, frozenset[State]] = {
+    "transforming": TRANSFORMABLE,
+    "catching_up": TRANSFORMABLE,
+    "smoothing": frozenset({State.SMOOTHING}),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class ItemRange:
 
 # (rows of the leg's generation, the format of the rows to give, transformation ids) -> those rows.
 Transform = Callable[[EmbeddingRows, VectorFormat, tuple[int, ...]], EmbeddingRows]
+# What is done with a batch's items, in the transaction that is given; it returns how many rows it wrote.
+Work = Callable[[Session, Upgrade, ItemRange], int]
 
 
 def plan_batches(session: Session, upgrade_id: int, batch_items: int) -> None:
@@ -99,8 +106,8 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
     return Claim(batch.id, upgrade_id, batch.claim_token, batch.attempts, batch.error)
 
 
-def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int | None:
-    """Transform a claimed batch and mark it done, in the session's one transaction; return the rows written.
+def work_on_batch(session: Session, claim: Claim, work: Work) -> int | None:
+    """Work on a claimed batch and mark it done, in the session's one transaction; return the rows written.
 
     None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over.
     """
@@ -115,10 +122,10 @@ def work_on_batch(session: Session, claim: Claim, transform: Transform) -> int |
     )
     if batch is None:
         return None
-    if upgrade.state not in TRANSFORMABLE:
+    if upgrade.state not in _WORKED_ON_IN[batch.phase]:
         return_batch(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
-    rows = transform_items(session, upgrade, ItemRange(batch.first_item_id, batch.last_item_id), transform)
+    rows = work(session, upgrade, ItemRange(batch.first_item_id, batch.last_item_id))
 
     # 3.
     done_at = func.clock_timestamp()

@@ -31,9 +31,9 @@ class ItemsRefused(Conflict):
 @dataclass(frozen=True)
 class DryRun:
     """`reason` says why the path is this one. `bytes` is what the new generation adds to the database and `index_bytes`
-    to the blob store; `seconds` is what one worker takes for the rows at the measured rate, without the index. None for
-    an empty gallery. `ahead` is what workers have at hand, and `seconds_ahead` is what one may take for it before it
-    turns to this upgrade, as if items of other galleries took as long as those of this one."""
+    to the blob store; `seconds` is what one worker takes for the rows at the measured rate, without the index and
+    smoothing. None for an empty gallery. `ahead` is what workers have at hand, and `seconds_ahead` is what one may take
+    for it before it turns to this upgrade, as if items of other galleries took as long as those of this one."""
 
     legs: list[FoundLeg]
     reason: str

@@ -17,6 +17,7 @@ from service.domain.judging.guardrails import Bake
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
 from service.domain.upgrade.path_reasons import reason_for
 from service.domain.upgrade.paths import FoundLeg, find_legs
+from service.domain.upgrade.smoothing import Smoothing
 from service.domain.upgrade_state import State
 from service.errors import Conflict
 from service.queue import ADVANCE_UPGRADE, send_after_commit
@@ -40,7 +41,7 @@ class AlreadyThere(Conflict):
 class WantedUpgrade:
     """What a client asks for: an upgrade, or with `dry_run` what it would take. Without a `transformation_id`, the path
     of fewest hops is found. `gates` replace or add to the default ones; with `observe` nothing waits for a verdict.
-    `bake` is how it is watched after its cutover; None: not at all."""
+    `bake` is how it is watched after its cutover; `smoothing`, how its rows are smoothed; None: not at all."""
 
     gallery_name: str
     to_version: str
@@ -51,6 +52,7 @@ class WantedUpgrade:
     gates: Sequence[GateRule] = ()
     observe: bool = False
     bake: Bake | None = None
+    smoothing: Smoothing | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Outline:
 def outline_upgrade(session: Session, wanted: WantedUpgrade) -> Outline:
     """Return what an upgrade would do; refuses what `plan_upgrade` would refuse, but for a disk that is too small."""
     version = registry.get_version(session, wanted.to_version)
-    return _outline(session, get_gallery(session, wanted.gallery_name), version, wanted.transformation_id)
+    return _outline(session, get_gallery(session, wanted.gallery_name), version, wanted)
 
 
 def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) -> Upgrade:
@@ -80,7 +82,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     """
     version = registry.get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
-    outline = _outline(session, gallery, version, wanted.transformation_id)
+    outline = _outline(session, gallery, version, wanted)
     rules_for(gallery.task, wanted.gates)  # raises for one that cannot be
     check_room(settings, outline.bytes)
     legs = outline.legs
@@ -104,6 +106,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         gates=[asdict(rule) for rule in wanted.gates],
         observe=wanted.observe,
         bake=None if wanted.bake is None else wanted.bake.to_json(),
+        smoothing=None if wanted.smoothing is None else wanted.smoothing.to_json(),
         state=State.PLANNED,
         start_revision=gallery.revision,
         trace=current_trace(),
@@ -131,13 +134,14 @@ def _begin(session: Session, upgrade: Upgrade, gallery_name: str, to_version: st
         "gates": upgrade.gates,
         "observe": upgrade.observe,
         "bake": upgrade.bake,
+        "smoothing": upgrade.smoothing,
     }
     record(session, Act.UPGRADE_OPENED, Subject("upgrade", upgrade.id), after=opened)
     events.info("upgrade.planned", upgrade_id=upgrade.id, gallery_id=upgrade.gallery_id, legs=legs)
     session.refresh(upgrade)
 
 
-def _outline(session: Session, gallery: Gallery, version: ModelVersion, transformation_id: int | None) -> Outline:
+def _outline(session: Session, gallery: Gallery, version: ModelVersion, wanted: WantedUpgrade) -> Outline:
     """Return what an upgrade of the gallery to `version` would do.
 
     Raises `UpgradeOpen`, `AlreadyThere`, `NoPath` and `ErasesItems` (409), and `UnknownTransformation` (404).
@@ -150,10 +154,13 @@ def _outline(session: Session, gallery: Gallery, version: ModelVersion, transfor
     if active.version.id == version.id:
         raise AlreadyThere(f"Gallery {gallery.name!r} is already under model version {version.name!r}.")
     retained = [generation for generation in stored if generation is not active]
-    legs = find_legs(session, version, active, retained, transformation_id, gallery.task)
-    reason = reason_for(session, legs, stored, version, gallery.task, asked_for=transformation_id is not None)
+    legs = find_legs(session, version, active, retained, wanted.transformation_id, gallery.task)
+    reason = reason_for(session, legs, stored, version, gallery.task, asked_for=wanted.transformation_id is not None)
 
     side_dim = version.side_information_dim if legs[0].gives_side_information else None
     vector_format = VectorFormat(version.embedding_dim, side_dim, gallery.dtype)
     target = StoredGeneration(0, gallery.id, gallery.metric, version, vector_format, GenerationStage.BUILDING)
-    return Outline(legs, reason, target, gallery.items, generation_bytes(vector_format, gallery.items))
+    needed = generation_bytes(vector_format, gallery.items)
+    if wanted.smoothing is not None:  # rows of before stay until a vacuum, and the index is built twice
+        needed = Bytes(2 * needed.database, 2 * needed.index)
+    return Outline(legs, reason, target, gallery.items, needed)

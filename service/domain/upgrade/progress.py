@@ -20,7 +20,17 @@ from service.domain.judging.reports import newest_reports
 from service.domain.phases import Phase, phase_of, rate_of
 from service.domain.upgrade.upgrades import events_of, get_upgrade
 from service.domain.upgrade_state import OPEN, WORKING, State
-from service.tables import Gallery, Generation, Job, ModelVersion, Report, Upgrade, UpgradeBatch, UpgradeEvent
+from service.tables import (
+    BatchPhase,
+    Gallery,
+    Generation,
+    Job,
+    ModelVersion,
+    Report,
+    Upgrade,
+    UpgradeBatch,
+    UpgradeEvent,
+)
 
 _RATE_BATCHES = 33
 _STEADY_BATCHES = 6
@@ -140,10 +150,15 @@ def _phases(upgrade: Upgrade, batches: _Batches, build: Job | None, now: datetim
     state = upgrade.state
     moving = state in WORKING and upgrade.speed > 0
     reached = upgrade.resume_state if state in (State.PAUSED, State.FAILED) and upgrade.resume_state else state
+
+    def of_batches(phase: BatchPhase) -> Phase:
+        return _items(upgrade, batches.get((upgrade.id, phase), _NO_BATCHES), now, moving)
+
     return {
-        "transforming": _items(upgrade, batches.get((upgrade.id, "transforming"), _NO_BATCHES), now, moving),
-        "catching_up": _items(upgrade, batches.get((upgrade.id, "catching_up"), _NO_BATCHES), now, moving),
+        "transforming": of_batches("transforming"),
+        "catching_up": of_batches("catching_up"),
         "indexing": _rows(build, now, moving),
+        **({} if upgrade.smoothing is None else {"smoothing": of_batches("smoothing")}),
         "evaluating": phase_of(int(reached in _AFTER_EVALUATING), 1, "evaluation"),
     }
 

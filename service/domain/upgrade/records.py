@@ -79,6 +79,7 @@ def _upgrade(upgrade: Upgrade, gallery: Gallery) -> Json:
         "cutover": upgrade.cutover,
         "observe": upgrade.observe,
         "gates": upgrade.gates,
+        "smoothing": upgrade.smoothing,
         "start_revision": upgrade.start_revision,
         "live_revision": upgrade.live_revision,
         "created_at": _at(upgrade.created_at),
@@ -124,7 +125,8 @@ def _transformation(session: Session, transformation_id: int) -> Json:
 
 def _counts(session: Session, upgrade_id: int) -> Json:
     columns = func.count(), func.sum(UpgradeBatch.items), func.sum(UpgradeBatch.rows)
-    batches, items, rows = session.execute(select(*columns).where(UpgradeBatch.upgrade_id == upgrade_id)).one()
+    of_h = UpgradeBatch.upgrade_id == upgrade_id, UpgradeBatch.phase != "smoothing"
+    batches, items, rows = session.execute(select(*columns).where(*of_h)).one()
     return {"batches": batches, "items_planned": int(items or 0), "rows_transformed": int(rows or 0)}
 
 

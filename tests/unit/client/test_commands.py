@@ -52,6 +52,7 @@ UPGRADE: dict[str, Any] = {
     "path": [],
     "progress": {},
     "observe": False,
+    "smoothing": None,
     "gates": [],
     "created_at": "2026-01-01T00:00:00Z",
     "updated_at": "2026-01-01T00:00:00Z",

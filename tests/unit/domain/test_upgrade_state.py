@@ -9,18 +9,19 @@ from service.domain.upgrade_state import OPEN, TRANSITIONS, WORKING, Action, Ill
 # One row per state: the state after each action, `same` where the action asks for what is true already, `back` for the
 # state that was left, and `-` where the action is refused.
 TABLE = """
-state        start        transformed indexed    evaluated cutover finalize  pause  resume cancel    fail   retry rollback
-planned      transforming -           -          -         -       -         paused same   cancelled failed same  -
-transforming -            indexing    -          -         -       -         paused same   cancelled failed same  -
-indexing     -            -           evaluating -         -       -         paused same   cancelled failed same  -
-evaluating   -            -           -          ready     -       -         paused same   cancelled failed same  -
-ready        -            -           -          -         live    -         -      same   cancelled failed same  -
-live         -            -           -          -         same    finalized -      -      -         -      -     rolled_back
-finalized    -            -           -          -         -       same      -      -      -         -      -     -
-paused       -            -           -          -         -       -         same   back   cancelled -      -     -
-failed       -            -           -          -         -       -         -      -      cancelled -      back  -
-rolled_back  -            -           -          -         -       -         -      -      -         -      -     same
-cancelled    -            -           -          -         -       -         -      -      same      -      -     -
+state        start        transformed indexed    smooth    smoothed evaluated cutover finalize  pause  resume cancel    fail   retry rollback
+planned      transforming -           -          -         -        -         -       -         paused same   cancelled failed same  -
+transforming -            indexing    -          -         -        -         -       -         paused same   cancelled failed same  -
+indexing     -            -           evaluating smoothing -        -         -       -         paused same   cancelled failed same  -
+smoothing    -            -           -          -         indexing -         -       -         paused same   cancelled failed same  -
+evaluating   -            -           -          -         -        ready     -       -         paused same   cancelled failed same  -
+ready        -            -           -          -         -        -         live    -         -      same   cancelled failed same  -
+live         -            -           -          -         -        -         same    finalized -      -      -         -      -     rolled_back
+finalized    -            -           -          -         -        -         -       same      -      -      -         -      -     -
+paused       -            -           -          -         -        -         -       -         same   back   cancelled -      -     -
+failed       -            -           -          -         -        -         -       -         -      -      cancelled -      back  -
+rolled_back  -            -           -          -         -        -         -       -         -      -      -         -      -     same
+cancelled    -            -           -          -         -        -         -       -         -      -      same      -      -     -
 """  # noqa: E501 - a table is read by its columns
 
 HEADER, *ROWS = (line.split() for line in TABLE.strip().splitlines())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_rows_of_a_batch_that_cannot_be_marked_done_are_not_committed(gallery: T
                 session.execute(text("UPDATE upgrade_batches SET state = 'pending'"))
                 return worker.networks.transform(rows, wanted, path)
 
-            batches.work_on_batch(session, claim, unmark)
+            batches.work_on_batch(session, claim, partial(batches.transform_items, transform=unmark))
 
     with pytest.raises(RuntimeError, match="left its claim"):
         work()
