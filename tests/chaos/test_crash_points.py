@@ -14,7 +14,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.app import create_app
+from service.domain.judging.baked_queries import Compared, note_compared
+from service.domain.judging.guardrails import Bake
 from service.domain.upgrade.cutover import request_cutover
+from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
 from service.embedded.supervisor import worker_command
@@ -30,7 +33,8 @@ from tests.rows import all_rows
 from tests.scenario import register_transformation, register_version, start_upgrade, state_of
 from tests.served import free_port, wait_for
 
-# Who dies: a worker that advances an upgrade from its plan (`advance`) or that was asked to cut it over (`switch`), or
+# Who dies: a worker that advances an upgrade from its plan (`advance`), that was asked to cut it over (`switch`), or
+# that finds that a live one breaks a guardrail (`guard`), or
 # an API that was asked for an action; at which point; in which state that leaves the upgrade, and in which one it ends.
 DEATHS = """
 step      point              left          ends
@@ -62,6 +66,12 @@ rollback  switch.committed   rolled_back   rolled_back
 rollback  removal.table      rolled_back   rolled_back
 rollback  removal.files      rolled_back   rolled_back
 rollback  removal.done       rolled_back   rolled_back
+guard     switch.locked      live          rolled_back
+guard     bake.ended         live          rolled_back
+guard     switch.moved       live          rolled_back
+guard     removal.table      rolled_back   rolled_back
+guard     removal.files      rolled_back   rolled_back
+guard     removal.done       rolled_back   rolled_back
 finalize  finalize.locked    live          finalized
 finalize  switch.committed   finalized     finalized
 finalize  removal.table      finalized     finalized
@@ -78,6 +88,7 @@ IN_TRANSFORMING = [row[1] for row in ROWS if row[0] == "advance"]
 STEPS: dict[str, tuple[State, dying.Step]] = {
     "advance": (State.PLANNED, dying.advance),
     "switch": (State.READY, dying.advance),
+    "guard": (State.LIVE, dying.guard),
     "cutover": (State.READY, dying.cutover),
     "rollback": (State.LIVE, dying.rollback),
     "finalize": (State.LIVE, dying.finalize),
@@ -137,6 +148,31 @@ def ask_for_cutover(gallery: SmallGallery) -> None:
         request_cutover(session, gallery.upgrade_id)
 
 
+def break_guardrail(gallery: SmallGallery) -> None:
+    """Let the live upgrade be baked, and all that is asked of both generations fail by the new one alone."""
+    baked = Bake(60, least_queries=20)
+    with gallery.worker.parts.database.session_scope() as session:
+        upgrade = get_upgrade(session, gallery.upgrade_id)
+        upgrade.bake = baked.to_json()
+        session.flush()
+        hour = {"id": upgrade.id}
+        session.execute(text("UPDATE upgrades SET bake_ends_at = now() + interval '1 hour' WHERE id = :id"), hour)
+        for _ in range(20):
+            note_compared(session, upgrade.id, Compared(False, True, 0.01, 0.01, 10, 0, None))
+
+
+def check_rolled_back_by_its_guardrails(gallery: SmallGallery) -> None:
+    """Once, with the figures, of which nothing else is left."""
+    bake = gallery.client.get(f"/v1/upgrades/{gallery.upgrade_id}").json()["bake"]
+    assert bake["result"]["outcome"] == "rolled_back"
+    assert "Rolled back by its guardrails, on 20 queries" in bake["result"]["reason"]
+    with gallery.worker.parts.database.session_scope() as session:
+        of = {"id": gallery.upgrade_id}
+        states = session.scalars(text("SELECT state FROM upgrade_events WHERE upgrade_id = :id AND note IS NULL"), of)
+        assert list(states).count("rolled_back") == 1
+        assert session.scalar(text("SELECT count(*) FROM baked_queries WHERE upgrade_id = :id"), of) == 0
+
+
 def die(gallery: SmallGallery, settings: Settings, step: str, point: str) -> None:
     """Let a process take the step and die at the point."""
     start, target = STEPS[step]
@@ -144,6 +180,8 @@ def die(gallery: SmallGallery, settings: Settings, step: str, point: str) -> Non
     if step == "switch":
         gallery.import_late()
         ask_for_cutover(gallery)
+    elif step == "guard":
+        break_guardrail(gallery)
     elif point == "batch.staged":
         gallery.import_over_encoded()
     meanwhile = gallery.worker.sweep if step == "cutover" else int
@@ -161,11 +199,13 @@ def test_a_death_at_any_point_costs_nothing(
     assert gallery.state is State(left)
     gallery.check_answers("v2" if left in ("live", "finalized") else "v1")
     gallery.write()
-    is_workers = step in ("advance", "switch")
+    is_workers = step in ("advance", "switch", "guard")
     swept = State(ends if is_workers else left)
     gallery.sweep_until(swept)
     gallery.check(swept)
-    if step != "advance":
+    if step == "guard":
+        check_rolled_back_by_its_guardrails(gallery)
+    elif step != "advance":
         assert gallery.post("cutover" if step == "switch" else step) == (200, ends)
         gallery.check(State(ends))
 

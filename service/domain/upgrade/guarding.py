@@ -1,8 +1,9 @@
 """Looking after upgrades that are baked: a guardrail that breaks rolls one back; a bake whose minutes are over ends.
 
 Each is one transaction that holds the upgrade's state: what is known of its queries is read, and either nothing
-happens, or the bake's result is recorded with the rollback, which is an ordinary one. So it does no harm that every
-worker looks, and a finalize too, and after a crash another one finds what this one did. A rollback that is refused,
+happens, or the bake's result is recorded (crash point `bake.ended`) with the rollback, which is an ordinary one. So it
+does no harm that every worker looks, and a finalize too, and after a crash another one finds what this one did. A
+rollback that is refused,
 since it would lose items or another upgrade stands on the generation, leaves the upgrade live, and is recorded as such.
 """
 
@@ -13,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.crash_points import crash_point
 from service.db import Database
 from service.domain.judging.baked_queries import figures_of
 from service.domain.judging.guardrails import Bake, Broken, Figures, broken_guardrails
@@ -60,6 +62,7 @@ def look(session: Session, upgrade_id: int) -> bool:
     if broken:
         sentence = f"Rolled back by its guardrails, on {figures.n} queries: {_listed(broken)}."
         _end(session, upgrade, Outcome.ROLLED_BACK, sentence, figures, broken)
+        crash_point("bake.ended")
         roll_back(session, upgrade_id, guardrails=sentence)
         return True
     if session.scalar(select(Upgrade.bake_ends_at <= func.now()).where(Upgrade.id == upgrade_id)):
