@@ -8,7 +8,7 @@ the two kinds apart. A crash frees every lock.
 import hashlib
 from enum import IntEnum
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 
@@ -27,6 +27,7 @@ class AdvisoryLock(IntEnum):
     BLOBS = 724_068
     TRAINING_FILES = 724_069  # the same for the files of trainings and the rows of their jobs
     BACKFILL_STATE = 724_070  # of a backfill: who encodes for it shares it, a change of state has it alone
+    BACKFILL_STOP = 724_075  # of a backfill: as that of an upgrade
     AUDIT = 724_071  # one transaction at a time adds entries, as its last step, so that their chain has one end
     ERASURE = 724_072  # of a job: one worker works on an erasure at a time
     VERSION_NAMES = 724_073  # one model version takes a name at a time, since two kinds of names must differ
@@ -46,6 +47,12 @@ def hold(session: Session, lock: AdvisoryLock, id_: int = 0, *, shared: bool = F
 def hold_if_free(session: Session, lock: AdvisoryLock, id_: int = 0) -> bool:
     """Hold a lock alone until the transaction ends, if nobody else does; return whether it is held."""
     return bool(session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock, :id)"), key_of(lock, id_)))
+
+
+def is_asked_for(connection: Connection, lock: AdvisoryLock, id_: int = 0) -> bool:
+    """Return whether somebody holds a lock alone."""
+    statement = text("SELECT pg_try_advisory_xact_lock_shared(:lock, :id)")
+    return not connection.scalar(statement, key_of(lock, id_))
 
 
 def idempotency_lock(key: str, path: str) -> int:

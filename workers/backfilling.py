@@ -6,7 +6,9 @@ their embeddings, and every change of state is guarded by the state that it leav
 
 import time
 
+from models.unwanted import RunAbandoned, abandoned_when, check_wanted
 from service import logs
+from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
 from service.db import is_outage
 from service.domain.backfill.backfills import (
@@ -26,6 +28,7 @@ from service.domain.backfill.work import (
     load_encoders,
     refuse_items,
     release_items,
+    return_items,
     work_on_items,
 )
 from service.domain.backfill_state import BackfillAction, BackfillState
@@ -35,6 +38,7 @@ from service.errors import GalleryError
 from service.index.replica import GenerationGone
 from service.tables import Backfill
 from workers.app import WorkerParts
+from workers.stopping import StopAsked
 
 events = logs.Events(__name__)
 
@@ -114,13 +118,18 @@ def _work(parts: WorkerParts, backfill: Backfill) -> bool:
         return True
 
     away_seconds = pause_seconds(claim.attempts, _AWAY_PAUSES * settings.retry_base_seconds)
-    encoding = Encoding(parts.writer.encoders, settings.image_reads_at_once, away_seconds)
+    encoding = Encoding(parts.writer.encoders, settings.image_reads_at_once, away_seconds, check_wanted)
+    stop_asked = StopAsked(parts.database, AdvisoryLock.BACKFILL_STOP, backfill.id)
     try:
-        with parts.database.session_scope() as session:
+        with abandoned_when(stop_asked), parts.database.session_scope() as session:
             done = work_on_items(session, claim, encoding, reader_of(parts.images))
         crash_point("backfill.committed")
     except GenerationGone:
         raise
+    except RunAbandoned:
+        with parts.database.session_scope() as session:
+            return_items(session, claim)
+        return False
     except Exception as error:  # noqa: BLE001 - any item may fail; recorded, and tried again by itself after a pause
         if is_outage(error):
             return False  # the lease ends, and the sweep asks again once the database is back

@@ -6,7 +6,6 @@ until it is measured (crash point `evaluation.measured`); the report is stored w
 (`evaluation.recorded`).
 """
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from models.unwanted import RunAbandoned, abandoned_when
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
-from service.db import AWAY, Database, Session, is_outage
+from service.db import Session, is_outage
 from service.disk import shortage
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
@@ -58,7 +57,6 @@ from service.domain.upgrade.upgrades import (
     fail_for_refused,
     fail_upgrade,
     get_upgrade,
-    is_asked_to_stop,
     record_shortage,
 )
 from service.domain.upgrade_state import WORKING, Action, IllegalTransition, State
@@ -71,11 +69,11 @@ from service.tracing import span
 from workers.app import WorkerParts
 from workers.evaluating import evaluate
 from workers.outages import retry_when_back
+from workers.stopping import StopAsked
 
 events = logs.Events(__name__)
 
 _REST_SLICE_SECONDS = 0.2
-_LOOK_FOR_STOP_SECONDS = 0.5
 
 
 def advance_upgrade(parts: WorkerParts, upgrade_id: int) -> str | None:
@@ -352,7 +350,7 @@ def _run_batches(parts: WorkerParts, upgrade: Upgrade, work: Work) -> bool:
     began = time.monotonic()
     ends = began + (parts.settings.task_slice_seconds if upgrade.speed == 1 else 0)
 
-    stop_asked = _StopAsked(parts.database, upgrade.id)
+    stop_asked = StopAsked(parts.database, AdvisoryLock.UPGRADE_STOP, upgrade.id)
 
     def run_one_after_another() -> bool:
         found = _run_batch(parts, upgrade, work, stop_asked)
@@ -409,27 +407,6 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade, work: Work, stop_asked: Cal
         with parts.database.session_scope() as session:
             release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     return True
-
-
-class _StopAsked:
-    """Whether somebody waits to pause or cancel an upgrade: then all its batches here are given back. The database is
-    asked at most twice a second, by whichever thread comes then."""
-
-    def __init__(self, database: Database, upgrade_id: int) -> None:
-        self._database = database
-        self._upgrade_id = upgrade_id
-        self._lock = threading.Lock()
-        self._looked = time.monotonic()
-        self._is_asked = False
-
-    def __call__(self) -> bool:
-        with self._lock:
-            if not self._is_asked and time.monotonic() - self._looked >= _LOOK_FOR_STOP_SECONDS:
-                self._looked = time.monotonic()
-                # Where it is away, whoever waits has lost its connection, too.
-                with suppress(*AWAY), self._database.reading() as connection:
-                    self._is_asked = is_asked_to_stop(connection, self._upgrade_id)
-            return self._is_asked
 
 
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:

@@ -327,7 +327,7 @@ def set_speed(backfill_id: IdPath, new: NewSpeed, session: SessionDependency) ->
 @router.post("/backfills/{backfill_id}/pause", responses=refusals(UnknownBackfill, IllegalTransition))
 def pause_backfill(backfill_id: IdPath, session: SessionDependency) -> BackfillView:
     """Pause; answered when nothing of it is in flight."""
-    return _view(session, backfills.change_state(session, backfill_id, BackfillAction.PAUSE))
+    return _view(session, backfills.pause_backfill(session, backfill_id))
 
 
 @router.post("/backfills/{backfill_id}/resume", responses=refusals(UnknownBackfill, IllegalTransition))
@@ -345,7 +345,7 @@ def retry_backfill(backfill_id: IdPath, session: SessionDependency) -> BackfillV
 @router.post("/backfills/{backfill_id}/cancel", responses=refusals(UnknownBackfill, IllegalTransition))
 def cancel_backfill(backfill_id: IdPath, session: SessionDependency) -> BackfillView:
     """Give up what is not done; what is done stays, each row being the better one for its item."""
-    return _view(session, backfills.change_state(session, backfill_id, BackfillAction.CANCEL))
+    return _view(session, backfills.cancel_backfill(session, backfill_id))
 
 
 @router.post(

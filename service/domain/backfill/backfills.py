@@ -96,6 +96,24 @@ def change_state(session: Session, backfill_id: int, action: BackfillAction, err
     return get_backfill(session, backfill_id)
 
 
+def pause_backfill(session: Session, backfill_id: int) -> Backfill:
+    """Pause the backfill. Returns once nothing of it is in flight; images that are being read are not waited for."""
+    return _stop(session, backfill_id, BackfillAction.PAUSE)
+
+
+def cancel_backfill(session: Session, backfill_id: int) -> Backfill:
+    """Give the backfill up; what is done stays. Images that are being read are not waited for."""
+    return _stop(session, backfill_id, BackfillAction.CANCEL)
+
+
+def _stop(session: Session, backfill_id: int, action: BackfillAction) -> Backfill:
+    """Change the state, and have items in flight given back meanwhile by whoever reads or encodes their images."""
+    backfill = get_backfill(session, backfill_id)
+    advance(backfill.state, action, backfill.resume_state)  # what is not possible stops nothing
+    hold(session, AdvisoryLock.BACKFILL_STOP, backfill_id)
+    return change_state(session, backfill_id, action)
+
+
 def retry_backfill(session: Session, backfill_id: int) -> Backfill:
     """Go on after a failure, with a fresh count of attempts for what is not done."""
     if lock_state(session, backfill_id).state is BackfillState.FAILED:

@@ -4,7 +4,7 @@ An image that cannot be read, or that is another one than its item's, is named w
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +25,7 @@ from service.networks.images import ReducedImage
 from service.tables import BackfillSource
 from service.vectors.rows import EmbeddingRows, Origin
 
+_LOOK_SECONDS = 0.25
 _COLUMNS: dict[BackfillSource, str] = {"uri": "i.image_uri", "thumbnails": "i.thumbnail", "client": "NULL"}
 
 
@@ -40,6 +41,30 @@ class WantedItem:
 
 # Returns the bytes of an item's image, or raises `ImageNotRead`.
 ReadImage = Callable[[WantedItem], bytes]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads images, several at once, until nobody wants them any more: then `check_wanted` raises."""
+
+    read: ReadImage
+    at_once: int
+    check_wanted: Callable[[], None]
+
+    def readings(self, items: Sequence[WantedItem]) -> Iterator[tuple[WantedItem, "Future[bytes]"]]:
+        """Give each item with its reading, which has ended. One that hangs is left to its own time limit where the work
+        is not wanted any more."""
+        threads = ThreadPoolExecutor(self.at_once)
+        try:
+            for start in range(0, len(items), self.at_once):
+                group = items[start : start + self.at_once]
+                running = [threads.submit(copy_context().run, self.read, item) for item in group]
+                while wait(running, _LOOK_SECONDS).not_done:
+                    self.check_wanted()
+                yield from zip(group, running, strict=True)
+                self.check_wanted()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -110,10 +135,10 @@ def who_knows(session: Session, generation: StoredGeneration, source: BackfillSo
     return complete[-1] if complete else None
 
 
-def reencode(encoders: Encoders, target: Target, read: ReadImage, reads_at_once: int) -> Reencoded:
-    """Read and encode the wanted items' images."""
+def reencode(encoders: Encoders, target: Target, reader: Reader) -> Reencoded:
+    """Read and encode the wanted items' images. Raises what the reader's `check_wanted` does."""
     found = Reencoded()
-    for group in _reduced(encoders, target, read, reads_at_once, found):
+    for group in _reduced(encoders, target, reader, found):
         try:
             _encode(encoders, target, group, found)
         except Unprocessable:  # of one image; which one, only each by itself tells
@@ -126,29 +151,25 @@ def reencode(encoders: Encoders, target: Target, read: ReadImage, reads_at_once:
 
 
 def _reduced(
-    encoders: Encoders, target: Target, read: ReadImage, reads_at_once: int, found: Reencoded
+    encoders: Encoders, target: Target, reader: Reader, found: Reencoded
 ) -> Iterator[list[tuple[WantedItem, ReducedImage]]]:
     """Give images, reduced to what the target's versions read, a few at a time."""
     versions = [target.generation.version, *([] if target.known is None else [target.known.version])]
     preprocessings = [encoders.get(version).preprocessing for version in versions]
     group: list[tuple[WantedItem, ReducedImage]] = []
-    with ThreadPoolExecutor(reads_at_once) as threads:
-        for start in range(0, len(target.wanted), reads_at_once):
-            items = target.wanted[start : start + reads_at_once]
-            running = [threads.submit(copy_context().run, read, item) for item in items]
-            for item, reading in zip(items, running, strict=True):
-                try:
-                    image = encoders.images.reduce(reading.result(), preprocessings)
-                except ImageAway as error:
-                    found.away[item.item_id] = error.message
-                    continue
-                except Unprocessable as error:  # it cannot be read, or it is no image
-                    found.refused[item.item_id] = error.message
-                    continue
-                group.append((item, image))
-                if encoders.images.is_full(len(group), image):
-                    yield group
-                    group = []
+    for item, reading in reader.readings(target.wanted):
+        try:
+            image = encoders.images.reduce(reading.result(), preprocessings)
+        except ImageAway as error:
+            found.away[item.item_id] = error.message
+            continue
+        except Unprocessable as error:  # it cannot be read, or it is no image
+            found.refused[item.item_id] = error.message
+            continue
+        group.append((item, image))
+        if encoders.images.is_full(len(group), image):
+            yield group
+            group = []
     if group:
         yield group
 

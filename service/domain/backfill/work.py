@@ -13,7 +13,7 @@ Items that a worker died of, or failed with, are claimed one at a time, so that 
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, func, select, text, update
@@ -23,7 +23,7 @@ from service import logs
 from service.crash_points import crash_point
 from service.db import Database
 from service.domain.backfill.backfills import lock_state
-from service.domain.backfill.encoding import ReadImage, reencode, target_of, who_knows
+from service.domain.backfill.encoding import Reader, ReadImage, reencode, target_of, who_knows
 from service.domain.backfill_state import BackfillState
 from service.domain.batch_state import BatchAction, BatchState
 from service.domain.claims import change_rows, claim_rows, is_claimable, pause_seconds, seconds_from_now
@@ -54,12 +54,13 @@ class ItemsClaim:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What encodes: the networks, how many images are read at once, and how long one whose place does not answer is
-    left alone."""
+    """What encodes: the networks, how many images are read at once, how long one whose place does not answer is left
+    alone, and what raises, often asked, once nobody wants the work any more."""
 
     encoders: Encoders
     reads_at_once: int = 1
     retry_seconds: float = 0.0
+    check_wanted: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def _encode_items(
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
     generation = get_stored_generation(session, backfill.gallery_id, backfill.generation_id)
     target = target_of(session, generation, backfill.source, item_ids)
-    found = reencode(encoding.encoders, target, read, encoding.reads_at_once)
+    reader = Reader(read, encoding.reads_at_once, encoding.check_wanted)
+    found = reencode(encoding.encoders, target, reader)
     crash_point("backfill.encoded")
 
     # 3.

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, null, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.access.tenancy import own_galleries, sees_gallery
-from service.advisory_locks import AdvisoryLock, hold, key_of
+from service.advisory_locks import AdvisoryLock, hold
 from service.audit import Act, Subject, record
 from service.domain.batch_state import BatchAction, BatchState
 from service.domain.claims import change_rows
@@ -198,12 +198,6 @@ def _ask_to_stop(session: Session, upgrade_id: int, action: Action) -> None:
     upgrade = get_upgrade(session, upgrade_id)
     advance(upgrade.state, action, upgrade.resume_state)
     hold(session, AdvisoryLock.UPGRADE_STOP, upgrade_id)
-
-
-def is_asked_to_stop(connection: Connection, upgrade_id: int) -> bool:
-    """Return whether somebody waits for the upgrade's batches in flight, to pause or cancel it."""
-    statement = text("SELECT pg_try_advisory_xact_lock_shared(:lock, :id)")
-    return not connection.scalar(statement, key_of(AdvisoryLock.UPGRADE_STOP, upgrade_id))
 
 
 def cancel_upgrade(session: Session, upgrade_id: int) -> Upgrade:

@@ -1,10 +1,13 @@
 """Backfills by a worker, from images' URIs: what is written, what wins over it, and what it leaves as it was."""
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
 from models.artifacts import load_encoder
 from models.images import decode_image
@@ -14,6 +17,7 @@ from service.domain.backfill.encoding import ReadImage, reader_of
 from service.domain.backfill.planning import start_backfill
 from service.domain.backfill.work import Encoding, claim_items, work_on_items
 from service.domain.backfill_state import BackfillAction
+from service.image_sources.source import ImageSource
 from service.settings import Settings
 from service.vectors.rows import EmbeddingRows, Origin
 from tests.backfills import (
@@ -204,6 +208,45 @@ def test_two_workers_claim_other_items_and_a_claim_that_was_taken_over_writes_no
         sizes.append(None if done is None else len(done.backfilled))
 
     assert sizes == [2, 2, 1, None]
+
+
+class HangingImages(ImageSource):
+    """A place that answers nothing until it is `let_go`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.is_asked = threading.Event()
+        self.let_go = threading.Event()
+
+    def read(self, uri: str) -> bytes:
+        self.is_asked.set()
+        assert self.let_go.wait(60), "the stop waited for an image"
+        return super().read(uri)
+
+
+@pytest.mark.parametrize(("action", "ends"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_stop_does_not_wait_for_images_whose_place_hangs(
+    client: TestClient, worker: WorkerParts, settings: Settings, upgrade: int, action: str, ends: str
+) -> None:
+    backfill_id = begin_backfill(client)
+    images = HangingImages(settings)
+    working = threading.Thread(target=advance_backfill, args=(replace(worker, images=images), backfill_id))
+    working.start()
+    assert images.is_asked.wait(30)
+
+    stopped = client.post(f"/v1/backfills/{backfill_id}/{action}")
+
+    assert (stopped.status_code, stopped.json()["state"]) == (200, ends)
+    assert not images.let_go.is_set()
+    working.join(30)
+    images.let_go.set()
+    with worker.database.session_scope() as session:
+        tried = session.execute(text("SELECT DISTINCT state, attempts FROM backfill_items")).all()
+    assert tried == [("pending", 0)]
+    if action == "pause":
+        client.post(f"/v1/backfills/{backfill_id}/resume")
+        assert run_backfill(client, worker, backfill_id)["outcomes"]["backfilled"] == ITEMS
+    assert state_of(client, upgrade) == "ready"
 
 
 def test_a_pause_gives_claimed_items_back_and_a_resume_goes_on(

@@ -88,7 +88,7 @@ def test_every_row_of_h_moves_towards_the_mean_of_its_nearest_rows(
     _, rows = all_rows(worker, upgrade_id)
     expected = slow_smoothed(seen[0], cosine=metric == "cosine", normalize=normalize)
     np.testing.assert_allclose(rows.embedding.astype(np.float32), expected, atol=2e-3, rtol=2e-3)
-    assert (rows.side_information == seen[0].side_information).all()
+    np.testing.assert_array_equal(rows.side_information, seen[0].side_information)
     assert (rows.origin == Origin.TRANSFORMED).all()
     upgrade = client.get(f"/v1/upgrades/{upgrade_id}").json()
     assert upgrade["smoothing"] == SMOOTHING
@@ -129,7 +129,7 @@ def _by_hand(worker: WorkerParts, rows: EmbeddingRows, query: np.ndarray) -> lis
     distances = np.linalg.norm(rows.embedding.astype(np.float32) - query, axis=1)
     nearest = rows.item_id[np.argsort(distances, kind="stable")[:10]].tolist()
     with worker.database.session_scope() as session:
-        names: dict[int, str] = dict(session.execute(text("SELECT id, external_id FROM items")).all())  # type: ignore[arg-type]
+        names: dict[int, str] = dict(session.execute(text("SELECT id, external_id FROM items")).all())
     return [names[id_] for id_ in nearest]
 
 
