@@ -64,6 +64,7 @@ from service.domain.judging.shadowed_queries import ShadowDraw, Shadowing
 from service.domain.search.canary_counts import CanaryCounts
 from service.domain.search.described_items import DescribedItems
 from service.domain.search.queries import Search
+from service.domain.search.rates import SearchRates
 from service.domain.upgrade.actions import UpgradeActions
 from service.gallery_news import GalleryNews
 from service.image_sources.source import ImageSource
@@ -141,6 +142,7 @@ def make_parts(settings: Settings) -> Parts:
             image_query_metrics,
             canary_counts,
             DescribedItems(settings.described_items_bytes),
+            SearchRates(),
         ),
         samples,
         shadowing,

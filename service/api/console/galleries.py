@@ -16,10 +16,12 @@ from service.domain import registry
 from service.domain.gallery import galleries, items
 from service.domain.gallery.galleries import GalleryDetails
 from service.domain.search import queries
+from service.domain.search.rates import SearchRate
 from service.domain.search.selections import list_selected
 from service.domain.upgrade.progress import UpgradeDetails, describe_upgrades
 from service.domain.upgrade.upgrades import newest_upgrades
 from service.domain.upgrade_state import OPEN
+from service.index.kinds import bytes_per_row
 from service.tables import Item
 from service.vectors.rows import Origin
 
@@ -69,11 +71,20 @@ def _wanted_items(
 
 @dataclass(frozen=True)
 class GalleryLine:
-    """A gallery with its newest upgrade; `vectors` is how many its index holds here, None until it is loaded."""
+    """A gallery with its newest upgrade. `vectors` is how many its index holds here, None until it is loaded; `rate` is
+    how often it is searched here, None where it was not of late."""
 
     details: GalleryDetails
     vectors: int | None
+    rate: SearchRate | None
     newest: UpgradeDetails | None
+
+    @property
+    def index_bytes(self) -> int | None:
+        """About how much memory its index takes here."""
+        kind = (self.details.generation.index_parameters or {}).get("kind", "flat")
+        dim = self.details.version.embedding_dim
+        return None if self.vectors is None else self.vectors * bytes_per_row(kind, dim)
 
     @property
     def upgrade(self) -> UpgradeDetails | None:
@@ -105,7 +116,11 @@ def gallery_lines(session: Session, parts: Parts, found: Sequence[GalleryDetails
     sizes = parts.replicas.sizes()
     newest = newest_upgrades(session, [details.gallery.id for details in found])
     upgrades = {each.upgrade.gallery_id: each for each in describe_upgrades(session, list(newest.values()))}
-    return [GalleryLine(details, sizes.get(details.gallery.id), upgrades.get(details.gallery.id)) for details in found]
+    ids = [details.gallery.id for details in found]
+    return [
+        GalleryLine(details, sizes.get(id_), parts.search.rates.of(id_), upgrades.get(id_))
+        for id_, details in zip(ids, found, strict=True)
+    ]
 
 
 @router.get("/console/galleries/{name}")

@@ -1,5 +1,6 @@
 """Answering a query: one serving pair, its encoder, its index, and the items that it found."""
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from service.domain.search import bakes, canary
 from service.domain.search.canary_counts import CanaryCounts
 from service.domain.search.described_items import DescribedItem, DescribedItems
 from service.domain.search.filters import compile_filter
+from service.domain.search.rates import SearchRates
 from service.errors import Conflict, GalleryError, Gone, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
@@ -124,6 +126,7 @@ class Search:
     metrics: ImageQueryMetrics
     canary_counts: CanaryCounts
     described_items: DescribedItems
+    rates: SearchRates
 
     def by_image(self, gallery: str, data: bytes, query: Query) -> Answer:
         """Return the nearest items of an image, encoded by the generation's own model version.
@@ -184,7 +187,7 @@ class Search:
         if candidate is None:
             return None  # it is yet to be loaded here: the share waits
         try:
-            answer = self._answer_from(serving, candidate, query, probe_for)
+            answer = self._noted(serving, candidate, query, probe_for)
         except Exception as error:
             if not _is_fault(error):
                 raise
@@ -243,7 +246,7 @@ class Search:
             gallery_id = serving.gallery_id
             try:
                 served = self._pair(serving, query.generation)
-                return self._answer_from(serving, served, query, probe_for)
+                return self._noted(serving, served, query, probe_for)
             except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
                 events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
                 with suppress(GenerationGone):
@@ -271,6 +274,13 @@ class Search:
         raise NoSuchGeneration(
             f"Generation {generation_id} of this gallery is not stored; {serving.active_generation_id} is active."
         )
+
+    def _noted(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
+        """Search for whoever waits for it, and note what that takes."""
+        began = time.monotonic()
+        answer = self._answer_from(serving, served, query, probe_for)
+        self.rates.note(serving.gallery_id, time.monotonic() - began)
+        return answer
 
     def _answer_from(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
         revision = served.revision  # read first: by the time the index is searched, it has followed at least as far

@@ -68,6 +68,20 @@ def test_every_page_is_whole_and_may_run_nothing_but_our_own(client: TestClient,
             assert asked.startswith("/console/") or any(each.fullmatch(unquote(asked)) for each in known), asked
 
 
+def test_a_line_of_a_gallery_says_how_often_it_is_searched_and_what_its_index_takes(
+    client: TestClient, upgrade: int
+) -> None:
+    before = client.get("/").text
+    for _ in range(12):
+        assert client.post("/v1/galleries/g/search/items", json={"ids": ["image-0.png"]}).status_code == 200
+
+    page = client.get("/").text
+
+    assert "none of late" not in page
+    assert re.search(r"0\.2\d*/s <span class=\"muted small\">p99 \d+ ms", page), page
+    assert "4 vectors here, about 96 bytes" in before  # float32 of v1's six dimensions
+
+
 def test_a_new_service_says_what_to_do_first(client: TestClient) -> None:
     page = client.get("/")
 
