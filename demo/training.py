@@ -14,7 +14,7 @@ from models.training.data import TrainingImages, decode_images
 from models.training.encoder import EncoderTraining, train_encoder
 from models.training.features import PairedFeatures
 from models.training.fitting import Run, embed_images
-from models.training.loop import Progress
+from models.training.loop import EpochProgress, Progress
 from models.training.side_information import SimclrTraining, train_side_information
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
@@ -94,10 +94,10 @@ def train_everything(images: LabelledImages, recipe: Recipe, step: Step) -> Netw
     embedding, side, new_embedding, new_side_information = features
     h_pairs = PairedFeatures(embedding, side, new_embedding, all_images.labels)
     g_pairs = PairedFeatures(embedding, side, new_side_information, labels=None)
-    h = train_transformation(h_pairs, recipe.transformation, step("train h"), with_uncertainty=True).network
-    g = train_transformation(g_pairs, recipe.transformation, step("train g")).network
+    h = train_transformation(h_pairs, recipe.transformation, _epochs(step("train h")), with_uncertainty=True).network
+    g = train_transformation(g_pairs, recipe.transformation, _epochs(step("train g"))).network
     as_the_paper = replace(recipe.transformation, recipe="paper")
-    paper_h = train_transformation(h_pairs, as_the_paper, step("train h, paper's recipe")).network
+    paper_h = train_transformation(h_pairs, as_the_paper, _epochs(step("train h, paper's recipe"))).network
     return Networks(old_encoder, old_side, new_encoder, new_side, h, g, paper_h)
 
 
@@ -113,3 +113,7 @@ def _decoded(images: LabelledImages, recipe: Recipe) -> TrainingImages:
 
 def _run(progress: Progress) -> Run:
     return Run(progress=lambda done, total, _loss: progress(done, total))
+
+
+def _epochs(progress: Progress) -> EpochProgress:
+    return lambda done, total, _losses: progress(done, total)

@@ -106,6 +106,7 @@ class _PhaseClock:
         self._slice = time_slice
         self._name = name
         self._unit = unit
+        self.losses: Sequence[float] = phases_of(time_slice.job)[name].losses
         self._seconds_before = phases_of(time_slice.job)[name].seconds
         self._began = time.monotonic()
         self._next = self._began + _RECORD_SECONDS
@@ -117,7 +118,7 @@ class _PhaseClock:
         if now < self._next and done < total and not at_once:
             return
         self._next = now + _RECORD_SECONDS
-        phase = training_phase(done, total, self._unit, self._seconds_before + now - self._began)
+        phase = training_phase(done, total, self._unit, self._seconds_before + now - self._began, self.losses)
         with self._slice.parts.database.session_scope() as session:
             record_phase(session, self._slice.job.id, self._name, phase)
             self.upgrade_waits = upgrade_needs_workers(session)
@@ -308,9 +309,9 @@ def _train(
     clock = _PhaseClock(time_slice, f"training_{name}", "epochs")
     epochs_done = stored.epochs
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, losses: Sequence[float]) -> None:
         nonlocal epochs_done
-        epochs_done = done
+        epochs_done, clock.losses = done, losses
         stops_here = (time_slice.is_over or clock.upgrade_waits) and done < total
         if stops_here or done == total:
             time_slice.files.store_checkpoint(name, TrainedTo(done, 0), scratch)

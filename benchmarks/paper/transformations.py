@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -236,7 +236,7 @@ def _train_averaged(
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = Path(temporary) / "checkpoint"
 
-        def keep(done: int, total: int) -> None:
+        def keep(done: int, total: int, _: Sequence[float]) -> None:
             if done > 3 * total // 4:
                 stored = load_checkpoint(checkpoint)
                 assert stored is not None

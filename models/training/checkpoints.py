@@ -7,7 +7,7 @@ A crash leaves each file as it was, or new and whole. A checkpoint is read as da
     epoch                           epochs done
     learned, optimizer, schedule    the state of each
     random                          the generator's state, at the start of the epoch where it is inside one
-    and the numbers that the training counts, such as the loss, or the steps of the epoch that is not done
+    and the numbers that the training counts, such as the losses, or the steps of the epoch that is not done
 """
 
 import json
@@ -62,7 +62,7 @@ class TrainingState:
 
 
 def save_checkpoint(
-    path: Path, configuration: dict[str, Any], epoch: int, state: TrainingState, **counted: float
+    path: Path, configuration: dict[str, Any], epoch: int, state: TrainingState, **counted: float | list[float]
 ) -> None:
     """Replace `path` in one step. `configuration` is of nested dicts and lists of numbers and strings."""
     contents = {

@@ -1,7 +1,7 @@
 """What every training here shares: batches, the learning rate's course, and saying how far it is."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 # Called with (done, in all), of epochs or of images.
 Progress = Callable[[int, int], None]
+# Called after each epoch with (done, in all, the mean loss of each that is done).
+EpochProgress = Callable[[int, int, Sequence[float]], None]
 # Asked whether to stop here, and go on another time.
 Pause = Callable[[], bool]
 
@@ -18,7 +20,7 @@ class Paused(Exception):
     """The training stopped where it was asked to; its checkpoint says where."""
 
 
-def no_progress(*_: float) -> None:
+def no_progress(*_: object) -> None:
     """Say nothing."""
 
 

@@ -35,7 +35,7 @@ from models.training.class_means import (
 from models.training.error_head import fit_error_head
 from models.training.features import PairedFeatures
 from models.training.linear_map import best_share, fit_linear_map
-from models.training.loop import Pause, Paused, Progress, never, no_progress, warm_up_then_cosine
+from models.training.loop import EpochProgress, Pause, Paused, never, no_progress, warm_up_then_cosine
 from models.training.scales import Scales, fold_scales, scales_of
 from models.training.widths import INNER_DIMS, LEAST_ROWS, narrowest
 from models.transformation import Transformation
@@ -82,7 +82,7 @@ class FittedTransformation:
 def train_transformation(
     pairs: PairedFeatures,
     config: TransformationTraining,
-    progress: Progress = no_progress,
+    progress: EpochProgress = no_progress,
     checkpoint: Path | None = None,
     extra_loss: ExtraLoss | None = None,
     *,
@@ -94,12 +94,13 @@ def train_transformation(
 
     In the second half of the epochs BatchNorm's statistics are frozen, as in the released code. An epoch takes every
     image once of each kind, by a view drawn at random. After each epoch the state is written to `checkpoint`, then
-    `progress` is called; what it raises ends the training. `pause` is asked after each step of the optimiser: where it
-    says yes, the state is written and `Paused` raised. A training of the same configuration that finds the file goes on
-    from there, inside an epoch too, to the same weights. `with_uncertainty` adds a head for the squared error of each
-    output, in the default recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where the
-    target's are. Raises ValueError for fewer than two samples, and for an inner dimension that the paper's recipe is to
-    choose.
+    `progress` is called, with what each member lost in the mean of every epoch (of a target scaled to a variance of 1,
+    where the recipe scales); what it raises ends the training. `pause` is asked after each step of the optimiser: where
+    it says yes, the state is written and `Paused` raised. A training of the same configuration that finds the file goes
+    on from there, inside an epoch too, to the same weights. `with_uncertainty` adds a head for the squared error of
+    each output, in the default recipe; with `unit_norm`, of the outputs brought to unit norm, as they are served where
+    the target's are. Raises ValueError for fewer than two samples, and for an inner dimension that the paper's recipe
+    is to choose.
     """
     if len(pairs) < 2:
         raise ValueError("Training a transformation needs at least two samples: BatchNorm cannot learn from one.")
@@ -207,7 +208,7 @@ class _Fit:
 
     config: TransformationTraining
     generator: torch.Generator
-    progress: Progress
+    progress: EpochProgress
     checkpoint: Path | None
     extra_loss: ExtraLoss | None
     scales: Scales | None
@@ -226,26 +227,32 @@ class _Fit:
         configuration = {"networks": shapes, "training": asdict(config), "scaled": self.scales is not None}
         stored = None if self.checkpoint is None else load_checkpoint_if_whole(self.checkpoint)
         epochs_done, steps_done = 0, 0
+        losses, lost = list[float](), 0.0
         if stored is not None and stored["configuration"] == configuration:
             state.restore(stored)
             epochs_done, steps_done = position_of(stored)
+            losses, lost = list(stored.get("losses", [])), stored.get("lost", 0.0)
 
         for epoch in range(epochs_done, config.epochs):
             learned.train(epoch < config.epochs // 2)
             at_start = torch.Generator()
             at_start.set_state(self.generator.get_state())
-            for steps in self._steps(networks, rows, optimizer, steps_done):
+            mean = _Mean(lost, steps_done)
+            for steps in self._steps(networks, rows, optimizer, steps_done, mean):
                 if self.checkpoint is not None and self.pause():
                     # The shuffling is that of the epoch's start: whoever goes on draws the same batches again.
                     within = replace(state, generator=at_start)
-                    save_checkpoint(self.checkpoint, configuration, epoch, within, steps=steps)
+                    save_checkpoint(
+                        self.checkpoint, configuration, epoch, within, steps=steps, losses=losses, lost=mean.sum()
+                    )
                     raise Paused
 
-            steps_done = 0
+            steps_done, lost = 0, 0.0
             schedule.step()
+            losses.append(mean.value())
             if self.checkpoint is not None:
-                save_checkpoint(self.checkpoint, configuration, epoch + 1, state)
-            self.progress(epoch + 1, config.epochs)
+                save_checkpoint(self.checkpoint, configuration, epoch + 1, state, losses=losses)
+            self.progress(epoch + 1, config.epochs, losses)
 
         if self.scales is not None:
             for network in networks.values():
@@ -257,9 +264,10 @@ class _Fit:
         rows: dict[str, PairedFeatures],
         optimizer: torch.optim.Optimizer,
         steps_done: int,
+        mean: "_Mean",
     ) -> Iterator[int]:
         """Take the steps of one epoch, and give after each how many there were. The batches of those that are done are
-        drawn again, and nothing is learned from them."""
+        drawn again, and nothing is learned from them. `mean` is told what each member lost."""
         steps = 0
         for name, network in networks.items():
             for batch in rows[name].batches(self._batch_size(len(rows[name]) * rows[name].kinds), self.generator):
@@ -267,8 +275,10 @@ class _Fit:
                 if steps <= steps_done:
                     continue
                 optimizer.zero_grad()
-                self._loss(network, batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+                loss = self._loss(network, batch)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
                 optimizer.step()
+                mean.add(loss.detach() / len(network.members))
                 yield steps
 
     def _loss(self, network: Transformation, batch: PairedFeatures) -> Tensor:
@@ -292,6 +302,26 @@ class _Fit:
         if self.config.recipe == "paper":
             return self.config.batch
         return min(self.config.batch, max(_LEAST_BATCH, rows // _BATCHES_AN_EPOCH))
+
+
+class _Mean:
+    """The mean of losses, summed where they are, so that no step waits for a device; `sum_before` of `count` of them
+    was known before."""
+
+    def __init__(self, sum_before: float, count: int) -> None:
+        self._before = sum_before
+        self._count = count
+        self._sum: Tensor | None = None
+
+    def add(self, loss: Tensor) -> None:
+        self._sum = loss if self._sum is None else self._sum + loss
+        self._count += 1
+
+    def sum(self) -> float:
+        return self._before + (0.0 if self._sum is None else float(self._sum))
+
+    def value(self) -> float:
+        return self.sum() / self._count
 
 
 def _split(pairs: PairedFeatures, generator: torch.Generator) -> tuple[PairedFeatures, PairedFeatures]:

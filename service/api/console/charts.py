@@ -20,6 +20,30 @@ class CurveChart:
     columns: list[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class LossChart:
+    """A line of losses, as points of SVG; `rows` are (place, value) of its grid."""
+
+    width: int
+    height: int
+    line: str
+    rows: list[tuple[float, float]]
+
+
+def loss_chart(losses: Sequence[float]) -> LossChart | None:
+    """Return the course of a loss over its epochs, from zero up; None of fewer than two."""
+    if len(losses) < 2:
+        return None
+    most = max(losses) or 1.0
+
+    def y(loss: float) -> float:
+        return round(_TOP + (most - loss) / most * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    step = (_WIDTH - _LEFT - 10) / (len(losses) - 1)
+    line = " ".join(f"{round(_LEFT + step * number, 1)},{y(loss)}" for number, loss in enumerate(losses))
+    return LossChart(_WIDTH, _HEIGHT, line, [(y(value), value) for value in sorted({0.0, losses[-1], most})])
+
+
 def curve_chart(curve: Sequence[CurvePoint]) -> CurveChart | None:
     """Return what a backfill gains by its share; None of fewer than two points."""
     if len(curve) < 2:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.api.console.charts import loss_chart
 from service.api.console.rendering import PageRoute, render
 from service.api.dependencies import IdPath, SessionDependency
 from service.domain import jobs
@@ -11,6 +12,7 @@ from service.domain.gallery.galleries import gallery_names
 from service.domain.job_state import UNFINISHED
 from service.domain.upgrade.upgrades import count_batches, count_upgrades
 from service.domain.upgrade.work_ahead import work_ahead
+from service.tables import Json
 
 router = APIRouter(route_class=PageRoute)
 _JOBS_SHOWN = 100
@@ -43,7 +45,14 @@ def show_job(request: Request, job_id: IdPath, session: SessionDependency) -> Re
         "pages/job.html",
         job=job,
         gallery=gallery_names(session).get(job.gallery_id or 0),
+        charts={name: loss_chart(losses) for name, losses in _losses(job.progress).items()},
         is_unfinished=job.state in UNFINISHED,
         is_ingest=job.kind == jobs.INGEST,
         is_cancellable=job.kind != jobs.INDEX_BUILD and job.state in UNFINISHED,
     )
+
+
+def _losses(progress: Json) -> dict[str, list[float]]:
+    """Return the losses of a training's phases that have any, by their names."""
+    phases = {name: phase for name, phase in progress.items() if isinstance(phase, dict)}
+    return {name: phase["losses"] for name, phase in phases.items() if phase.get("losses")}

@@ -6,9 +6,10 @@ cancelled one leaves no transformation. A slice that is begun counts as an attem
 training that kills its worker again and again fails, after pauses that double.
 """
 
+import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -100,11 +101,16 @@ class TrainingRequest:
         return {**values, **asdict(self.learns_from), "chained_transformations": chained}
 
 
+_MOST_LOSSES = 200
+
+
 @dataclass(frozen=True)
 class TrainingPhase(Phase):
-    """`seconds` is the time that workers have worked on it, and what the rate is of."""
+    """`seconds` is the time that workers have worked on it, and what the rate is of. `losses` is the mean loss of each
+    epoch; of very many, of some at equal distances."""
 
     seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -193,10 +199,12 @@ def _planned_phases(request: TrainingRequest) -> dict[str, TrainingPhase]:
     return {**phases, "evaluating": TrainingPhase(0, 1, "evaluation")}
 
 
-def training_phase(done: int, total: int, unit: str, seconds: float) -> TrainingPhase:
+def training_phase(done: int, total: int, unit: str, seconds: float, losses: Sequence[float] = ()) -> TrainingPhase:
     """Return a phase that workers have worked on for so many seconds."""
     phase = phase_of(done, total, unit, rate_of(done, seconds) if done else None)
-    return TrainingPhase(**asdict(phase), seconds=round(seconds, 3))
+    step = math.ceil(len(losses) / _MOST_LOSSES) or 1
+    kept = [float(f"{loss:.6g}") for loss in losses[::step] if math.isfinite(loss)]
+    return TrainingPhase(**asdict(phase), seconds=round(seconds, 3), losses=kept)
 
 
 def phases_of(job: Job) -> dict[str, TrainingPhase]:

@@ -62,6 +62,12 @@ def test_h_and_g_learned_from_uploaded_pairs_are_measured_and_can_upgrade_a_gall
         "training_g": (40, 40),
         "evaluating": (1, 1),
     }
+    losses = progress["training_h"]["losses"]
+    assert len(losses) == 40
+    assert losses[-1] < 0.5 * losses[0]
+    page = versions.get(f"/console/jobs/{job_id}").text
+    assert page.count('<polyline class="curve"') == 2
+    assert "Training h: the mean loss of each epoch" in page
     training, metrics = transformation["training"], transformation["metrics"]
     assert (training["rows"], training["held_out_rows"], training["seed"]) == (270, 30, 0)
     assert training["options"]["inner_dim"] == 16
@@ -221,9 +227,11 @@ def test_a_chained_training_in_slices_with_another_worker_after_each_ends_with_t
     job_id = begin(chained, **wanted)
     while advance_training(hurried, job_id):
         hurried.training.forget()
+    progress = job_of(chained, job_id)["progress"]
     in_slices = chained.get(f"/v1/transformations/{job_of(chained, job_id)['result']['transformation']}").json()
     at_once = train(chained, with_settings(worker, encode_batch_items=32), **wanted)
 
+    assert len(progress["training_h"]["losses"]) == progress["training_h"]["done"]
     assert in_slices["metrics"] == at_once["metrics"]
     assert set(in_slices["metrics"]["chained"][0]) == {"transformation", "h", "g"}
     assert [in_slices[name] for name in ("h_digest", "g_digest")] == [at_once[n] for n in ("h_digest", "g_digest")]

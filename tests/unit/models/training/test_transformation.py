@@ -1,5 +1,7 @@
 """Trainings of h on toy data that they must be able to learn."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +20,16 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
     side_information = side if with_side_information else None
     config = TransformationTraining(epochs=60, batch=batch, inner_dim=32, learning_rate=5e-3)
     epochs: list[int] = []
+    losses: list[float] = []
 
     pairs = PairedFeatures(embedding, side_information, target, None)
 
-    network = train_transformation(pairs, config, lambda done, total: epochs.append(done)).network
+    def progress(done: int, total: int, of_epochs: Sequence[float]) -> None:
+        assert (total, len(of_epochs)) == (60, done)
+        epochs.append(done)
+        losses[:] = of_epochs
+
+    network = train_transformation(pairs, config, progress).network
 
     with torch.inference_mode():
         error = float(nn.functional.mse_loss(network(embedding, side_information), target))
@@ -39,6 +47,9 @@ def test_a_transformation_learns_the_new_space(count: int, batch: int, with_side
     }
     assert not network.training
     assert epochs == list(range(1, 61))
+    # Of targets scaled to a variance of 1: about that before anything is learned, and a part of it at the end.
+    assert 0.5 < losses[0] < 2
+    assert losses[-1] < 0.8 * losses[0]
     assert error < (0.5 if with_side_information else 0.8) * constant
 
 
@@ -87,7 +98,7 @@ def test_an_error_of_the_progress_callback_stops_the_training() -> None:
     class Stopped(Exception):
         pass
 
-    def stop(done: int, total: int) -> None:
+    def stop(done: int, total: int, losses: Sequence[float]) -> None:
         raise Stopped
 
     pairs = PairedFeatures(torch.randn(8, 4), None, torch.randn(8, 3), None)

@@ -1,7 +1,7 @@
 """A training that stops and goes on from its checkpoint gives the weights of one that never stopped."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from models.training.checkpoints import load_checkpoint, part_of, position_of
 from models.training.features import PairedFeatures
-from models.training.loop import Paused
+from models.training.loop import EpochProgress, Paused
 from models.training.transformation import TransformationTraining, train_transformation
 from models.transformation import Transformation
 
@@ -21,8 +21,10 @@ class Stopped(Exception):
     pass
 
 
-def stop_after(epochs: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
+def stop_after(epochs: int) -> EpochProgress:
+    def progress(done: int, total: int, losses: Sequence[float]) -> None:
+        assert len(losses) == done
+
         if done == epochs:
             raise Stopped
 
@@ -99,9 +101,13 @@ def test_going_on_inside_an_epoch_gives_the_same_weights(tmp_path: Path, pauses:
         with pytest.raises(Paused):
             train_transformation(pairs, CONFIG, checkpoint=path, pause=pause_after(steps))
 
-    network = train_transformation(pairs, CONFIG, checkpoint=path).network
+    found: list[Sequence[float]] = []
+    network = train_transformation(pairs, CONFIG, lambda _done, _total, losses: found.append([*losses]), path).network
 
-    assert same_weights(network, train_transformation(pairs, CONFIG).network)
+    expected: list[Sequence[float]] = []
+    unpaused = train_transformation(pairs, CONFIG, lambda _done, _total, losses: expected.append([*losses])).network
+    assert same_weights(network, unpaused)
+    assert found[-1] == pytest.approx(expected[-1])
 
 
 def test_a_training_by_class_goes_on_inside_its_probes_part_of_an_epoch(tmp_path: Path) -> None:
