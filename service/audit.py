@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
 
-from sqlalchemy import event, func, select, text
+from sqlalchemy import Select, event, func, select, text
 from sqlalchemy.orm import Session
 
 from service import identity, logs
@@ -199,7 +199,19 @@ def _hash(before: str, entry: AuditEntry) -> str:
 
 def list_entries(session: Session, wanted: Wanted, after_id: int, limit: int) -> list[AuditEntry]:
     """Return up to `limit` entries with ids above `after_id`, by id."""
-    query = select(AuditEntry).where(AuditEntry.id > after_id, AuditEntry.tenant == wanted.tenant)
+    query = _wanted_entries(wanted).where(AuditEntry.id > after_id)
+    return list(session.scalars(query.order_by(AuditEntry.id).limit(limit)))
+
+
+def newest_entries(session: Session, wanted: Wanted, before_id: int | None, limit: int) -> list[AuditEntry]:
+    """Return up to `limit` entries, with ids below `before_id` if there is one, newest first."""
+    query = _wanted_entries(wanted)
+    query = query if before_id is None else query.where(AuditEntry.id < before_id)
+    return list(session.scalars(query.order_by(AuditEntry.id.desc()).limit(limit)))
+
+
+def _wanted_entries(wanted: Wanted) -> Select[AuditEntry]:
+    query = select(AuditEntry).where(AuditEntry.tenant == wanted.tenant)
     equal = {
         AuditEntry.action: wanted.action,
         AuditEntry.subject_kind: wanted.subject_kind,
@@ -210,7 +222,7 @@ def list_entries(session: Session, wanted: Wanted, after_id: int, limit: int) ->
         query = query.where(AuditEntry.at >= wanted.since)
     if wanted.until is not None:
         query = query.where(AuditEntry.at < wanted.until)
-    return list(session.scalars(query.order_by(AuditEntry.id).limit(limit)))
+    return query
 
 
 def entries_about(session: Session, subject: Subject) -> list[AuditEntry]:

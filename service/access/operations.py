@@ -144,6 +144,7 @@ SCOPE_OF: dict[tuple[str, str], Scope] = {
     ("GET", "/console/jobs/{job_id}"): "read",
     ("GET", "/console/versions"): "read",
     ("GET", "/console/keys"): "admin",
+    ("GET", "/console/audit"): "admin",
     # Keys, and what was done by whom.
     ("GET", "/v1/audit"): "admin",
     ("POST", "/v1/erasures"): "admin",

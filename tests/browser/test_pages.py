@@ -33,6 +33,7 @@ PAGES = (
     "/console/upgrades/{upgrade}/compare?blind=1",
     "/console/upgrades/{upgrade}/report",
     "/console/upgrades/{upgrade}/backfill",
+    "/console/audit",
     "/console/jobs",
     "/console/versions",
     "/console/keys",

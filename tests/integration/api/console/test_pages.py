@@ -45,6 +45,8 @@ def _pages(upgrade_id: int) -> list[str]:
         *(f"/console/galleries/g{path}" for path in [*of_gallery, "/upgrade?to_version=v2"]),
         "/console/upgrades",
         *(f"/console/upgrades/{upgrade_id}{path}" for path in of_upgrade),
+        "/console/audit",
+        "/console/audit?action=upgrade.opened&kind=upgrade&subject=1",
         "/console/jobs",
         "/console/jobs/1",
         "/console/versions",
@@ -130,6 +132,21 @@ def test_what_a_button_would_do_is_said_in_numbers(client: TestClient, worker: W
     assert "Generation 2 with 4 transformed rows is dropped; generation 1, which answers, stays as it is." in page
     assert "Not possible while it is ready: an upgrade is finalized while it is live." in page
     assert state_of(client, upgrade) == "ready"
+
+
+def test_the_audit_shows_who_did_what_newest_first_of_what_is_asked_for(client: TestClient, upgrade: int) -> None:
+    pages = [client.get(f"/console/audit{query}").text for query in ("", "?action=upgrade.opened", "?subject=nobody")]
+
+    did = [re.findall(r'<td data-name="Did">(.*?)</td>', page) for page in pages]
+    assert did[0][0] == "upgrade.opened"
+    assert did[0][-1] == "model_version.registered"
+    assert did[1:] == [["upgrade.opened"], []]
+    assert f'<a href="/console/upgrades/{upgrade}"' in pages[1]
+    assert "No such entry." in pages[2]
+    entries = client.get("/v1/audit").json()["items"]
+    assert all(entry["hash"] in pages[0] for entry in entries)
+    older = client.get(f"/console/audit?before={entries[1]['id']}").text
+    assert re.findall(r'<th scope="row">(\d+)</th>', older) == [str(entries[0]["id"])]
 
 
 def test_both_generations_are_compared_by_rank(client: TestClient, upgrade: int) -> None:
