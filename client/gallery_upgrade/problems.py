@@ -324,6 +324,10 @@ class NotTakingImages(Conflict):
     """The backfill is not running."""
 
 
+class NotTried(Unavailable):
+    """φ failed on a batch, and trying its queries one by one took too long to come to this one."""
+
+
 class NotYourGallery(Forbidden):
     """The key is for other galleries."""
 
@@ -642,6 +646,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:not-ready": NotReady,
     "urn:gallery-upgrade:not-switched": NotSwitched,
     "urn:gallery-upgrade:not-taking-images": NotTakingImages,
+    "urn:gallery-upgrade:not-tried": NotTried,
     "urn:gallery-upgrade:not-your-gallery": NotYourGallery,
     "urn:gallery-upgrade:not-your-tenant": NotYourTenant,
     "urn:gallery-upgrade:nothing-to-backfill": NothingToBackfill,

@@ -10,7 +10,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
+from service import identity
 from service.api.admission import TooManyQueries
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
@@ -35,6 +37,7 @@ from service.domain.search.queries import (
     WrongSpace,
 )
 from service.errors import Unprocessable
+from service.networks.micro_batching import NotTried
 
 if TYPE_CHECKING:
     from service.api.admission import Admission
@@ -177,11 +180,15 @@ _BODY = {
 
 
 async def image_query(request: Request) -> AsyncIterator[ImageQuery]:
-    """Give the query once it is its turn. Raises `TooManyQueries` (429), at best before the body is read."""
+    """Give the query once it is its turn. Raises `TooManyQueries` (429), at best before the body is read, and
+    `ClientDisconnect` where nobody waits for it any more."""
     admission: Admission = request.app.state.parts.image_queries
-    admission.refuse_if_full()
+    gallery = (identity.current.get().tenant, request.path_params["name"])
+    admission.refuse_if_full(gallery)
     query = await _read_query(request)
-    async with admission.turn():
+    async with admission.turn(gallery):
+        if await request.is_disconnected():
+            raise ClientDisconnect
         yield query
 
 
@@ -266,6 +273,7 @@ def _condition(value: object) -> dict[str, Any] | None:
         InvalidFilter,
         InvalidQuery,
         TooManyQueries,
+        NotTried,
         *OF_IMAGES,
     ),
     response_model=ImageAnswer,

@@ -196,6 +196,7 @@ class Encoders:
                 self._settings.query_batch_images,
                 self._settings.query_batch_wait_ms / 1000,
                 self._metrics,
+                self._settings.network_seconds,
             ),
         )
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from service.errors import Unavailable
 from service.metrics import SECONDS
 
 Vectors = NDArray[np.float32]
@@ -67,6 +68,10 @@ class ImageQueryMetrics:
         )
 
 
+class NotTried(Unavailable):
+    """φ failed on a batch, and trying its queries one by one took too long to come to this one."""
+
+
 @dataclass(eq=False)
 class _Query:
     """Inputs (b, 3, H, W) of one caller; `woken` when they are answered, or when its thread is to lead."""
@@ -82,15 +87,23 @@ class MicroBatcher:
 
     `batch_images` is the most that a batch takes; with 1, every caller runs φ by itself and at the same time as others.
     A batch that is not full waits up to `wait_seconds` for callers that are preparing their inputs just then, and for
-    nobody else. Invariants: the thread that leads has the first query of the queue; while none leads, it is empty.
+    nobody else. When φ fails on a batch, its queries are tried alone, for `alone_seconds` in all: queries that φ is
+    stopped on by its time limit cost the others that once, and not once each. Invariants: the thread that leads has the
+    first query of the queue; while none leads, it is empty.
     """
 
     def __init__(
-        self, run: Callable[[Vectors], Vectors], batch_images: int, wait_seconds: float, metrics: ImageQueryMetrics
+        self,
+        run: Callable[[Vectors], Vectors],
+        batch_images: int,
+        wait_seconds: float,
+        metrics: ImageQueryMetrics,
+        alone_seconds: float = 60.0,
     ) -> None:
         self._run = run
         self._batch_images = batch_images
         self._wait_seconds = wait_seconds
+        self._alone_seconds = alone_seconds
         self._metrics = metrics
         self._queue: deque[_Query] = deque()
         self._is_led = False
@@ -188,5 +201,9 @@ class MicroBatcher:
             if len(batch) == 1:
                 batch[0].outcome = error
                 return
+            ends_at = time.monotonic() + self._alone_seconds
             for query in batch:
-                self._answer([query])
+                if time.monotonic() < ends_at:
+                    self._answer([query])
+                else:
+                    query.outcome = NotTried("The model failed on images that came together, and has yet to try this.")

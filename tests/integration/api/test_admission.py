@@ -189,7 +189,7 @@ def test_a_bad_image_fails_its_own_query_alone(app: FastAPI, encoders: HeldEncod
         check_same(answer, expected)
 
 
-@pytest.mark.parametrize("app", [{"queries_at_once": 2, "queries_waiting": 3}], indirect=True)
+@pytest.mark.parametrize("app", [{"queries_at_once": 2, "queries_waiting": 4}], indirect=True)
 def test_a_query_too_many_is_429_unread_and_answered_when_it_comes_again(app: FastAPI, encoders: HeldEncoders) -> None:
     async def unread() -> AsyncIterator[bytes]:
         raise AssertionError("the body was read")

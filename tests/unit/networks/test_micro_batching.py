@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
+from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher, NotTried
 
 Vectors = NDArray[np.float32]
 FOR_EVER = 3600.0
@@ -130,6 +130,24 @@ def test_an_input_that_breaks_the_network_fails_its_own_caller_alone(error: Base
 
     assert failed is error
     assert outputs == [[[2, 2]], [[4, 4]], [[6, 6]]]
+
+
+def test_queries_that_stop_the_network_cost_the_others_of_their_batch_a_time_limit_and_not_one_each() -> None:
+    class Stopped(Exception):
+        pass
+
+    network = Network(Stopped())
+    batcher = MicroBatcher(network, 32, FOR_EVER, ImageQueryMetrics(), alone_seconds=0.0)
+
+    with ThreadPoolExecutor(4) as threads:
+        calls = call_together(batcher, [-1, -1, -1, 1], threads)
+        errors = [call.exception(PATIENCE) for call in calls]
+        again = threads.submit(batcher, lambda: inputs_of(1)).result(PATIENCE)
+
+    assert {type(error) for error in errors} == {NotTried}
+    assert network.batches[0] == 4
+    assert network.batches[1:] == [1]
+    assert again.tolist() == [[2, 2]]
 
 
 def test_a_caller_that_cannot_prepare_is_not_waited_for() -> None:
