@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.tables import ModelVersion
 from tests.networks import image_bytes, solid_image_bytes
 from tests.scenario import (
+    DIMS,
     create_gallery,
     post_images,
     register_version,
@@ -37,8 +38,8 @@ BLACK, WHITE = solid_image_bytes(0), solid_image_bytes(255)
 
 
 class HeldEncoders(Encoders):
-    """Encoders that, once loaded, note the size of each batch, and wait while they are held. A batch with a black image
-    breaks them, and a white image has an embedding that is not finite."""
+    """Encoders that, once loaded, note the size of each batch, and wait while they are held, v1's alone. A batch with a
+    black image breaks them, and a white image has an embedding that is not finite."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts.blobs, parts.settings, parts.image_query_metrics)
@@ -60,7 +61,7 @@ class HeldEncoders(Encoders):
         network = super()._network(digest, output_dim, image, form)
 
         def held(inputs: Vectors) -> Vectors:
-            if self._loaded is None:
+            if self._loaded is None or output_dim != DIMS["v1"][0]:
                 return network(inputs)
             self.batches.append(len(inputs))
             assert self.free.wait(PATIENCE)
@@ -319,5 +320,35 @@ def test_an_encoder_that_is_let_go_answers_who_waits_for_it(app: FastAPI, encode
             answers = await asyncio.gather(*asked)
 
         assert {answer.status_code for answer in [later, *answers]} == {200}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("app", [{"queries_at_once": 4, "queries_waiting": 12}], indirect=True)
+def test_a_gallery_whose_network_computes_for_long_keeps_no_other_gallerys_images_waiting(
+    app: FastAPI, encoders: HeldEncoders
+) -> None:
+    setting_up = TestClient(app)  # its lifespan has begun
+    register_version(setting_up, "v2")
+    create_gallery(setting_up, "other", "v2")
+    post_images(setting_up, range(3), "other")
+
+    async def scenario() -> None:
+        async with clients(app) as client:
+            encoders.free.clear()
+            asked = [asyncio.create_task(ask(client, image_bytes(seed))) for seed in range(12)]
+            await until(lambda: admitted(app) == 12)
+            async with asyncio.timeout(PATIENCE / 2):
+                answer = await client.post("/v1/galleries/other/search", content=image_bytes(1))
+            refused = await ask(client, image_bytes(1))
+            still_waiting = not any(query.done() for query in asked)
+            encoders.free.set()
+            answers = await asyncio.gather(*asked)
+
+        assert (answer.status_code, answer.json()["neighbors"][0]["id"]) == (200, "image-1.png")
+        assert refused.status_code == 429
+        assert "12 of them of this gallery" in refused.json()["detail"]
+        assert still_waiting
+        assert [answer.status_code for answer in answers] == [200] * 12
 
     asyncio.run(scenario())
