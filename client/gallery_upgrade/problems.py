@@ -117,7 +117,7 @@ class ImageNotRead(Unprocessable):
 
 
 class ImagesTooBusy(TooManyRequests):
-    """Other images took all the memory that there is for decoded ones, for longer than a request waits."""
+    """Other images and tables took all the memory for decoded ones, for longer than a request waits."""
 
 
 class IndexBusy(Unavailable):

@@ -14,6 +14,7 @@ from service.domain.gallery import exports
 from service.domain.gallery.exports import Wanted
 from service.domain.gallery.galleries import UnknownGallery
 from service.domain.gallery.imports import OtherSpace, import_embeddings
+from service.networks.decoded_bytes import ImagesTooBusy
 from service.vectors.table_streams import TableFormat
 
 router = APIRouter(prefix="/galleries", tags=["embeddings"])
@@ -39,7 +40,7 @@ class ImportAnswer(BaseModel):
     count: int
 
 
-@router.post("/{name}/embeddings", openapi_extra=_BODY, responses=refusals(UnknownGallery, OtherSpace))
+@router.post("/{name}/embeddings", openapi_extra=_BODY, responses=refusals(UnknownGallery, OtherSpace, ImagesTooBusy))
 def post_embeddings(
     name: NamePath,
     body: Annotated[BinaryIO, Depends(spooled_body)],

@@ -11,11 +11,11 @@ _RETRY_AFTER_SECONDS = 5
 
 
 class ImagesTooBusy(TooManyRequests):
-    """Other images took all the memory that there is for decoded ones, for longer than a request waits."""
+    """Other images and tables took all the memory for decoded ones, for longer than a request waits."""
 
 
 class DecodedBytes:
-    """Grants memory for decoded images, up to `most` bytes at a time, in the order in which it is asked for.
+    """Grants memory for decoded images and tables, up to `most` bytes at a time, in the order in which it is asked for.
 
     Safe to use from many threads. Who holds some asks for no more, so nobody waits for another in a circle.
     """
@@ -34,7 +34,8 @@ class DecodedBytes:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Hold so many bytes, at most all. Raises `ImagesTooBusy` (429) when they do not come free in time."""
+        """Hold so many bytes, or all there are. Raises `ImagesTooBusy` (429) when they do not come free in time."""
+        count = min(count, self.most)
         with self._changed:
             self._wait_for(count)
             self._held += count
@@ -51,7 +52,7 @@ class DecodedBytes:
         try:
             if not self._changed.wait_for(lambda: self._is_next(ticket, count), self._wait_seconds):
                 raise ImagesTooBusy(
-                    "Other images are being decoded, and there is no memory for this one yet; try again later.",
+                    "Other images or tables are being decoded, and there is no memory for this one; try again later.",
                     _RETRY_AFTER_SECONDS,
                 )
         finally:

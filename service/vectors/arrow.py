@@ -5,6 +5,7 @@ else is refused with what to cast it to. A column of few bytes may stand for man
 views): none is written out before it is known to be no larger than what it is made of.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
@@ -25,6 +26,8 @@ from service.vectors.bounded_tables import (
 )
 
 SHOWN = 100  # bad rows that a refusal names
+_LONGEST_TEXT_BYTES = 8_192  # an image URI of 2,048 characters of four bytes
+_STANDS_FOR_LONG_TEXT = "…" * (_LONGEST_TEXT_BYTES + 1)
 
 _Arguments = ParamSpec("_Arguments")
 _Read = TypeVar("_Read")
@@ -181,10 +184,11 @@ def refuse_unknown_columns(names: Sequence[str], known: Collection[str], instead
         raise InvalidImport(f"A column occurs once; drop the repeated ones of {', '.join(twice)}.")
 
 
-def read_strings(table: pa.Table, name: str, *, nullable: bool) -> list[str | None]:
+def read_strings(table: pa.Table, name: str, *, nullable: bool, cut: bool = False) -> list[str | None]:
     """Return a column, None for nulls; all of it None where the table has no such column.
 
-    Raises `InvalidImport` (422) for other values than strings, and for nulls that may not be.
+    Raises `InvalidImport` (422) for other values than strings, for nulls that may not be, and for text of more than
+    8,192 bytes, unless it may be `cut` by who refuses it for its length: some 8,193 characters stand for it then.
     """
     if name not in table.column_names:
         return [None] * table.num_rows
@@ -193,11 +197,87 @@ def read_strings(table: pa.Table, name: str, *, nullable: bool) -> list[str | No
         raise InvalidImport(f"The column {name!r} has strings; got {column.type}. Cast it to string.")
     if column.null_count == len(column) and not nullable:
         raise InvalidImport(f"The column {name!r} has nulls alone.")
-    values: list[str | None] = plain_values(column)
+    too_long = _rows_longer_than(column, _LONGEST_TEXT_BYTES)
+    if too_long and not cut:
+        sentence = f"The text of {name!r} takes more than {_LONGEST_TEXT_BYTES:,} bytes."
+        raise BadRows([(row, sentence) for row in too_long])
+    values = _short_values(column, too_long)
     missing = [] if nullable else [row for row, value in enumerate(values) if value is None]
     if missing:
         raise BadRows([(row, f"The column {name!r} is null.") for row in missing])
     return values
+
+
+def _rows_longer_than(column: pa.ChunkedArray, most: int) -> list[int]:
+    """Return the rows of a column of text that take more bytes than that, before any is made a Python string."""
+    if pa.types.is_null(column.type):
+        return []
+    lengths = [_text_bytes(chunk) for chunk in column.chunks]
+    found: list[int] = np.flatnonzero(np.concatenate(lengths) > most).tolist() if lengths else []
+    return found
+
+
+def _short_values(column: pa.ChunkedArray, too_long: Sequence[int]) -> list[str | None]:
+    """Return the values of text, with a stand-in for the rows that are too long."""
+    if not too_long:
+        values: list[str | None] = plain_values(column)
+        return values
+    values, start = [], 0
+    for row in [*too_long, len(column)]:
+        values += plain_values(column.slice(start, row - start))
+        values.append(_STANDS_FOR_LONG_TEXT)
+        start = row + 1
+    return values[: len(column)]
+
+
+def _text_bytes(array: pa.Array) -> NDArray[np.int64]:
+    """Return (N,) how many bytes the text of each row takes; 0 for nulls."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        entries = np.append(_text_bytes(array.dictionary), 0)
+        found: NDArray[np.int64] = entries[array.indices.fill_null(len(entries) - 1).to_numpy(zero_copy_only=False)]
+        return found
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        views = np.frombuffer(array.buffers()[1] or b"", np.int32).reshape(-1, 4)
+        lengths = views[array.offset : array.offset + len(array), 0].astype(np.int64)
+        return np.where(array.is_null().to_numpy(zero_copy_only=False), 0, lengths)
+    plain: NDArray[np.int64] = pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return plain
+
+
+def written_bytes(column: pa.ChunkedArray) -> int:
+    """Return about how many bytes a column takes when each of its values is written out: where many rows share one, as
+    those of a dictionary or of overlapping views, it counts for each."""
+    return sum(_written_bytes(chunk) for chunk in column.chunks)
+
+
+def _written_bytes(array: pa.Array) -> int:
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _written_bytes(array.storage)
+    if is_text(kind) or pa.types.is_binary_view(kind):
+        return int(_text_bytes(array).sum()) + 8 * len(array)
+    if pa.types.is_dictionary(kind):
+        return len(array) * _written_bytes(array.dictionary)
+    if pa.types.is_struct(kind):
+        return 8 * len(array) + sum(_written_bytes(array.field(place)) for place in range(kind.num_fields))
+    if pa.types.is_map(kind):
+        start, end = _ends(array)
+        items = (each.slice(start, end - start) for each in (array.keys, array.items))
+        return 8 * len(array) + sum(_written_bytes(each) for each in items)
+    if _is_view(kind):
+        listed = int(pc.sum(pc.list_value_length(array)).as_py() or 0)
+        return 8 * len(array) + math.ceil(listed / max(1, len(array.values)) * _written_bytes(array.values))
+    if _is_list(kind):
+        return 8 * len(array) + _written_bytes(array.flatten())
+    if pa.types.is_run_end_encoded(kind):
+        return len(array) * _written_bytes(array.values)
+    return max(int(array.nbytes), 8 * len(array))
+
+
+def _ends(array: pa.Array) -> tuple[int, int]:
+    offsets = array.offsets
+    return (offsets[0].as_py() or 0, offsets[len(array)].as_py() or 0) if len(array) else (0, 0)
 
 
 def read_string_lists(table: pa.Table, name: str, most: int) -> list[list[str]]:

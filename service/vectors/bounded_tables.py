@@ -2,22 +2,27 @@
 not, memory holds no more than some rows.
 
 Kilobytes can stand for gigabytes: Parquet and Arrow compress, and write values that repeat once. So what counts is what
-rows take once they are read. A batch of Arrow's formats may be the whole table. Files on a disk are mapped, so that a
-batch is read as its rows are; one that is compressed is decoded whole.
+rows take once they are read: what each part of the bytes says that it is (`service.vectors.declared_sizes`) is added up
+before any is decompressed, and what rows really take while they are read. A batch of Arrow's formats may be the whole
+table. Files on a disk are mapped, so that a batch is read as its rows are; one that is compressed is decoded whole.
 """
 
 import mmap
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from service.errors import TooLarge
+from service.vectors.declared_sizes import Part, arrow_parts, held_at_once, parquet_parts
 
 ROWS_AT_ONCE = 1_024
+_MAGIC = b"ARROW1"
+_FILE_BEGIN = _MAGIC + bytes(2)
+_FILE_END_BYTES = 4 + len(_MAGIC)  # the footer's length, and the magic
 _PARQUET_BUFFER_BYTES = 2**20  # without a buffer, pyarrow reads a column's whole row group at once
 
 
@@ -27,10 +32,12 @@ class TableTooLarge(TooLarge):
 
 @dataclass(frozen=True)
 class TableLimits:
-    """The most rows of one table, and the most bytes that they take once they are read."""
+    """The most rows of one table, and the most bytes that they take once they are read; `hold` is asked for the memory
+    that decompressing it takes, and may refuse."""
 
     rows: int = 1_000_000
     bytes: int = 2**30
+    hold: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -43,49 +50,82 @@ class OpenTable:
 
 @contextmanager
 def open_parquet(body: BinaryIO, limits: TableLimits) -> Iterator[OpenTable]:
-    """Open a table. Raises `TableTooLarge` (413), where the file says its size before a row is read."""
+    """Open a table. Raises `TableTooLarge` (413) before a row is read, where the file or its pages say that they are
+    too many or too large."""
     source = _Source(body)
-    with pq.ParquetFile(source.file, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES) as file:
+    with pq.ParquetFile(source.reader(), pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES) as file:
         _check_rows(file.metadata.num_rows, limits)
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        _check_bytes(sum(group.total_byte_size for group in groups), limits)
-        yield OpenTable(file.schema_arrow, _counted(file.iter_batches(ROWS_AT_ONCE), limits, source))
+        held = _check_declared(parquet_parts(source.buffer, file.metadata), limits)
+        source.forget_read()
+        with limits.hold(held):
+            yield OpenTable(file.schema_arrow, _counted(file.iter_batches(ROWS_AT_ONCE), limits, source))
 
 
 @contextmanager
 def open_stream(body: BinaryIO, limits: TableLimits) -> Iterator[OpenTable]:
-    """Open the table of an Arrow IPC stream."""
-    source = _Source(body)
-    with pa.ipc.open_stream(source.file) as reader:
-        yield OpenTable(reader.schema, _counted(reader, limits, source))
+    """Open the table of an Arrow IPC stream. Raises `TableTooLarge` (413) before a row is read, where its messages say
+    that they are too large."""
+    with _open_messages(_Source(body), 0, None, limits) as table:
+        yield table
 
 
 @contextmanager
 def open_file(body: BinaryIO, limits: TableLimits) -> Iterator[OpenTable]:
-    """Open the table of an Arrow IPC file (Feather version 2)."""
+    """Open the table of an Arrow IPC file (Feather version 2): a stream between its magic and its footer. Raises as
+    `open_stream` does."""
     source = _Source(body)
-    with pa.ipc.open_file(source.file) as reader:
-        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        yield OpenTable(reader.schema, _counted(batches, limits, source))
+    size = source.buffer.size
+    if size < len(_FILE_BEGIN) + _FILE_END_BYTES or source.buffer[size - len(_MAGIC) :].to_pybytes() != _MAGIC:
+        raise ValueError("the file is cut off")
+    footer = int.from_bytes(source.buffer[size - _FILE_END_BYTES : size - len(_MAGIC)].to_pybytes(), "little")
+    end = size - _FILE_END_BYTES - footer
+    if end < len(_FILE_BEGIN):
+        raise ValueError("the footer is longer than the file")
+    with _open_messages(source, len(_FILE_BEGIN), end, limits) as table:
+        yield table
+
+
+@contextmanager
+def _open_messages(source: "_Source", start: int, end: int | None, limits: TableLimits) -> Iterator[OpenTable]:
+    stream = source.buffer[start:end]
+    held = _check_declared(arrow_parts(stream), limits)
+    source.forget_read()
+    with limits.hold(held), pa.ipc.open_stream(pa.BufferReader(stream)) as reader:
+        yield OpenTable(reader.schema, _counted(reader, limits, source))
 
 
 class _Source:
-    """What a table is read from: `file`, which is mapped where it is one on a disk."""
+    """The bytes that a table is read from, which are mapped where they are a file on a disk."""
 
     def __init__(self, body: BinaryIO) -> None:
-        self.file: Any = body
         self._mapped: mmap.mmap | None = None
         try:
             body.flush()
             self._mapped = mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # it is in memory, or has no bytes
-            return
-        self.file = pa.BufferReader(pa.py_buffer(self._mapped))
+            body.seek(0)
+            self.buffer = pa.py_buffer(body.read())
+        else:
+            self.buffer = pa.py_buffer(self._mapped)
+
+    def reader(self) -> pa.NativeFile:
+        return pa.BufferReader(self.buffer)
 
     def forget_read(self) -> None:
         """Give back the memory of what was read; what is read again comes from the disk's cache."""
         if self._mapped is not None:
             self._mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def _check_declared(parts: Iterable[Part], limits: TableLimits) -> int:
+    """Return how many decompressed bytes reading holds at a time. Raises `TableTooLarge`."""
+    read: list[Part] = []
+    total = 0
+    for part in parts:
+        total += part.size
+        _check_bytes(total, limits)
+        read.append(part)
+    return held_at_once(read)
 
 
 def _counted(batches: Iterable[pa.RecordBatch], limits: TableLimits, source: _Source) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ may come with the previous version's values beside them, so that a rollback keep
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
@@ -23,7 +23,6 @@ from service.domain.gallery.provenance import read_provenance
 from service.domain.gallery.writes import GalleryWriter, NewRows, Target, new_rows
 from service.errors import Conflict, Unavailable
 from service.metrics import INGESTED
-from service.settings import Settings
 from service.vectors.arrow import (
     BadRows,
     InvalidImport,
@@ -34,6 +33,7 @@ from service.vectors.arrow import (
     read_strings,
     read_vectors,
     refuse_no_rows,
+    written_bytes,
 )
 from service.vectors.bounded_tables import TableLimits
 from service.vectors.rows import EmbeddingRows, Origin
@@ -54,6 +54,9 @@ COLUMNS = {
 }
 
 
+_METADATA_SPACE = 8
+
+
 class OtherSpace(Conflict):
     """The vectors were said to be of another model version than the active one."""
 
@@ -61,13 +64,26 @@ class OtherSpace(Conflict):
 def import_embeddings(writer: GalleryWriter, gallery_name: str, body: BinaryIO, model_version: str | None) -> int:
     """Store every row or none, and return how many. Memory holds a few rows at a time.
 
-    Raises `InvalidImport` (422), `UnknownFormat` (415), `TableTooLarge` (413), and `OtherSpace` (409) when
-    `model_version` is given and is not the active one.
+    Raises `InvalidImport` (422), `UnknownFormat` (415), `TableTooLarge` (413), `ImagesTooBusy` (429), and
+    `OtherSpace` (409) when `model_version` is given and is not the active one.
     """
     busy = Unavailable("Upgrades of this gallery kept changing during the import; try again.")
-    _, written = writer.write(gallery_name, partial(_Import, body, model_version, writer.settings), busy)
+    _, written = writer.write(gallery_name, partial(_Import, body, model_version, _limits(writer)), busy)
     INGESTED.labels("vectors", "stored").inc(written.items)
     return written.items
+
+
+@dataclass(frozen=True)
+class _Limits:
+    table: TableLimits
+    metadata_bytes: int
+
+
+def _limits(writer: GalleryWriter) -> _Limits:
+    """Return what one table may bring; it is decompressed within the process's budget of decoded bytes."""
+    settings = writer.settings
+    table = TableLimits(settings.max_table_rows, settings.max_table_bytes, writer.encoders.images.budget.hold)
+    return _Limits(table, settings.max_metadata_bytes)
 
 
 class _Import:
@@ -80,7 +96,7 @@ class _Import:
     originals: ClassVar[Originals] = {}
     names_replaced = False
 
-    def __init__(self, body: BinaryIO, model_version: str | None, settings: Settings, target: Target) -> None:
+    def __init__(self, body: BinaryIO, model_version: str | None, limits: "_Limits", target: Target) -> None:
         """Raises `OtherSpace` (409)."""
         gallery = target.gallery
         by_id = {generation.id: generation for generation in target.generations}
@@ -88,8 +104,8 @@ class _Import:
         self._active = next(g for g in target.generations if g.id == gallery.active_generation_id)
         self._previous = None if target.previous_generation_id is None else by_id.get(target.previous_generation_id)
         self._body = body
-        self._limits = TableLimits(settings.max_table_rows, settings.max_table_bytes)
-        self._max_metadata_bytes = settings.max_metadata_bytes
+        self._limits = limits.table
+        self._max_metadata_bytes = limits.metadata_bytes
         if model_version not in (None, self._active.version.name):
             raise OtherSpace(
                 f"The active generation of {gallery.name!r} is under model version {self._active.version.name!r}, not"
@@ -148,10 +164,10 @@ class _Import:
         return NewRows(items, rows)
 
     def _items(self, table: pa.Table, faults: RowFaults) -> list[NewItem]:
-        external_ids = read_strings(table, "id", nullable=True)
-        labels = read_strings(table, "label", nullable=True)
-        image_uris = read_strings(table, "image_uri", nullable=True)
-        metadata, metadata_faults = _metadata(table)
+        external_ids = read_strings(table, "id", nullable=True, cut=True)
+        labels = read_strings(table, "label", nullable=True, cut=True)
+        image_uris = read_strings(table, "image_uri", nullable=True, cut=True)
+        metadata, metadata_faults = _metadata(table, self._max_metadata_bytes)
         items = [
             NewItem(external_id or "", said, label, image_uri)
             for external_id, said, label, image_uri in zip(external_ids, metadata, labels, image_uris, strict=True)
@@ -181,32 +197,46 @@ class _Ids:
         return [int(row) for row in order[1:][again]]
 
 
-def read_metadata(table: pa.Table) -> list[dict[str, Any]]:
-    """Return each row's metadata: structs, maps or JSON text; null is none. Raises `InvalidImport` (422)."""
-    metadata, faults = _metadata(table)
+def read_metadata(table: pa.Table, max_bytes: int = 2**16) -> list[dict[str, Any]]:
+    """Return each row's metadata: structs, maps or JSON text; null is none. Raises `InvalidImport` (422), for metadata
+    that is far larger than `max_bytes` too."""
+    metadata, faults = _metadata(table, max_bytes)
     if faults:
         raise BadRows(faults)
     return metadata
 
 
-def _metadata(table: pa.Table) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
+def _metadata(table: pa.Table, max_bytes: int) -> tuple[list[dict[str, Any]], list[tuple[int, str]]]:
     """Return each row's metadata, none where it is bad, and what is wrong with the bad ones."""
     if "metadata" not in table.column_names:
         return [{} for _ in range(table.num_rows)], []
     rows: list[dict[str, Any]] = []
     faults: list[tuple[int, str]] = []
-    for number, value in enumerate(plain_values(table.column("metadata"))):
-        parsed = None
-        try:
-            parsed = json.loads(value) if isinstance(value, str) else value
-            json.dumps(parsed)
-        except (ValueError, TypeError, RecursionError) as error:
-            faults.append((number, f"The metadata is not JSON: {error}"))
-            parsed = None
-        if parsed is not None and not isinstance(parsed, dict):
-            faults.append((number, "The metadata is not an object."))
-        rows.append(parsed if isinstance(parsed, dict) else {})
+    column = table.column("metadata")
+    for number in range(table.num_rows):
+        value = column.slice(number, 1)
+        # JSON may have spaces and escapes, and numbers take 8 bytes: what is far larger is no Python object first.
+        if written_bytes(value) > _METADATA_SPACE * max_bytes:
+            faults.append((number, f"The metadata is larger than {max_bytes} bytes."))
+            rows.append({})
+            continue
+        said, fault = _said(plain_values(value)[0])
+        if fault is not None:
+            faults.append((number, fault))
+        rows.append(said)
     return rows, faults
+
+
+def _said(value: Any) -> tuple[dict[str, Any], str | None]:
+    """Return metadata as it is said, and what is wrong with it."""
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+        json.dumps(parsed)
+    except (ValueError, TypeError, RecursionError) as error:
+        return {}, f"The metadata is not JSON: {error}"
+    if parsed is not None and not isinstance(parsed, dict):
+        return {}, "The metadata is not an object."
+    return parsed or {}, None
 
 
 def _rows(table: pa.Table, prefix: str, generation: StoredGeneration) -> EmbeddingRows:
