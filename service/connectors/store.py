@@ -15,16 +15,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import ServiceError
+from service.errors import Unavailable, Unprocessable
 
 Vectors = NDArray[np.float32]
 
 
-class StoreAway(ServiceError):
+class StoreAway(Unavailable):
     """The store does not answer, or refuses for a reason that passes; the same may succeed later."""
 
 
-class StoreRefused(ServiceError):
+class StoreRefused(Unprocessable):
     """What the store holds, or how it is named, cannot be upgraded; trying again does not help."""
 
 
