@@ -73,8 +73,8 @@ class ExternalBatch(ClaimedRow):
     pass that is not done are of the one before, null in the first. A range is `changed` if it was transformed anew,
     and `repaired` if nothing but the new side was other than it was left. `sampled` rows were transformed anew to be
     compared; `largest_difference` is relative to a row's norm. `refused` counts and names keys of rows that cannot be
-    transformed: while it is set, the range waits for a retry. `conflicts` are keys that both sides were written at
-    around the switch.
+    transformed: while it is set, the range waits for a retry. `conflicts` are keys whose sides
+    differ after the switch, of a range that was written on the old side around it.
     """
 
     __tablename__ = "external_batches"

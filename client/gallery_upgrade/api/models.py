@@ -471,8 +471,8 @@ class KeyView(Answer):
 
 
 class LateView(Answer):
-    """What was written on the old side around the switch, of a store that does not say: how many ranges, and keys that
-    both sides were written at, which are left as they are on the new side. `error` is why it is not known.
+    """What was written on the old side around the switch, of a store that does not say: how many ranges, and in these
+    the keys whose new side is not made of the old one. They are left as they are. `error` is why it is not known.
     """
 
     changed_ranges: int | None = None

@@ -137,8 +137,8 @@ def check_repairs(session: Session, upgrade: ExternalUpgrade, findings: dict[str
 
 
 def late_of(session: Session, upgrade: ExternalUpgrade) -> dict[str, Any]:
-    """Return what the pass after the switch found: how many ranges had been written on the old side around it, and the
-    keys that both sides were written at."""
+    """Return what the pass after the switch found: how many ranges had been written on the old side around it, and in
+    these the keys whose sides differ."""
     found = session.scalars(select(ExternalBatch).where(_of_pass(upgrade)).order_by(ExternalBatch.number)).all()
     conflicts = [batch.conflicts for batch in found if batch.conflicts is not None]
     keys = [key for each in conflicts for key in each["keys"]]

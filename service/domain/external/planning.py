@@ -96,8 +96,8 @@ _NOTICED = (
 )
 _UNNOTICED = (
     "In one step, after the store was read once more. Hold writes to it from then until it is switched: what is written"
-    " all the same is looked for afterwards, and keys that both sides were written at are named. The old side is kept"
-    " until the upgrade is finalized."
+    " all the same is looked for afterwards, and keys whose sides differ then are named. The old side is kept until the"
+    " upgrade is finalized."
 )
 
 

@@ -4,7 +4,8 @@ A range is gone over in several passes. What a pass does with one whose old side
 - while the upgrade transforms, and follows when it is ready: nothing;
 - when it is verified, both sides are compared with what was recorded, and some rows are transformed anew;
 - after the switch, nothing, either.
-One that was written meanwhile is transformed again: all of it, in the same two steps. Neither is a transaction with our
+One that was written meanwhile is transformed again: all of it, in the same two steps. After the switch the new side is
+its users' alone, and keys whose sides differ are named instead. Neither is a transaction with our
 rows, and both may be done again with the same effect:
 1. write the range (before it: crash point `external.transformed`, after it: `external.written`);
 2. read it back, compare it with what was written, and record its digests (`external.recorded`).
@@ -168,9 +169,7 @@ def bring_along(work: Work, keys: KeyRange, known: Seen | None) -> Result:
     same = known is not None and known.read_digest == digest_of(old)
     if known is None or not same:
         if known is not None and work.look is Look.AFTER_SWITCH:
-            conflicts = _conflicts(work, keys, old, known)
-            if conflicts:
-                return Result(known, changed=True, conflicts=conflicts)
+            return Result(known, changed=True, conflicts=_conflicts(work, keys, old))
         return replace(_rewritten(work, keys, old), changed=known is not None)
     if work.look is not Look.VERIFY:
         return Result(known)
@@ -240,12 +239,9 @@ def _verified(work: Work, keys: KeyRange, old: Rows, known: Seen) -> Result:
     return Result(known, sampled=len(places), largest_difference=difference)
 
 
-def _conflicts(work: Work, keys: KeyRange, old: Rows, known: Seen) -> tuple[str, ...]:
-    """Return the keys whose new side is not h's, of a range that was written on the old side around the switch; none
-    where nobody wrote on the new side of it, which then may be written as a whole."""
+def _conflicts(work: Work, keys: KeyRange, old: Rows) -> tuple[str, ...]:
+    """Return the keys whose new side is not h's, of a range that was written on the old side around the switch."""
     new = work.store.read_new(keys)
-    if digest_of(new) == known.written_digest:
-        return ()
     wanted = work.target.transform(old)
     places = {key: place for place, key in enumerate(new.keys)}
     alike = []

@@ -295,13 +295,14 @@ def test_a_number_format_of_the_store_is_what_is_compared(client: TestClient, wo
     assert ready["verification"]["number_format"] == "float16"
 
 
-def test_keys_that_both_sides_were_written_at_around_the_switch_are_named_and_left(
+def test_keys_whose_sides_differ_after_writes_around_the_switch_are_named_and_left(
     client: TestClient, worker: WorkerParts, path: Path
 ) -> None:
     register_both(client)
     store = store_of_v1(path, notices=False)
     upgrade_id = start(client)
     work_until(worker, client, upgrade_id, "ready")
+    before = store.read_new(EVERYTHING)
     embedding, side = drawn(2, seed=3)
     mine = np.ones(8, np.float32)
 
@@ -318,11 +319,10 @@ def test_keys_that_both_sides_were_written_at_around_the_switch_are_named_and_le
     live = view(client, upgrade_id)
 
     assert live["late"]["changed_ranges"] == 2
-    assert live["late"]["conflicting_keys"] == [key_of(0), key_of(1)]
+    assert live["late"]["conflicting_keys"] == [key_of(0), key_of(1), key_of(20)]
     new = store.read_new(EVERYTHING)
     np.testing.assert_array_equal(new.embedding[0], mine)
-    expected = worker.networks.apply(live["transformation"], embedding[1:], side[1:])[0]
-    np.testing.assert_allclose(new.embedding[20], expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(new.embedding[1:], before.embedding[1:])
 
 
 def test_a_cancel_removes_the_new_side_also_when_the_store_had_been_switched_and_nothing_recorded(
