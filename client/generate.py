@@ -306,7 +306,7 @@ def problems() -> str:
     service = importlib.import_module("service")
     for module in pkgutil.walk_packages(service.__path__, "service."):  # whatever was imported before, find all
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            _import(module.name)
     base = importlib.import_module("service.errors").GalleryError
     kind_of = importlib.import_module("service.api.problems").kind_of
     sys.path.insert(0, str(_HERE))
@@ -318,7 +318,8 @@ def problems() -> str:
         error = left.pop()
         left += error.__subclasses__()
         of_status = status_class(error.status_code).__name__
-        if error.__name__ != of_status and error.__module__.startswith("service."):
+        is_ours = error.__module__.startswith("service.") and not error.__name__.startswith("_")
+        if error.__name__ != of_status and is_ours:
             text = error.__doc__ if error.__dict__.get("__doc__") else ""
             found[error.__name__] = (kind_of(error), of_status, _docstring((text or "").split("\n\n")[0]))
     imports = ", ".join(sorted({of_status for _, of_status, _ in found.values()} | {"Problem"}))
@@ -332,6 +333,15 @@ def problems() -> str:
     entries = ", ".join(f'"{urn}": {name}' for name, (urn, _, _) in sorted(found.items()))
     parts.append(f"\nBY_TYPE: dict[str, type[Problem]] = {{{entries}}}")
     return "\n\n".join(parts)
+
+
+def _import(name: str) -> None:
+    """Import a module of the service; one whose library is not installed is left out: it has no error of its own."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        if (error.name or "service").startswith("service"):
+            raise
 
 
 def write(folder: Path) -> None:

@@ -30,6 +30,9 @@ class AdvisoryLock(IntEnum):
     BACKFILL_STOP = 724_075  # of a backfill: as that of an upgrade
     AUDIT = 724_071  # one transaction at a time adds entries, as its last step, so that their chain has one end
     ERASURE = 724_072  # of a job: one worker works on an erasure at a time
+    # Of an upgrade of another store: who works on a range shares it, a change of state has it alone.
+    EXTERNAL_STATE = 724_076
+    EXTERNAL_PHASE = 724_077  # of such an upgrade: one worker plans, begins a pass, judges, switches or cleans up
     VERSION_NAMES = 724_073  # one model version takes a name at a time, since two kinds of names must differ
 
 

@@ -20,6 +20,7 @@ from service.api import (
     embeddings,
     erasures,
     examples,
+    external,
     galleries,
     health,
     image_references,
@@ -53,6 +54,8 @@ from service.api.refusals import add_refusals
 from service.api.request_logs import name_subject
 from service.api.request_metrics import HandlerMiddleware, RequestMetricsMiddleware
 from service.blobs import BlobStore
+from service.connectors.named import NamedStores, OpenStore
+from service.connectors.opening import open_store
 from service.db import Database, create_database_engine
 from service.domain.figures import Figures
 from service.domain.gallery.exports import Exports
@@ -94,6 +97,7 @@ RESOURCES = (
     backfills,
     judging,
     examples,
+    external,
     query_sets,
     jobs,
     audit,
@@ -103,7 +107,7 @@ RESOURCES = (
 )
 
 
-def make_parts(settings: Settings) -> Parts:
+def make_parts(settings: Settings, open_store: OpenStore = open_store) -> Parts:
     """Connect to the database, the broker, the blob store and the index server that `settings` names."""
     if settings.database_url is None:
         raise ValueError("Settings.database_url is not set")
@@ -153,6 +157,7 @@ def make_parts(settings: Settings) -> Parts:
         ImageSource(settings),
         UpgradeActions(database, engine, replicas, settings, lambda: TransformationNetworks(database, blobs, settings)),
         Figures(database, queue, replicas, drift, settings),
+        NamedStores(settings.stores, open_store),
     )
 
 

@@ -2,9 +2,10 @@
 
 Armed by `GALLERY_CRASH_AT=<name>`; in a process that is not armed, a point does nothing. The names are listed where
 the steps are: in `service.domain.upgrade` (`batches`, `cutover`), `service.domain.backfill.work`,
-`service.domain.indexes` (`faiss_engine`, `milvus_engine`, `removal`), `service.domain.ingest.batches`,
-`service.domain.erasure.work`, `service.index.files`, `service.audit`, and `workers.upgrading`. The tests in
-`tests/chaos`, and that of the audit, die at each of them.
+`service.domain.external` (`planning`, `ranges`, `actions`), `service.domain.indexes` (`faiss_engine`, `milvus_engine`,
+`removal`), `service.domain.ingest.batches`, `service.domain.erasure.work`, `service.index.files`, `service.audit`,
+`workers.upgrading` and `workers.connecting`. The tests in `tests/chaos`, those of other stores' upgrades, and that of
+the audit, die at each of them.
 """
 
 import os

@@ -21,6 +21,7 @@ ADVANCE_UPGRADE = "workers.advance_upgrade"
 ADVANCE_RESTING_UPGRADE = "workers.advance_resting_upgrade"
 ADVANCE_TRAINING = "workers.advance_training"
 ADVANCE_BACKFILL = "workers.advance_backfill"
+ADVANCE_EXTERNAL = "workers.advance_external"
 ADVANCE_INGEST = "workers.advance_ingest"
 ADVANCE_ERASURE = "workers.advance_erasure"
 BUILD_INDEX = "workers.build_index"
@@ -33,6 +34,7 @@ _PRIORITIES = {
     ADVANCE_TRAINING: _LAST,
     ADVANCE_INGEST: _LAST,
     ADVANCE_BACKFILL: _LAST,
+    ADVANCE_EXTERNAL: _LAST,
     ADVANCE_ERASURE: _LAST,
     BUILD_INDEX: _LAST,
 }

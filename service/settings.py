@@ -3,12 +3,14 @@ once by an entry point (`service.cli`, `workers.app`) and passed on; tests const
 
 import ipaddress
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.identity import DEFAULT_TENANT
 from service.logs import LogFormat
 
 
@@ -29,6 +31,20 @@ class Quotas(Rates):
     bytes: int | None = Field(default=None, ge=0)
     open_upgrades: int | None = Field(default=None, ge=0)
     training_bytes: int | None = Field(default=None, ge=0)
+
+
+class StoreSetting(BaseModel):
+    """Where a gallery in another store is, and which tenants may upgrade it; a URL alone is the default tenant's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    url: str = Field(repr=False, min_length=1)
+    tenants: tuple[str, ...] = (DEFAULT_TENANT,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_be_a_url(cls, value: object) -> object:
+        return {"url": value} if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -135,6 +151,12 @@ class Settings(BaseSettings):
     # For tests only: the name of a point at which the process dies (see `service.crash_points`).
     crash_at: str | None = None
 
+    # Galleries in other stores that may be upgraded there: a JSON object of names with URLs, which have passwords and
+    # are shown nowhere; or with {"url": …, "tenants": […]}, since a store is the default tenant's unless it says whose.
+    # How long an upgrade that is ready waits before it reads a store anew that does not say what was written.
+    stores: dict[str, StoreSetting] = Field(default_factory=dict, repr=False)
+    external_pass_every_seconds: float = Field(default=600.0, ge=0)
+
     # Index. From this many rows on, walking a graph beats scanning (measured: docs/search.md).
     flat_below_rows: int = Field(default=50_000, ge=0)
     # Index files of active generations, and of those kept for a rollback: from how many rows on there is one; and after
@@ -180,6 +202,14 @@ class Settings(BaseSettings):
     metrics_galleries: int = Field(default=100, ge=0)
     worker_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     worker_metrics_host: str = "127.0.0.1"
+
+    @field_validator("stores")
+    @classmethod
+    def _have_names(cls, value: dict[str, StoreSetting]) -> dict[str, StoreSetting]:
+        wrong = [name for name in value if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name)]
+        if wrong:
+            raise ValueError(f"a store's name has letters, digits, dots, dashes and underscores: not {wrong[0]!r}")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -14,6 +14,8 @@ from celery import Celery
 
 from service import crash_points
 from service.blobs import BlobStore
+from service.connectors.named import NamedStores, OpenStore
+from service.connectors.opening import open_store
 from service.db import Database, create_database_engine
 from service.domain.gallery.writes import GalleryWriter, NobodyFollows
 from service.domain.indexes.choice import choose_engine
@@ -40,15 +42,17 @@ class WorkerParts:
     engine: IndexEngine
     writer: GalleryWriter
     images: ImageSource
+    stores: NamedStores
     throttle: Throttle = field(default_factory=Throttle)
     ingest_throttle: Throttle = field(default_factory=Throttle)
     training: TrainingMemory = field(default_factory=TrainingMemory)
     backfill_throttle: Throttle = field(default_factory=Throttle)
+    external_throttle: Throttle = field(default_factory=Throttle)
     # Set while this process works on a task: it asks for its next slice itself, and its sweep is silent.
     working: threading.Event = field(default_factory=threading.Event)
 
 
-def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
+def make_worker_parts(settings: Settings, application: Celery, open_store: OpenStore = open_store) -> WorkerParts:
     """Connect to the database, the blob store and the index server that `settings` names."""
     if settings.database_url is None:
         raise ValueError("GALLERY_DATABASE_URL is not set; `gallery-upgrade serve` sets it for its worker")
@@ -57,7 +61,8 @@ def make_worker_parts(settings: Settings, application: Celery) -> WorkerParts:
     networks = TransformationNetworks(database, blobs, settings)
     writer = GalleryWriter(database, Encoders(blobs, settings), NobodyFollows(), settings)
     engine = choose_engine(database, blobs, settings)
-    return WorkerParts(settings, database, blobs, networks, engine, writer, ImageSource(settings))
+    stores = NamedStores(settings.stores, open_store)
+    return WorkerParts(settings, database, blobs, networks, engine, writer, ImageSource(settings), stores)
 
 
 @lru_cache(maxsize=1)

@@ -7,9 +7,7 @@ from importlib.metadata import version
 
 from models.judging.evidence import Answers, Evidence, Galleries, Queries, References, RelevantItems
 from models.judging.intervals import Draws
-from models.judging.linear_floor import cross_fitted, stronger
 from models.judging.report import Reading, to_json
-from models.normalize import l2_normalize
 from service.db import Session
 from service.domain.judging.asked_queries import SOURCE, AskedSets, asked_queries, encode_queries
 from service.domain.judging.evidence import (
@@ -20,7 +18,6 @@ from service.domain.judging.evidence import (
     read_common_rows,
     read_common_vectors,
 )
-from service.domain.judging.gates import LEAST_REFERENCES
 from service.domain.judging.probe_references import encode_probe_images
 from service.domain.judging.reports import NewReport, rules_of
 from service.domain.judging.shadowed_queries import ShadowedAnswers, shadowed_answers
@@ -29,6 +26,7 @@ from service.networks.encoders import Encoders
 from service.tables import Upgrade
 from workers.app import WorkerParts
 from workers.judging import Judging, Known, judge
+from workers.linear_floor import linear_floor
 
 _ROWS_AT_ONCE = 50_000
 _LEAST_NEIGHBOURS = 2
@@ -92,14 +90,10 @@ def _evidence(
         labels=items.labels,
         attributes=items.attributes,
     )
-    linear = parts.networks.linear(items.rows, upgrade.legs[0].transformation_ids)
-    fitted = None
-    if len(items) >= LEAST_REFERENCES:
-        fitted = cross_fitted(items.rows.embedding, items.rows.side_information, items.after, seed)
-        fitted = l2_normalize(fitted) if gallery.after.version.normalize else fitted
-    if linear is None or (fitted is not None and stronger(items.after, (linear, fitted), gallery.after.metric) == 1):
-        linear = fitted
-    else:
+    version, metric = gallery.after.version, gallery.after.metric
+    floor = linear_floor(parts, items.rows, items.after, upgrade.legs[0].transformation_ids, version, metric, seed)
+    linear = floor.vectors
+    if floor.stands_beside_h:
         galleries = replace(galleries, linear=_linear_rows(session, parts, upgrade, gallery))
     return Evidence(galleries, References(queries, items.transformed, linear, items.uncertainty))
 

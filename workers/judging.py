@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from models.judging.evidence import Evidence
 from models.judging.intervals import Interval, wilson
+from models.judging.references import ReferencesReport
 from models.judging.report import READING, Measurements, Reading, measure
 from service.domain.judging.asked_queries import AskedSet
 from service.domain.judging.evidence import HeldOut
@@ -109,7 +110,9 @@ def measured(measurements: Measurements, known: Known) -> list[Measured]:
         recall = wilson(known.ann_recall * trials, trials)
         values = (recall.value, recall.low, recall.high, known.recall_sample_size, known.recall_source)
         found.append(Measured(GateMetric.ANN_RECALL, *values))
-    return found + _of_queries(measurements) + _of_references(measurements)
+    own_items = measurements.own_items
+    own = None if own_items is None else own_items.above_linear
+    return found + _of_queries(measurements) + of_references(measurements.references, own)
 
 
 def _of_queries(measurements: Measurements) -> list[Measured]:
@@ -125,8 +128,9 @@ def _of_queries(measurements: Measurements) -> list[Measured]:
     return found
 
 
-def _of_references(measurements: Measurements) -> list[Measured]:
-    references, own_items = measurements.references, measurements.own_items
+def of_references(references: ReferencesReport | None, own_in_gallery: Interval | None = None) -> list[Measured]:
+    """Return what references tell gates; `own_in_gallery` is how often they find their own items in the whole gallery,
+    h's less the linear map's, where that is known."""
     if references is None:
         return []
     found = []
@@ -134,7 +138,7 @@ def _of_references(measurements: Measurements) -> list[Measured]:
         found.append(_compared(GateMetric.EXPLAINED, references.explained, references.source))
     if references.overlap_above_linear is not None:
         found.append(_compared(GateMetric.OVERLAP, references.overlap_above_linear, references.source))
-    own = own_items.above_linear if own_items and own_items.above_linear else references.own_item_above_linear
+    own = own_in_gallery or references.own_item_above_linear
     if own is not None:
         found.append(_compared(GateMetric.OWN_ITEM_FIRST, own, references.source))
     return found

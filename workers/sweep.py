@@ -11,6 +11,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from service import logs
 from service.domain.backfill.backfills import unfinished_backfills
 from service.domain.erasure.erasures import unfinished_erasures
+from service.domain.external.upgrades import unfinished_external_upgrades
 from service.domain.indexes.query_samples import remove_old_samples
 from service.domain.indexes.removal import remove_dropped
 from service.domain.ingest.batches import unfinished_ingests
@@ -23,6 +24,7 @@ from service.metrics import SWEEP_AGE
 from service.queue import (
     ADVANCE_BACKFILL,
     ADVANCE_ERASURE,
+    ADVANCE_EXTERNAL,
     ADVANCE_INGEST,
     ADVANCE_TRAINING,
     ADVANCE_UPGRADE,
@@ -37,8 +39,8 @@ _RETENTION_EVERY_SECONDS = 600.0  # it reads all that is kept
 
 
 def sweep(parts: WorkerParts) -> None:
-    """Nudge every upgrade, training, ingest, backfill and index build that a worker could work on; a nudge too many
-    finds nothing to do.
+    """Nudge every upgrade, here or of another store, training, ingest, backfill and index build that a worker could
+    work on; a nudge too many finds nothing to do.
 
     A worker at work sends nothing, so that nudges do not pile up at the broker during a long one, and removes nothing;
     it looks after upgrades that are baked all the same.
@@ -55,6 +57,7 @@ def sweep(parts: WorkerParts) -> None:
         training_ids = unfinished_trainings(session, parts.settings)
         ingest_ids = unfinished_ingests(session)
         backfill_ids = unfinished_backfills(session)
+        external_ids = unfinished_external_upgrades(session)
         erasure_ids = unfinished_erasures(session)
         remove_lists_of_ended(session)
         due = find_due_build(session, parts.engine)
@@ -63,6 +66,8 @@ def sweep(parts: WorkerParts) -> None:
         parts.database.queue.send(ADVANCE_UPGRADE, upgrade_id)
     for backfill_id in backfill_ids:
         parts.database.queue.send(ADVANCE_BACKFILL, backfill_id)
+    for external_id in external_ids:
+        parts.database.queue.send(ADVANCE_EXTERNAL, external_id)
     for job_id in training_ids:
         parts.database.queue.send(ADVANCE_TRAINING, job_id)
     for job_id in ingest_ids:

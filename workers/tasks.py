@@ -9,6 +9,7 @@ from service.logs import NO_REQUEST, about, about_nothing, request_id
 from service.queue import (
     ADVANCE_BACKFILL,
     ADVANCE_ERASURE,
+    ADVANCE_EXTERNAL,
     ADVANCE_INGEST,
     ADVANCE_RESTING_UPGRADE,
     ADVANCE_TRAINING,
@@ -17,6 +18,7 @@ from service.queue import (
 )
 from workers.app import WorkerParts, app, worker_parts
 from workers.backfilling import advance_backfill
+from workers.connecting import advance_external
 from workers.erasing import advance_an_erasure
 from workers.ingesting import advance_ingest
 from workers.rebuilding import rebuild_index
@@ -63,6 +65,16 @@ def advance_a_backfill(backfill_id: int) -> None:
     _work(lambda parts, id_: ADVANCE_BACKFILL if advance_backfill(parts, id_) else None, backfill_id)
 
 
+@app.task(name=ADVANCE_EXTERNAL)
+def advance_an_external_upgrade(upgrade_id: int) -> None:
+    """Work on an upgrade of another store for one time slice, and ask for the next one.
+
+    Safe to run twice: ranges are claimed from rows, writing one again has the same effect, and every change of state is
+    guarded by the state that it leaves.
+    """
+    _work(lambda parts, id_: ADVANCE_EXTERNAL if advance_external(parts, id_) else None, upgrade_id)
+
+
 @app.task(name=ADVANCE_INGEST)
 def advance_an_ingest(job_id: int) -> None:
     """Work on an ingest by reference for one time slice, and ask for the next one.
@@ -97,6 +109,8 @@ _SUBJECTS = {
     ADVANCE_TRAINING: "job_id",
     ADVANCE_INGEST: "job_id",
     ADVANCE_BACKFILL: "backfill_id",
+    ADVANCE_ERASURE: "job_id",
+    ADVANCE_EXTERNAL: "external_id",
     BUILD_INDEX: "generation_id",
 }
 

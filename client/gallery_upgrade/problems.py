@@ -84,6 +84,14 @@ class ErasesItems(Conflict):
     """The transformation would make items indistinguishable in a gallery that is searched for them."""
 
 
+class ExternalNotReady(Conflict):
+    """The upgrade of another store is not ready."""
+
+
+class ExternalUpgradeEnded(Conflict):
+    """The upgrade is not open any more."""
+
+
 class FormBySession(Forbidden):
     """A change by a session lacks the header that no form can send."""
 
@@ -280,6 +288,14 @@ class NoThumbnail(NotFound):
     """The item has no thumbnail: it was imported, or the gallery keeps none."""
 
 
+class NoTransformation(Conflict):
+    """No registered transformation leads from the one version to the other."""
+
+
+class NoVectorAccepted(Unprocessable):
+    """Every vector of the request was rejected; nothing was stored."""
+
+
 class NoWorkerAnswered(Unavailable):
     """No worker cut over in time; nothing has changed."""
 
@@ -408,6 +424,22 @@ class StillRead(Unavailable):
     """A table could not be dropped in time, because something reads it."""
 
 
+class StoreAway(Unavailable):
+    """The store does not answer, or refuses for a reason that passes; the same may succeed later."""
+
+
+class StoreRefused(Unprocessable):
+    """What the store holds, or how it is named, cannot be upgraded; trying again does not help."""
+
+
+class StoreTaken(Conflict):
+    """The store has an upgrade that is not ended, or whose new side is not removed yet."""
+
+
+class SwitchedElsewhere(Conflict):
+    """The store's searches see another side than the upgrade's state says."""
+
+
 class TableTooLarge(TooLarge):
     """The table has more rows, or more bytes once they are read, than one request may bring."""
 
@@ -476,6 +508,14 @@ class UnknownBackfill(NotFound):
     """No backfill has this id."""
 
 
+class UnknownExternalReport(NotFound):
+    """The upgrade of another store has no report yet."""
+
+
+class UnknownExternalUpgrade(NotFound):
+    """No upgrade of another store has this id."""
+
+
 class UnknownFormat(BadRequest):
     """The bytes are neither Parquet nor Arrow's."""
 
@@ -522,6 +562,10 @@ class UnknownReport(NotFound):
 
 class UnknownSession(Unauthorized):
     """The browser's session has ended."""
+
+
+class UnknownStore(NotFound):
+    """No store has this name, or it is another tenant's."""
 
 
 class UnknownTenant(NotFound):
@@ -586,6 +630,8 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:encoding-failed": EncodingFailed,
     "urn:gallery-upgrade:encoding-stopped": EncodingStopped,
     "urn:gallery-upgrade:erases-items": ErasesItems,
+    "urn:gallery-upgrade:external-not-ready": ExternalNotReady,
+    "urn:gallery-upgrade:external-upgrade-ended": ExternalUpgradeEnded,
     "urn:gallery-upgrade:form-by-session": FormBySession,
     "urn:gallery-upgrade:gallery-busy": GalleryBusy,
     "urn:gallery-upgrade:gallery-exists": GalleryExists,
@@ -635,6 +681,8 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:no-sound-transformation": NoSoundTransformation,
     "urn:gallery-upgrade:no-such-generation": NoSuchGeneration,
     "urn:gallery-upgrade:no-thumbnail": NoThumbnail,
+    "urn:gallery-upgrade:no-transformation": NoTransformation,
+    "urn:gallery-upgrade:no-vector-accepted": NoVectorAccepted,
     "urn:gallery-upgrade:no-worker-answered": NoWorkerAnswered,
     "urn:gallery-upgrade:not-a-cursor": NotACursor,
     "urn:gallery-upgrade:not-asked-for": NotAskedFor,
@@ -667,6 +715,10 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:shared-by-all": SharedByAll,
     "urn:gallery-upgrade:smoothing-not-possible": SmoothingNotPossible,
     "urn:gallery-upgrade:still-read": StillRead,
+    "urn:gallery-upgrade:store-away": StoreAway,
+    "urn:gallery-upgrade:store-refused": StoreRefused,
+    "urn:gallery-upgrade:store-taken": StoreTaken,
+    "urn:gallery-upgrade:switched-elsewhere": SwitchedElsewhere,
     "urn:gallery-upgrade:table-too-large": TableTooLarge,
     "urn:gallery-upgrade:thumbnails-unproven": ThumbnailsUnproven,
     "urn:gallery-upgrade:too-far-behind": TooFarBehind,
@@ -684,6 +736,8 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:transformation-in-use": TransformationInUse,
     "urn:gallery-upgrade:unknown-asset": UnknownAsset,
     "urn:gallery-upgrade:unknown-backfill": UnknownBackfill,
+    "urn:gallery-upgrade:unknown-external-report": UnknownExternalReport,
+    "urn:gallery-upgrade:unknown-external-upgrade": UnknownExternalUpgrade,
     "urn:gallery-upgrade:unknown-format": UnknownFormat,
     "urn:gallery-upgrade:unknown-gallery": UnknownGallery,
     "urn:gallery-upgrade:unknown-gate": UnknownGate,
@@ -696,6 +750,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:unknown-query-set": UnknownQuerySet,
     "urn:gallery-upgrade:unknown-report": UnknownReport,
     "urn:gallery-upgrade:unknown-session": UnknownSession,
+    "urn:gallery-upgrade:unknown-store": UnknownStore,
     "urn:gallery-upgrade:unknown-tenant": UnknownTenant,
     "urn:gallery-upgrade:unknown-transformation": UnknownTransformation,
     "urn:gallery-upgrade:unknown-upgrade": UnknownUpgrade,

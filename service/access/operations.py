@@ -20,6 +20,7 @@ _GALLERY = "/v1/galleries/{name}"
 _QUERY_SETS = "/v1/galleries/{gallery}/query-sets"
 _UPGRADE = "/v1/upgrades/{upgrade_id}"
 _BACKFILL = "/v1/backfills/{backfill_id}"
+_EXTERNAL = "/v1/external-upgrades/{external_id}"
 _JOB = "/v1/jobs/{job_id}"
 _VERSION = "/v1/model-versions/{name}"
 _TRANSFORMATION = "/v1/transformations/{transformation_id}"
@@ -107,6 +108,24 @@ SCOPE_OF: dict[tuple[str, str], Scope] = {
     ("POST", f"{_BACKFILL}/resume"): "upgrade",
     ("POST", f"{_BACKFILL}/retry"): "upgrade",
     ("POST", f"{_BACKFILL}/cancel"): "upgrade",
+    # Galleries in other stores.
+    ("GET", "/v1/stores"): "read",
+    ("GET", "/v1/external-upgrades"): "read",
+    ("POST", "/v1/external-upgrades"): "upgrade",
+    ("GET", _EXTERNAL): "read",
+    ("PATCH", _EXTERNAL): "upgrade",
+    ("GET", f"{_EXTERNAL}/events"): "read",
+    ("POST", f"{_EXTERNAL}/pause"): "upgrade",
+    ("POST", f"{_EXTERNAL}/resume"): "upgrade",
+    ("POST", f"{_EXTERNAL}/retry"): "upgrade",
+    ("POST", f"{_EXTERNAL}/cancel"): "upgrade",
+    ("POST", f"{_EXTERNAL}/evaluate"): "upgrade",
+    ("GET", f"{_EXTERNAL}/references"): "read",
+    ("POST", f"{_EXTERNAL}/references"): "upgrade",
+    ("GET", f"{_EXTERNAL}/report"): "read",
+    ("POST", f"{_EXTERNAL}/cutover"): "cutover",
+    ("POST", f"{_EXTERNAL}/rollback"): "cutover",
+    ("POST", f"{_EXTERNAL}/finalize"): "override",
     # Jobs.
     ("GET", "/v1/jobs"): "read",
     ("GET", _JOB): "read",

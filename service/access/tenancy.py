@@ -1,9 +1,9 @@
 """What whoever is served may see: what is of its tenant, or shared by all, and of galleries those that its key names.
 
 Rows are looked up by name or by id in a few functions of the domain (`get_gallery`, `find_serving`, `get_version`,
-`get_transformation`, `get_job`, `get_upgrade`, `get_backfill`) and listed in as many; the conditions they put are here,
-and everything else follows ids from what these gave. What is another tenant's is not there: 404. A gallery whose name
-the key's patterns leave out is refused, whether there is one or not: 403.
+`get_transformation`, `get_job`, `get_upgrade`, `get_backfill`, `get_external_upgrade`) and listed in as many; the
+conditions they put are here, and everything else follows ids from what these gave. What is another tenant's is not
+there: 404. A gallery whose name the key's patterns leave out is refused, whether there is one or not: 403.
 
 Who is bound to no tenant (`identity.NOBODY`) sees every row by its id; a name is then one of the default tenant.
 """

@@ -12,6 +12,7 @@ from service.access.quotas import QuotaBook
 from service.api.admission import Admission
 from service.api.event_streams import EventStreams
 from service.blobs import BlobStore
+from service.connectors.named import NamedStores
 from service.db import Database
 from service.db import Session as Session  # what views of rows take
 from service.domain.figures import Figures
@@ -57,6 +58,7 @@ class Parts:
     images: ImageSource
     upgrade_actions: UpgradeActions
     figures: Figures
+    stores: NamedStores
 
 
 async def parts_of(request: Request) -> Parts:

@@ -139,8 +139,9 @@ main.command()(transform)
 main.command()(verify)
 if find_spec("gallery_upgrade") is not None:
     from gallery_upgrade.cli import mount
+    from service.cli.stores import read_store
 
-    mount(main)
+    mount(main, read_store)
 
 
 def _external_settings() -> "Settings":

@@ -21,6 +21,13 @@ from service.tables.columns import (
     Task,
     VoteFor,
 )
+from service.tables.external import (
+    ExternalBatch,
+    ExternalEvent,
+    ExternalReference,
+    ExternalReport,
+    ExternalUpgrade,
+)
 from service.tables.galleries import (
     Gallery,
     Generation,
@@ -62,6 +69,11 @@ __all__ = [
     "ClaimedRow",
     "CutoverOption",
     "Erasure",
+    "ExternalBatch",
+    "ExternalEvent",
+    "ExternalReference",
+    "ExternalReport",
+    "ExternalUpgrade",
     "Gallery",
     "Generation",
     "IdempotencyKey",

@@ -12,6 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from service.column_types import EnumeratedText, Leg, LegsJson
 from service.domain.backfill_state import BackfillState
 from service.domain.batch_state import BatchState
+from service.domain.external_state import ExternalState
 from service.domain.generation_stage import GenerationStage
 from service.domain.job_state import JobState
 from service.domain.upgrade_state import State
@@ -70,6 +71,7 @@ class Base(DeclarativeBase):
         JobKind: Text,
         QueryKind: Text,
         BackfillState: EnumeratedText(BackfillState),
+        ExternalState: EnumeratedText(ExternalState),
         BackfillOrder: Text,
         BackfillSource: Text,
         BackfillOutcome: Text,

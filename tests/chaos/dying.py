@@ -14,8 +14,11 @@ from service import crash_points
 from service.app import create_app
 from service.queue import celery_application
 from service.settings import Settings
+from tests.external_stores import open_fake
+from tests.external_upgrades import make_fake_parts
 from workers.app import make_worker_parts
 from workers.backfilling import advance_backfill
+from workers.connecting import advance_external
 from workers.erasing import advance_an_erasure
 from workers.ingesting import advance_ingest
 from workers.rebuilding import rebuild_index
@@ -51,6 +54,18 @@ def backfill(settings: Settings, backfill_id: int) -> None:
     parts = make_worker_parts(settings, celery_application(settings))
     while advance_backfill(parts, backfill_id):
         pass
+
+
+def connect(settings: Settings, upgrade_id: int) -> None:
+    """Do what a worker does for an upgrade of another store."""
+    parts = make_worker_parts(settings, celery_application(settings), open_fake)
+    while advance_external(parts, upgrade_id):
+        pass
+
+
+def roll_external_back(settings: Settings, upgrade_id: int) -> None:
+    with TestClient(create_app(settings, make_fake_parts)) as client:
+        client.post(f"/v1/external-upgrades/{upgrade_id}/rollback")
 
 
 def ingest(settings: Settings, job_id: int) -> None:

@@ -20,6 +20,8 @@ from sqlalchemy import text
 
 from service.app import create_app
 from service.blobs import BlobStore
+from service.connectors.named import NamedStores
+from service.connectors.opening import open_store
 from service.db import Database, create_database_engine
 from service.domain.gallery.writes import GalleryWriter, NobodyFollows
 from service.domain.indexes.choice import choose_engine
@@ -197,6 +199,7 @@ class World:
             choose_engine(self.database, blobs, self.settings),
             GalleryWriter(self.database, Encoders(blobs, self.settings), NobodyFollows(), self.settings),
             ImageSource(self.settings),
+            NamedStores({}, open_store),
         )
         self.transformations = register(self.apis[0].client)
         self.galleries = 0

@@ -35,6 +35,7 @@ CATALOG = {
 
 # What a test undoes of the last migrations, to have the tables of before.
 _UNDO_NEWEST = """
+DROP TABLE external_events, external_reports, external_references, external_batches, external_upgrades;
 ALTER TABLE upgrades DROP COLUMN smoothing, DROP COLUMN smoothed_revision, DROP COLUMN smoothed_index;
 ALTER TABLE upgrades DROP COLUMN trace, DROP COLUMN canary_answered, DROP COLUMN canary_failed;
 DROP TABLE blind_votes;

@@ -147,6 +147,31 @@ class DeletedView(Answer):
     revision: int
 
 
+class DescriptionView(Answer):
+    """What a store holds: `metric` is null where it does not know; with `scales` it brings vectors to unit norm
+    itself, and with `notices_writes` it says which rows were written while it is upgraded.
+    """
+
+    dtype: str
+    embedding_dim: int
+    metric: str | None
+    notices_writes: bool
+    rows: int
+    scales: bool
+    side_information_dim: int | None
+    warning: str | None
+
+
+class DrawnReferencesView(Answer):
+    """Keys of rows whose vectors by the new model version would be evidence, how many are `given`, of how many that
+    were `drawn`.
+    """
+
+    drawn: int
+    given: int
+    ids: list[str]
+
+
 class DryRunView(Answer):
     """`reason` says why the path is this one, and what would make a shorter one possible. `bytes` go into the database
     and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on
@@ -221,6 +246,74 @@ class ExamplesView(Answer):
     examples: list[ExampleView]
     kind: str
     report: int
+
+
+class ExternalDecisionView(Answer):
+    """On what verdict, of which report, the store is switched, or was: `by` itself (`auto`) or by `request`, whose,
+    and for what `reason` past gates that failed.
+    """
+
+    by: str
+    reason: str | None
+    report: int | None
+    verdict: str
+    who: str | None
+
+
+class ExternalDryRunView(Answer):
+    """`rows` in `ranges` would be read, and `bytes` of vectors written beside them. `switch` says what a cutover does,
+    and `cannot_judge` what no check can tell.
+    """
+
+    bytes: int
+    cannot_judge: list[str]
+    description: DescriptionView
+    ranges: int
+    rows: int
+    switch: str
+    transformation: int
+
+
+class ExternalReportView(Answer):
+    """`content` holds the gates, what was measured, and what the verification found; `evidence` is the number of
+    references.
+    """
+
+    content: dict[str, Any]
+    created_at: datetime
+    evidence: int
+    report: int
+    seconds: float
+    verdict: str
+
+
+class ExternalUpgradeView(Answer):
+    """`pass_number` is how often the store's ranges have been gone over. `cutover_requested_at` is set until the store
+    is switched, and `removed_at` when what the upgrade left in the store is gone.
+    """
+
+    created_at: datetime
+    cutover: str
+    cutover_requested_at: datetime | None
+    decision: ExternalDecisionView | None
+    description: DescriptionView
+    error: str | None
+    finished_at: datetime | None
+    from_version: str
+    id: int
+    judged: VerdictView | None
+    late: LateView | None
+    live_at: datetime | None
+    pass_number: int
+    progress: dict[str, PhaseView]
+    removed_at: datetime | None
+    speed: float
+    state: str
+    store: str
+    to_version: str
+    transformation: int
+    updated_at: datetime
+    verification: VerificationView | None
 
 
 class FoundItemView(Answer):
@@ -375,6 +468,17 @@ class KeyView(Answer):
     rotated_at: datetime | None
     scopes: list[str]
     tenant: str
+
+
+class LateView(Answer):
+    """What was written on the old side around the switch, of a store that does not say: how many ranges, and in these
+    the keys whose new side is not made of the old one. They are left as they are. `error` is why it is not known.
+    """
+
+    changed_ranges: int | None = None
+    conflicting_keys: list[str] | None = None
+    conflicts: int | None = None
+    error: str | None = None
 
 
 class LeaseView(Answer):
@@ -629,6 +733,18 @@ class StepView(Answer):
     versions: list[str]
 
 
+class StoreView(Answer):
+    """A store by its name, and what it says of itself; else why it says nothing."""
+
+    description: DescriptionView | None
+    error: str | None
+    name: str
+
+
+class StoresAnswer(Answer):
+    items: list[StoreView]
+
+
 class TallyView(Answer):
     """How many blind votes there are for the answers before, after, and neither; `p_value` is that of the two-sided
     sign test, null without a choice.
@@ -685,11 +801,40 @@ class UpgradeView(Answer):
     updated_at: datetime
 
 
+class VectorResultView(Answer):
+    error: str | None
+    id: str
+    status: str
+
+
+class VectorsAnswer(Answer):
+    results: list[VectorResultView]
+
+
 class VerdictView(Answer):
     """What the newest report, of this number, says: `pass`, `fail`, `inconclusive` or `not_judged`."""
 
     report: int
     verdict: str
+
+
+class VerificationView(Answer):
+    """What comparing both sides of the store found. `ids_sha256` is over the ids of both sides, which were equal range
+    by range; `rows_transformed_anew` of the rows were compared with what the new side has, in the store's
+    `number_format`, and differ by `largest_difference` of their norm at most.
+    """
+
+    changed_ranges: int
+    ids_sha256: str
+    largest_difference: float
+    new_side_sha256: str
+    number_format: str
+    passes: int
+    ranges: int
+    repaired_ranges: int
+    rows: int
+    rows_in_store: int
+    rows_transformed_anew: int
 
 
 class WantedReferencesView(Answer):
@@ -715,6 +860,10 @@ class BackfillPage(Page[BackfillView]):
 
 
 class EntryPage(Page[EntryView]):
+    """A page."""
+
+
+class ExternalUpgradePage(Page[ExternalUpgradeView]):
     """A page."""
 
 

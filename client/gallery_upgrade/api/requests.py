@@ -56,6 +56,13 @@ def cancel_backfill(*, backfill_id: int) -> Call[models.BackfillView]:
     return Call(method="POST", path=f"/v1/backfills/{quoted(backfill_id)}/cancel", answers={200: "BackfillView"})
 
 
+def cancel_external_upgrade(*, external_id: int) -> Call[models.ExternalUpgradeView]:
+    """Give up an upgrade that is not live; a worker removes its new side."""
+    return Call(
+        method="POST", path=f"/v1/external-upgrades/{quoted(external_id)}/cancel", answers={200: "ExternalUpgradeView"}
+    )
+
+
 def cancel_job(*, job_id: int) -> Call[models.JobView]:
     """Give a training or an ingest up; cancelling it again is no error. 409 for a job that has ended or is a part of
     an upgrade. What an ingest has stored stays.
@@ -196,6 +203,20 @@ def cut_over(*, upgrade_id: int, override: Mapping[str, Any] | Unset | None = UN
     )
 
 
+def cut_over_external(
+    *, external_id: int, override: Mapping[str, Any] | Unset | None = UNSET
+) -> Call[models.ExternalUpgradeView]:
+    """Have a worker switch the store of a ready upgrade, after what was written was brought along; `state` says when
+    that is done. 409 names the gates that failed; it goes live past them with `override` alone.
+    """
+    return Call(
+        method="POST",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/cutover",
+        answers={202: "ExternalUpgradeView"},
+        body=given({"override": override}),
+    )
+
+
 def delete_gallery(*, name: str) -> Call[None]:
     """Delete a gallery with everything in it; 409 while an upgrade of it is open."""
     return Call(method="DELETE", path=f"/v1/galleries/{quoted(name)}", answers={204: None})
@@ -236,6 +257,20 @@ def delete_transformation(*, transformation_id: int) -> Call[None]:
     return Call(method="DELETE", path=f"/v1/transformations/{quoted(transformation_id)}", answers={204: None})
 
 
+def draw_external_references(
+    *, external_id: int, wanted: int | Unset = UNSET, seed: int | Unset = UNSET
+) -> Call[models.DrawnReferencesView]:
+    """Return keys of rows that were drawn as their ranges were written: what the new model version gives for their
+    images lets the upgrade be judged.
+    """
+    return Call(
+        method="GET",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/references",
+        answers={200: "DrawnReferencesView"},
+        query={"wanted": wanted, "seed": seed},
+    )
+
+
 def draw_references(
     *, upgrade_id: int, wanted: int | Unset = UNSET, seed: int | Unset = UNSET
 ) -> Call[models.WantedReferencesView]:
@@ -263,9 +298,28 @@ def evaluate(*, upgrade_id: int, seed: int | Unset = UNSET) -> Call[models.Evalu
     )
 
 
+def evaluate_external(*, external_id: int, seed: int | Unset = UNSET) -> Call[models.EvaluationView]:
+    """Have a worker write another report on an upgrade that is ready, with the references that there are now."""
+    return Call(
+        method="POST",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/evaluate",
+        answers={202: "EvaluationView"},
+        body=given({"seed": seed}),
+    )
+
+
 def finalize(*, upgrade_id: int) -> Call[models.UpgradeView]:
     """Drop the previous generation of a live upgrade; from then on there is no rollback."""
     return Call(method="POST", path=f"/v1/upgrades/{quoted(upgrade_id)}/finalize", answers={200: "UpgradeView"})
+
+
+def finalize_external(*, external_id: int) -> Call[models.ExternalUpgradeView]:
+    """End a live upgrade for good: a worker removes the old side; from then on there is no rollback."""
+    return Call(
+        method="POST",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/finalize",
+        answers={200: "ExternalUpgradeView"},
+    )
 
 
 def get_backfill(*, backfill_id: int) -> Call[models.BackfillView]:
@@ -308,6 +362,18 @@ def get_examples(
         answers={200: "ExamplesView"},
         query={"kind": kind, "limit": limit},
     )
+
+
+def get_external_report(*, external_id: int) -> Call[models.ExternalReportView]:
+    """Return the newest report on an upgrade."""
+    return Call(
+        method="GET", path=f"/v1/external-upgrades/{quoted(external_id)}/report", answers={200: "ExternalReportView"}
+    )
+
+
+def get_external_upgrade(*, external_id: int) -> Call[models.ExternalUpgradeView]:
+    """Return an upgrade with its progress, counted from rows."""
+    return Call(method="GET", path=f"/v1/external-upgrades/{quoted(external_id)}", answers={200: "ExternalUpgradeView"})
 
 
 def get_gallery(*, name: str) -> Call[models.GalleryView]:
@@ -437,6 +503,26 @@ def get_version_artifact(
     )
 
 
+def give_external_references(
+    *,
+    external_id: int,
+    content: Upload,
+    content_type: Literal[
+        "application/vnd.apache.arrow.file", "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
+    ],
+) -> Call[models.VectorsAnswer]:
+    """Take an Arrow IPC stream or a Parquet file with columns id and embedding: what the new model version gives for
+    rows that were drawn. One that was not is rejected alone; 422 only if every one is.
+    """
+    return Call(
+        method="POST",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/references",
+        answers={200: "VectorsAnswer"},
+        content=content,
+        content_type=content_type,
+    )
+
+
 def lease(*, backfill_id: int, limit: int | Unset = UNSET) -> Call[models.LeaseView]:
     """Lease items to a client that has their images; what it does not send in time comes back to others."""
     return Call(
@@ -492,6 +578,12 @@ def list_entries(
         "upgrade.finalized",
         "backfill.started",
         "backfill.cancelled",
+        "external_upgrade.opened",
+        "external_upgrade.cancelled",
+        "external_upgrade.overridden",
+        "external_upgrade.cut_over",
+        "external_upgrade.rolled_back",
+        "external_upgrade.finalized",
         "erasure.asked",
         "erasure.done",
         "key.created",
@@ -523,6 +615,18 @@ def list_entries(
             "since": since,
             "until": until,
         },
+    )
+
+
+def list_external_upgrades(
+    *, limit: int | Unset = UNSET, cursor: str | Unset | None = UNSET
+) -> Call[models.ExternalUpgradePage]:
+    """Return the upgrades of other stores, oldest first."""
+    return Call(
+        method="GET",
+        path="/v1/external-upgrades",
+        answers={200: "ExternalUpgradePage"},
+        query={"limit": limit, "cursor": cursor},
     )
 
 
@@ -621,6 +725,11 @@ def list_reports(
     )
 
 
+def list_stores() -> Call[models.StoresAnswer]:
+    """Return the stores that an operator named, with what each says of itself now."""
+    return Call(method="GET", path="/v1/stores", answers={200: "StoresAnswer"})
+
+
 def list_transformations(
     *, limit: int | Unset = UNSET, cursor: str | Unset | None = UNSET
 ) -> Call[models.TransformationPage]:
@@ -662,6 +771,13 @@ def pause_backfill(*, backfill_id: int) -> Call[models.BackfillView]:
     return Call(method="POST", path=f"/v1/backfills/{quoted(backfill_id)}/pause", answers={200: "BackfillView"})
 
 
+def pause_external_upgrade(*, external_id: int) -> Call[models.ExternalUpgradeView]:
+    """Pause; answered when nothing of it is in flight."""
+    return Call(
+        method="POST", path=f"/v1/external-upgrades/{quoted(external_id)}/pause", answers={200: "ExternalUpgradeView"}
+    )
+
+
 def pause_job(*, job_id: int) -> Call[models.JobView]:
     """Let an ingest rest; nothing of it is stored after the answer. 409 for other jobs, and for one that has ended."""
     return Call(method="POST", path=f"/v1/jobs/{quoted(job_id)}/pause", answers={200: "JobView"})
@@ -670,6 +786,35 @@ def pause_job(*, job_id: int) -> Call[models.JobView]:
 def pause_upgrade(*, upgrade_id: int) -> Call[models.UpgradeView]:
     """Pause; answered when no batch is in flight."""
     return Call(method="POST", path=f"/v1/upgrades/{quoted(upgrade_id)}/pause", answers={200: "UpgradeView"})
+
+
+def plan_external_upgrade(
+    *,
+    from_version: str,
+    store: str,
+    to_version: str,
+    cutover: Literal["auto", "manual"] | Unset = UNSET,
+    dry_run: bool | Unset = UNSET,
+    speed: float | Unset = UNSET,
+    transformation: int | Unset | None = UNSET,
+) -> Call[models.ExternalDryRunView | models.ExternalUpgradeView]:
+    """Upgrade a gallery in another store: a worker writes the new side beside the old one, which goes on answering."""
+    return Call(
+        method="POST",
+        path="/v1/external-upgrades",
+        answers={200: "ExternalDryRunView", 202: "ExternalUpgradeView"},
+        body=given(
+            {
+                "cutover": cutover,
+                "dry_run": dry_run,
+                "from_version": from_version,
+                "speed": speed,
+                "store": store,
+                "to_version": to_version,
+                "transformation": transformation,
+            }
+        ),
+    )
 
 
 def plan_upgrade(
@@ -899,6 +1044,13 @@ def resume_backfill(*, backfill_id: int) -> Call[models.BackfillView]:
     return Call(method="POST", path=f"/v1/backfills/{quoted(backfill_id)}/resume", answers={200: "BackfillView"})
 
 
+def resume_external_upgrade(*, external_id: int) -> Call[models.ExternalUpgradeView]:
+    """Go on where the pause was."""
+    return Call(
+        method="POST", path=f"/v1/external-upgrades/{quoted(external_id)}/resume", answers={200: "ExternalUpgradeView"}
+    )
+
+
 def resume_job(*, job_id: int) -> Call[models.JobView]:
     """Go on where the pause was."""
     return Call(method="POST", path=f"/v1/jobs/{quoted(job_id)}/resume", answers={200: "JobView"})
@@ -912,6 +1064,13 @@ def resume_upgrade(*, upgrade_id: int) -> Call[models.UpgradeView]:
 def retry_backfill(*, backfill_id: int) -> Call[models.BackfillView]:
     """Go on after a failure; what is done is kept."""
     return Call(method="POST", path=f"/v1/backfills/{quoted(backfill_id)}/retry", answers={200: "BackfillView"})
+
+
+def retry_external_upgrade(*, external_id: int) -> Call[models.ExternalUpgradeView]:
+    """Go on after a failure; what is done is kept."""
+    return Call(
+        method="POST", path=f"/v1/external-upgrades/{quoted(external_id)}/retry", answers={200: "ExternalUpgradeView"}
+    )
 
 
 def retry_upgrade(*, upgrade_id: int) -> Call[models.UpgradeView]:
@@ -932,6 +1091,18 @@ def roll_back(*, upgrade_id: int, accept_loss: bool | Unset = UNSET) -> Call[mod
         method="POST",
         path=f"/v1/upgrades/{quoted(upgrade_id)}/rollback",
         answers={200: "UpgradeView"},
+        query={"accept_loss": accept_loss},
+    )
+
+
+def roll_back_external(*, external_id: int, accept_loss: bool | Unset = UNSET) -> Call[models.ExternalUpgradeView]:
+    """Let the store's searches see the old side again; a worker removes the new one. 422 says how many rows were
+    written since the switch, where the store knows; with `accept_loss=true` they are left without an embedding.
+    """
+    return Call(
+        method="POST",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/rollback",
+        answers={200: "ExternalUpgradeView"},
         query={"accept_loss": accept_loss},
     )
 
@@ -1050,6 +1221,16 @@ def set_backfill_speed(*, backfill_id: int, speed: float) -> Call[models.Backfil
     )
 
 
+def set_external_speed(*, external_id: int, speed: float) -> Call[models.ExternalUpgradeView]:
+    """Throttle an open upgrade, from each worker's next range on; 0 stops it."""
+    return Call(
+        method="PATCH",
+        path=f"/v1/external-upgrades/{quoted(external_id)}",
+        answers={200: "ExternalUpgradeView"},
+        body=given({"speed": speed}),
+    )
+
+
 def set_job_speed(*, job_id: int, speed: float) -> Call[models.JobView]:
     """Throttle an ingest, from each worker's next batch on; 0 stops it."""
     return Call(
@@ -1069,6 +1250,18 @@ def stream_backfill_events(*, backfill_id: int, last_event_id: int | Unset = UNS
     return StreamCall(
         method="GET",
         path=f"/v1/backfills/{quoted(backfill_id)}/events",
+        answers={200: None},
+        headers={"Last-Event-ID": last_event_id},
+    )
+
+
+def stream_external_events(*, external_id: int, last_event_id: int | Unset = UNSET) -> StreamCall[Event]:
+    """Stream the upgrade's changes of state (`state`, each with an id, from after `Last-Event-ID` on) and its progress
+    (`progress`, whenever it changed); ends when the upgrade has ended.
+    """
+    return StreamCall(
+        method="GET",
+        path=f"/v1/external-upgrades/{quoted(external_id)}/events",
         answers={200: None},
         headers={"Last-Event-ID": last_event_id},
     )

@@ -1,13 +1,21 @@
 """Commands on galleries, what they hold, and searching them."""
 
 import tempfile
+import time
 import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gallery_upgrade.cli.session import ERROR, USAGE, Session, chosen, command, fail, json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import pyarrow as pa
 
 galleries = typer.Typer(no_args_is_help=True, help="Galleries: list, show, create, delete.")
 
@@ -134,42 +142,99 @@ def search(
         webbrowser.open(page.as_uri())
 
 
-def import_vectors(
-    session: Session,
-    gallery: Name,
-    source: Annotated[
-        Path,
-        typer.Argument(
-            exists=True,
-            help="Parquet, Arrow, .npy or FAISS with NAME.ids.txt beside it, a folder of Parquet, or clip-retrieval's.",
-        ),
-    ],
-    model_version: Annotated[str | None, typer.Option(help="Refuse unless the gallery is under this one.")] = None,
-) -> None:
-    """Bring vectors in that were computed elsewhere by the gallery's model version, with ids, labels and metadata."""
-    given = chosen(model_version=model_version)
-    count = session.client.galleries.get(gallery).import_vectors(source, progress=session.progress, **given)
-    session.say(f"{count} vectors imported", {"count": count})
+@dataclass
+class OpenedStore:
+    """A gallery in another store: what it says of itself, and its rows, as tables with the columns id, embedding and
+    perhaps side_information. `faults` says what of it cannot be read, once the tables were."""
+
+    description: "Mapping[str, Any]"
+    tables: "Iterator[pa.Table]"
+    faults: list[str] = field(default_factory=list)
 
 
-def doctor(
-    session: Session,
-    source: Annotated[Path, typer.Argument(exists=True, help="Files of vectors, as `import` takes them.")],
-) -> None:
-    """Say what is in a gallery that lives in files, and what it needs before it is brought in. No service is asked.
+# (URL, rows of a table) -> the store.
+ReadStore = Callable[[str, int], OpenedStore]
+_NO_STORES = "This client reads files alone: stores by their URLs are read by the service's `gallery-upgrade`."
 
-    Exits with 1 if an import would refuse some of it.
-    """
-    from gallery_upgrade.arrays import read_vectors
-    from gallery_upgrade.examining import examine
 
-    found = examine(read_vectors(source, _EXAMINED_AT_ONCE))
-    session.show({name: value for name, value in vars(found).items() if session.as_json or name != "advice"})
-    if not session.as_json:
-        for sentence in found.advice:
-            typer.echo(f"- {sentence}")
-    if found.refused:
-        raise typer.Exit(ERROR)
+def import_of(read_store: ReadStore | None) -> Callable[..., None]:
+    """Return the command `import`."""
+
+    def import_vectors(
+        session: Session,
+        gallery: Name,
+        source: Annotated[
+            str,
+            typer.Argument(
+                help="Parquet, Arrow, .npy or FAISS with NAME.ids.txt beside it, a folder of Parquet, clip-retrieval's;"
+                " or the URL of a store.",
+            ),
+        ],
+        model_version: Annotated[str | None, typer.Option(help="Refuse unless the gallery is under this one.")] = None,
+    ) -> None:
+        """Bring vectors in that were computed elsewhere by the gallery's model version, with ids, labels and metadata;
+        of a store, with the ids."""
+        given = chosen(model_version=model_version)
+        into = session.client.galleries.get(gallery)
+        if not _is_url(source):
+            count = into.import_vectors(_existing(source), progress=session.progress, **given)
+        else:
+            store = _opened(read_store, source)
+            count = sum(into.import_vectors(table, **given) for table in store.tables)
+            if store.faults:
+                fail("\n  ".join([f"{count} vectors imported; some could not be read:", *store.faults[:5]]))
+        session.say(f"{count} vectors imported", {"count": count})
+
+    return import_vectors
+
+
+def doctor_of(read_store: ReadStore | None) -> Callable[..., None]:
+    """Return the command `doctor`."""
+
+    def doctor(
+        session: Session,
+        source: Annotated[str, typer.Argument(help="Files of vectors, as `import` takes them, or the URL of a store.")],
+    ) -> None:
+        """Say what is in a gallery that lives in files or in another store, and what an import or an upgrade of it
+        needs. No service is asked.
+
+        Exits with 1 if an import would refuse some of it.
+        """
+        from gallery_upgrade.arrays import read_vectors
+        from gallery_upgrade.examining import add_store, examine
+
+        if _is_url(source):
+            began = time.monotonic()
+            store = _opened(read_store, source)
+            found = examine(store.tables)
+            add_store(found, store.description, store.faults, time.monotonic() - began)
+        else:
+            found = examine(read_vectors(_existing(source), _EXAMINED_AT_ONCE))
+        session.show({name: value for name, value in vars(found).items() if session.as_json or name != "advice"})
+        if not session.as_json:
+            for sentence in found.advice:
+                typer.echo(f"- {sentence}")
+        if found.refused:
+            raise typer.Exit(ERROR)
+
+    return doctor
+
+
+def _is_url(source: str) -> bool:
+    return "://" in source
+
+
+def _existing(source: str) -> Path:
+    path = Path(source).expanduser()
+    if not path.exists():
+        fail(f"There is no {source}.", USAGE)
+    return path
+
+
+def _opened(read_store: ReadStore | None, url: str) -> OpenedStore:
+    if read_store is None:
+        fail(_NO_STORES, USAGE)
+    return read_store(url, _EXAMINED_AT_ONCE)
 
 
 def export(

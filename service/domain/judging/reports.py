@@ -144,7 +144,7 @@ def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:
     overridden = wish["reason"] is not None and wish.get("report") == number
     if not upgrade.observe:
         if report is not None and verdict is Verdict.FAIL and not overridden:
-            raise GatesHold(_FAILED.format(number=report.number, gates=_failed_gates(report)))
+            raise GatesHold(_FAILED.format(number=report.number, gates=failed_gates(report.content)))
         if not asked and verdict is not Verdict.PASS:
             raise GatesHold(_NOT_PASSED.format(verdict=verdict))
     return {**wish, "verdict": str(verdict), "report": number}
@@ -154,7 +154,7 @@ def check_not_failed(session: Session, upgrade: Upgrade) -> None:
     """Raise `GatesHold` (409) where the newest report keeps the candidate from answering users."""
     report = failed_report(session, upgrade)
     if report is not None:
-        raise GatesHold(_NO_CANARY.format(number=report.number, gates=_failed_gates(report)))
+        raise GatesHold(_NO_CANARY.format(number=report.number, gates=failed_gates(report.content)))
 
 
 def failed_report(session: Session, upgrade: Upgrade) -> Report | None:
@@ -168,9 +168,9 @@ def rules_of(upgrade: Upgrade) -> list[GateRule]:
     return [GateRule(GateMetric(rule["metric"]), rule["limit"], rule["slice"]) for rule in upgrade.gates]
 
 
-def _failed_gates(report: Report) -> str:
-    """Return the gates of a report that failed, each with what was measured and its limit."""
-    failed = [gate for gate in json.loads(report.content)["gates"] if gate["outcome"] == Outcome.FAIL]
+def failed_gates(content: str) -> str:
+    """Return the gates that failed of a report's content, each with what was measured and its limit."""
+    failed = [gate for gate in json.loads(content)["gates"] if gate["outcome"] == Outcome.FAIL]
     return "; ".join(
         f"{gate['metric']}{'' if gate['slice'] is None else ' of ' + gate['slice']} {gate['value']:.3g}"
         f" ({gate['low']:.3g} to {gate['high']:.3g}), not below {gate['limit']:g}"

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.access.operations import ANY_KEY, PUBLIC, SCOPE_OF, SCOPES
+from service.connectors.store import Description
+from service.domain.external_state import ExternalState
+from service.domain.verdict import Verdict
 from service.settings import Settings
+from service.tables import ExternalReport, ExternalUpgrade, Transformation
 from tests.backfills import begin_backfill, make_candidate
 from tests.keys import ADMIN_KEY, bearer, guarded_client, make_key
 from tests.networks import PREPROCESSING, encoder_bytes, image_bytes
@@ -21,7 +25,15 @@ from tests.scenario import create_gallery, register_version
 from workers.app import WorkerParts
 
 # Operations that name nothing of anybody's: their answers are looked through for what is another tenant's.
-LISTS = ["/v1/galleries", "/v1/jobs", "/v1/keys", "/v1/model-versions", "/v1/transformations"]
+LISTS = [
+    "/v1/external-upgrades",
+    "/v1/galleries",
+    "/v1/jobs",
+    "/v1/keys",
+    "/v1/model-versions",
+    "/v1/stores",
+    "/v1/transformations",
+]
 JSON_BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", "/v1/galleries/{name}"): {"task": "class"},
     ("POST", "/v1/galleries/{name}/items/delete"): {"ids": ["image-0.png"]},
@@ -34,6 +46,7 @@ JSON_BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", "/v1/upgrades/{upgrade_id}"): {"speed": 0.5},
     ("POST", "/v1/upgrades/{upgrade_id}/votes"): {"id": "image-0.png", "better": "left"},
     ("PATCH", "/v1/backfills/{backfill_id}"): {"speed": 0.5},
+    ("PATCH", "/v1/external-upgrades/{external_id}"): {"speed": 0.5},
     ("PATCH", "/v1/jobs/{job_id}"): {"speed": 0.5},
     ("PATCH", "/v1/transformations/{transformation_id}"): {"default": True},
 }
@@ -70,7 +83,7 @@ class Tenants:
             options["data"] = {"name": "q", "queries": QUERIES} if "query-sets" in template else {}
         elif template.endswith("/search"):
             options["files"] = {"file": ("query.png", image_bytes(1))}
-        elif method == "POST" and template.endswith("/embeddings"):
+        elif method == "POST" and template.endswith(("/embeddings", "{external_id}/references")):
             options["content"] = _table()
         options["headers"] = {**options.get("headers", {}), **who}
         if template.endswith("/examples"):
@@ -97,6 +110,30 @@ def _key(template: str, parameter: str) -> str:
     return {"name": "gallery", "part": "part" if "versions" in template else "part_of"}.get(parameter, parameter)
 
 
+def external_upgrade(worker: WorkerParts, transformation_id: int) -> int:
+    """Record an upgrade of a store of tenant `a`, with a report, as if it had been planned; return its id."""
+    with worker.database.session_scope() as session:
+        transformation = session.get_one(Transformation, transformation_id)
+        described = Description(1, 6, 5, "l2", "float32")
+        upgrade = ExternalUpgrade(
+            tenant="a",
+            store="shop",
+            side_name="new",
+            from_version_id=transformation.from_version_id,
+            to_version_id=transformation.to_version_id,
+            transformation_id=transformation_id,
+            description=asdict(described),
+            batch_rows=1,
+            cutover="manual",
+            state=ExternalState.PLANNED,
+        )
+        session.add(upgrade)
+        session.flush()
+        report = {"number": 1, "verdict": Verdict.NOT_JUDGED, "evidence": 0, "content": "{}", "seconds": 0.0}
+        session.add(ExternalReport(upgrade_id=upgrade.id, **report))
+        return upgrade.id
+
+
 @pytest.fixture
 def tenants(settings: Settings, worker: WorkerParts, tmp_path: Path) -> Iterator[Tenants]:
     settings.images = worker.settings.images = f"file://{tmp_path}/"
@@ -112,9 +149,11 @@ def tenants(settings: Settings, worker: WorkerParts, tmp_path: Path) -> Iterator
         listed = [{"id": "x.png", "image_uri": f"file://{tmp_path}/x.png"}]
         job_id = client.post("/v1/galleries/g/images/references", json=listed).json()["id"]
         (transformation,) = client.get("/v1/transformations").json()["items"]
+        external_id = external_upgrade(worker, transformation["id"])
         del client.headers["authorization"]
         ids = {"gallery": "g", "version": "v2", "query_set": "q", "item_id": "image-0.png", "number": "1"}
         ids |= {"upgrade_id": str(upgrade_id), "backfill_id": str(backfill_id), "job_id": str(job_id)}
+        ids |= {"external_id": str(external_id)}
         ids |= {"transformation_id": str(transformation["id"]), "part": "embedding_model", "part_of": "h"}
         yield Tenants(client, a, b, ids | {"key_id": made["id"]})
 

@@ -1,0 +1,80 @@
+"""Galleries in Chroma, in a folder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from service.connectors.address import parse
+from service.connectors.opening import open_store
+from service.connectors.store import NewSide, Rows, StoreRefused
+from tests.store_contract import NEW_DIM, StoreContract, bring_all, h, new_side, some_rows
+from tests.unit.connectors.odd_keys import ODD_KEYS
+
+chromadb = pytest.importorskip("chromadb", reason="chromadb is not installed")
+from service.connectors.chroma import client_of  # noqa: E402
+
+
+@dataclass
+class Collection:
+    """A `tests.store_contract.Place`."""
+
+    client: Any
+    url: str
+    has_side_information: bool = False
+    tolerance: float = 1e-6
+
+    def keys(self, count: int) -> list[str]:
+        odd = [key for key in ODD_KEYS if key]
+        return sorted([*odd, *(f"item {number}" for number in range(count - len(odd)))])
+
+    def put(self, rows: Rows) -> None:
+        labels: list[Any] = [{"label": f"of {key}"} if row % 2 else None for row, key in enumerate(rows.keys)]
+        self.collection.upsert(rows.keys, embeddings=rows.embedding, metadatas=labels)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self.collection.delete(list(keys))
+
+    @property
+    def collection(self) -> Any:
+        return self.client.get_collection("items", embedding_function=None)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Collection:
+    url = f"chroma://{tmp_path}?collection=items"
+    client = client_of(parse(url))
+    client.create_collection("items", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
+    return Collection(client, url)
+
+
+class TestContract(StoreContract):
+    crash_points: ClassVar[Sequence[str]] = ("connectors.chroma.renamed",)
+
+
+def test_metadata_come_along(place: Collection) -> None:
+    place.put(some_rows(place, place.keys(5)))
+    store = open_store(place.url, new_side(place))
+    store.prepare()
+    bring_all(store)
+    store.switch(h)
+
+    found = place.collection.get(place.keys(5)[:2], include=["metadatas"])
+
+    labels = dict(zip(found["ids"], found["metadatas"], strict=True))
+    assert labels == {place.keys(5)[0]: None, place.keys(5)[1]: {"label": f"of {place.keys(5)[1]}"}}
+    assert store.describe().metric == "cosine"
+
+
+def test_side_information_has_no_place(place: Collection) -> None:
+    place.put(some_rows(place, place.keys(5)))
+
+    with pytest.raises(StoreRefused, match="no place"):
+        open_store(place.url, NewSide("v2", NEW_DIM, 3, normalized=True)).prepare()
+
+
+def test_a_collection_that_is_not_there_is_refused(place: Collection) -> None:
+    with pytest.raises(StoreRefused, match="no collection 'none'"):
+        open_store(place.url.replace("items", "none"))
