@@ -26,7 +26,7 @@ from service.index.files import build_index
 from service.index.smoothing import Neighbourhoods
 
 _NEIGHBORS = 20
-_SHARES = {"paper": (0.3, 0.6, 0.8), "default": (0.6,), "by class": (0.6,)}
+_SHARES = {"paper": (0.3, 0.6, 0.8), "default": (0.3, 0.6), "by class": (0.6,)}
 _TEXT = (
     "Each row of h moves by a share towards the mean of its {neighbors} nearest rows of the same gallery, as an upgrade"
     " with `smoothing` does. h has learned from images of classes 0 to 79 alone, the known ones; the gallery has all"

@@ -65,7 +65,7 @@ class SmoothingView(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.6
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
     neighbors: Annotated[int, Field(ge=1, le=200)] = 20
 
 

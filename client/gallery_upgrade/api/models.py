@@ -720,7 +720,7 @@ class SmoothingView(Answer):
     """Each row that h makes becomes (1 - `share`) of itself and `share` of the mean of its `neighbors` nearest rows."""
 
     neighbors: int = 20
-    share: float = 0.6
+    share: float = 0.3
 
 
 class StepView(Answer):

@@ -257,7 +257,7 @@ def test_defaults_are_those_that_were_measured(client: TestClient) -> None:
 
     answer = client.post("/v1/galleries/g/upgrades", json={"to_version": "v2", "smoothing": {}})
 
-    assert answer.json()["smoothing"] == {"share": 0.6, "neighbors": 20}
+    assert answer.json()["smoothing"] == {"share": 0.3, "neighbors": 20}
 
 
 def test_a_dry_run_counts_the_rows_twice(client: TestClient, worker: WorkerParts) -> None:
