@@ -224,6 +224,10 @@ class LocationNotAllowed(Unprocessable):
     """The place is not one that the operator lists, or leads out of it."""
 
 
+class MetricsOfAll(Forbidden):
+    """The key is of another tenant than the default one, or for some galleries alone."""
+
+
 class MissingPart(Unprocessable):
     """A part that is needed is not in the form."""
 
@@ -549,7 +553,7 @@ class UnknownOperation(NotFound):
 
 
 class UnknownParameter(Unprocessable):
-    """The query has a parameter that the call does not have, or one of its own twice."""
+    """The query has a parameter that the call does not have, one of its own twice, or text that is nowhere stored."""
 
 
 class UnknownQuerySet(NotFound):
@@ -665,6 +669,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:key-in-address": KeyInAddress,
     "urn:gallery-upgrade:key-of-another-request": KeyOfAnotherRequest,
     "urn:gallery-upgrade:location-not-allowed": LocationNotAllowed,
+    "urn:gallery-upgrade:metrics-of-all": MetricsOfAll,
     "urn:gallery-upgrade:missing-part": MissingPart,
     "urn:gallery-upgrade:missing-scope": MissingScope,
     "urn:gallery-upgrade:no-artifact": NoArtifact,

@@ -3,7 +3,8 @@
 Rows are looked up by name or by id in a few functions of the domain (`get_gallery`, `find_serving`, `get_version`,
 `get_transformation`, `get_job`, `get_upgrade`, `get_backfill`, `get_external_upgrade`) and listed in as many; the
 conditions they put are here, and everything else follows ids from what these gave. What is another tenant's is not
-there: 404. A gallery whose name the key's patterns leave out is refused, whether there is one or not: 403.
+there: 404, and so is by its id what is of a gallery whose name the key's patterns leave out. Such a name is refused,
+whether there is a gallery of it or not: 403.
 
 Who is bound to no tenant (`identity.NOBODY`) sees every row by its id; a name is then one of the default tenant.
 """
@@ -61,36 +62,37 @@ def own_galleries() -> ColumnElement[bool]:
 
 
 def sees_gallery(session: Session, gallery_id: int) -> bool:
-    """Whether whoever is served may know of what is the gallery's. Raises `NotYourGallery` (403)."""
+    """Whether whoever is served may know of what is the gallery's."""
     if identity.current.get() is NOBODY:
         return True
-    name = session.scalar(select(Gallery.name).where(Gallery.id == gallery_id, own(Gallery.tenant)))
-    if name is None:
-        return False
-    check_gallery_name(name)
-    return True
+    return session.scalar(select(Gallery.id).where(Gallery.id == gallery_id, own_galleries())) is not None
 
 
 def own_jobs() -> ColumnElement[bool]:
-    """The jobs that whoever is served may see: those of its galleries, and those of its tenant that are of none."""
+    """The jobs that whoever is served may see: those of its galleries, and its tenant's that are of none. An erasure
+    may be of a gallery that is gone, and is seen by keys for all galleries alone."""
     if identity.current.get().galleries == EVERY_GALLERY:
         return own(Job.tenant)
     of_a_gallery = Job.gallery_id.in_(select(Gallery.id).where(own_galleries()))
-    return and_(own(Job.tenant), or_(Job.gallery_id.is_(None), of_a_gallery))
+    of_none = and_(Job.gallery_id.is_(None), Job.kind != "erasure")
+    return and_(own(Job.tenant), or_(of_none, of_a_gallery))
 
 
 def sees_job(session: Session, job: Job) -> bool:
-    """Whether whoever is served may know of the job. Raises `NotYourGallery` (403)."""
-    who = identity.current.get()
-    if job.gallery_id is not None:
-        return sees_gallery(session, job.gallery_id)
-    return who is NOBODY or job.tenant == who.tenant
+    """Whether whoever is served may know of the job."""
+    return session.scalar(select(Job.id).where(Job.id == job.id, own_jobs())) is not None
+
+
+def names_gallery(name: str) -> bool:
+    """Whether a pattern of the key matches the name."""
+    patterns = identity.current.get().galleries
+    return patterns == EVERY_GALLERY or any(re.search(_expression(pattern), name) for pattern in patterns)
 
 
 def check_gallery_name(name: str) -> None:
     """Raise `NotYourGallery` (403) unless a pattern of the key matches the name."""
-    patterns = identity.current.get().galleries
-    if patterns != EVERY_GALLERY and not any(re.search(_expression(pattern), name) for pattern in patterns):
+    if not names_gallery(name):
+        patterns = identity.current.get().galleries
         raise NotYourGallery(f"The key is for galleries named {', '.join(patterns)}; {name!r} is none of them.")
 
 

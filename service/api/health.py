@@ -1,17 +1,27 @@
 """`/livez`, `/readyz` and `/metrics`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 
+from service import identity
 from service.api.dependencies import PartsDependency, SessionDependency
+from service.api.refusals import refusals
 from service.db import ping
 from service.disk import shortage
-from service.errors import Unavailable
+from service.errors import Forbidden, Unavailable
+from service.identity import DEFAULT_TENANT, EVERY_GALLERY
 
 router = APIRouter(tags=["health"])
+
+
+_METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+
+
+class MetricsOfAll(Forbidden):
+    """The key is of another tenant than the default one, or for some galleries alone."""
 
 
 class Health(BaseModel):
@@ -42,10 +52,16 @@ def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
     return Health(status="ok") if lack is None else Health(status="no_room", detail=lack)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=Response, responses=_METRICS | refusals(MetricsOfAll))
 def metrics(parts: PartsDependency) -> Response:
     """Return metrics in the Prometheus text format: of this process and its requests, and what was last found in rows;
-    docs/operations/metrics.md lists them. It asks no other server, and answers while the database is away."""
+    docs/operations/metrics.md lists them. It asks no other server, and answers while the database is away. They are of
+    all galleries and tenants: 403 for a key of another tenant than the default one, or for some galleries."""
+    who = identity.current.get()
+    if who.tenant != DEFAULT_TENANT or who.galleries != EVERY_GALLERY:
+        raise MetricsOfAll(
+            "Metrics are of every tenant and gallery: a key of the default tenant for all galleries reads them."
+        )
     found = CollectorRegistry()
     found.register(parts.figures)
     registries = (REGISTRY, parts.image_query_metrics.registry, found)

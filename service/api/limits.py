@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
+from service.access.keys import holds_token
 from service.api.json_bodies import is_json
 from service.api.problems import problem, refused
 from service.disk import NoRoom, shortage
@@ -16,12 +17,12 @@ from service.settings import Settings
 # The routes whose bodies are forms, tables or images, which are read in parts.
 OF_FILES = re.compile(
     r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search|query-sets)"
-    r"|upgrades/[^/]+/references|backfills/[^/]+/images)/?"
+    r"|(external-)?upgrades/[^/]+/references|backfills/[^/]+/images)/?"
 )
 # What these are sent is stored; other calls ask, delete, or decide.
 _STORES = re.compile(
     r"/v1/(model-versions|transformations(/train)?|galleries(/[^/]+/(images(/references)?|embeddings|query-sets|upgrades"
-    r"|backfills))?|upgrades/[^/]+/references|backfills/[^/]+/images)/?"
+    r"|backfills))?|external-upgrades|(external-)?upgrades/[^/]+/references|backfills/[^/]+/images)/?"
 )
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -40,7 +41,8 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        identifier = given if _ID_PATTERN.fullmatch(given) else uuid.uuid4().hex
+        is_sane = _ID_PATTERN.fullmatch(given) and not holds_token(given)  # it is kept in the audit
+        identifier = given if is_sane else uuid.uuid4().hex
         logs.request_id.set(identifier)
 
         async def send_with_id(message: Message) -> None:

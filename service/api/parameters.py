@@ -9,20 +9,25 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import Query
 from fastapi.routing import APIRoute
 
+from service.db import is_storable
 from service.errors import Unprocessable
 
 
 class UnknownParameter(Unprocessable):
-    """The query has a parameter that the call does not have, or one of its own twice."""
+    """The query has a parameter that the call does not have, one of its own twice, or text that is nowhere stored."""
 
 
 def refuse_unknown_parameters(request: Request) -> None:
-    """Raise `UnknownParameter` (422) unless the call has each parameter of the query; all but lists only once."""
+    """Raise `UnknownParameter` (422) unless the call has each parameter of the query, all but lists only once, and each
+    is text that PostgreSQL takes."""
     route = request.scope.get("route")
     if not request.scope["query_string"] or not isinstance(route, APIRoute):
         return
     known = dict(_parameters(route))
     given = [name for name, _ in request.query_params.multi_items()]
+    for name, value in request.query_params.multi_items():
+        if name in known and not is_storable(value):
+            raise UnknownParameter(f"The parameter {name!r} has a NUL or is not valid Unicode.")
     for name in given:
         if name not in known:
             raise UnknownParameter(_sentence(name, known))

@@ -120,8 +120,9 @@ def _client_gone(_request: Request, _error: Exception) -> JSONResponse:
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     events.exception("request.failed", error, path=request.url.path)
-    # This answer does not pass through the middleware that gives the others their id.
-    headers = {"X-Request-ID": logs.request_id.get()}
+    # This answer does not pass through the middleware that gives the others their id; and the server ends the
+    # connection after an error that nobody expected.
+    headers = {"X-Request-ID": logs.request_id.get(), "Connection": "close"}
     return problem(500, "The service failed on this request; its log has the reason.", headers=headers)
 
 

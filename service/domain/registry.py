@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from service import identity
-from service.access.tenancy import check_may_change, check_may_share, own_or_shared, version_named
+from service.access.tenancy import check_may_change, check_may_share, names_gallery, own_or_shared, version_named
 from service.advisory_locks import AdvisoryLock, hold
 from service.audit import Act, Subject, record
 from service.blobs import BlobStore
@@ -241,7 +241,8 @@ def delete_version(session: Session, name: str) -> list[str]:
         .where(Generation.model_version_id == version.id)
     )
     if gallery is not None:
-        raise VersionInUse(f"Gallery {gallery!r} has or had a generation under model version {name!r}.")
+        named = f"Gallery {gallery!r}" if names_gallery(gallery) else "A gallery that the key is not for"
+        raise VersionInUse(f"{named} has or had a generation under model version {name!r}.")
     transformation = session.scalar(
         select(Transformation.id).where(
             or_(Transformation.from_version_id == version.id, Transformation.to_version_id == version.id)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -242,3 +243,10 @@ def test_entries_are_found_by_action_subject_and_time(database: Database) -> Non
     assert found(subject="8") == []
     assert found(since=now - day, until=now + day) == ["gallery.changed", "upgrade.finalized"]
     assert found(until=now - day) == found(since=now + day) == []
+
+
+def test_text_that_is_nowhere_stored_is_no_filter(client: TestClient) -> None:
+    for query in ("subject=%00", "subject_kind=a%00b", "action=%00"):
+        answer = client.get(f"/v1/audit?{query}")
+
+        assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), query

@@ -192,6 +192,14 @@ def test_another_request_id_is_replaced_by_a_new_one(client: TestClient) -> None
     assert all(len(identifier) == 32 and identifier.isalnum() for identifier in identifiers)
 
 
+def test_a_request_id_that_is_a_key_is_not_kept(client: TestClient) -> None:
+    key = f"gu_abcdefgh_{'x' * 43}"
+
+    answer = client.get("/livez", headers={"X-Request-ID": key})
+
+    assert key not in answer.headers["X-Request-ID"]
+
+
 def test_an_unexpected_failure_is_a_problem_whose_id_finds_its_reason_in_the_log(
     app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,7 +208,7 @@ def test_an_unexpected_failure_is_a_problem_whose_id_finds_its_reason_in_the_log
 
     answer = client.get("/v1/jobs", headers={"x-request-id": "find-me"})
 
-    assert answer.status_code == 500
+    assert (answer.status_code, answer.headers["connection"]) == (500, "close")
     assert answer.headers["content-type"] == PROBLEM
     assert "jobs" not in answer.json()["detail"]
     assert answer.headers["x-request-id"] == "find-me"

@@ -244,7 +244,10 @@ def test_a_key_for_some_galleries_touches_no_others(tenants: Tenants) -> None:
     ]
     by_id = [("GET", f"/v1/{kind}s/{{{kind}_id}}") for kind in ("upgrade", "backfill", "job")]
 
-    refusals = [tenants.ask(key, operation, tenants.ids) for operation in [*naming_a_gallery, *by_id]]
+    refusals = [tenants.ask(key, operation, tenants.ids) for operation in naming_a_gallery]
+    unknown = [tenants.ask(key, operation, tenants.ids) for operation in by_id]
+    in_use = client.delete("/v1/model-versions/v1", headers=key)
+    metrics = client.get("/metrics", headers=key)
     listed = [client.get(path, headers=key).json()["items"] for path in ("/v1/galleries", "/v1/jobs")]
     body = {"model_version": "v1"}
     made = [
@@ -253,9 +256,21 @@ def test_a_key_for_some_galleries_touches_no_others(tenants: Tenants) -> None:
 
     assert {(answer.request.url.path, answer.status_code) for answer in refusals if answer.status_code != 403} == set()
     assert all("cats-*" in answer.text for answer in refusals)
+    assert [answer.status_code for answer in unknown] == [404] * 3
+    assert (
+        in_use.json()["detail"] == "A gallery that the key is not for has or had a generation under model version 'v1'."
+    )
+    assert metrics.status_code == 403
     assert listed == [[], []]
     assert [answer.status_code for answer in made] == [201, 403, 201]
     assert len(client.get("/v1/galleries", headers=key).json()["items"]) == 2
+
+
+def test_figures_of_all_are_for_no_admin_of_another_tenant_than_the_default_one(tenants: Tenants) -> None:
+    refused, shown = (tenants.client.get("/metrics", headers=headers) for headers in (tenants.a, bearer(ADMIN_KEY)))
+
+    assert (refused.status_code, shown.status_code) == (403, 200)
+    assert "gallery_items" not in refused.text
 
 
 def test_a_key_without_an_operations_scope_is_refused_before_anything_is_looked_up(tenants: Tenants) -> None:
