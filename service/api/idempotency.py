@@ -3,7 +3,8 @@
 HTTP only: the header, the request's digest, and the answer as it is recorded and given again. Which keys are taken and
 what was answered is in `service.domain.request_keys`. An answer is recorded before its end is sent, so that whoever has
 read it whole can send the request again at once. Searches change nothing and are never replayed: an answer of before
-may show what was deleted since. Nor are answers that show a secret: no row holds one.
+may show what was deleted since. Nor are answers that show a secret, since no row holds one: such a request is not done
+again either, and a repeated one is told so (409).
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import hashlib
 import re
 import tempfile
 from typing import IO
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -34,7 +35,12 @@ from service.domain.request_keys import (
 events = logs.Events(__name__)
 
 _KEY_PATTERN = re.compile(r"[\x21-\x7e]{1,255}")
-_NEVER_KEPT = re.compile(r"/search(/vectors)?/?$|^/v1/(keys(/[^/]+/rotate)?|session)/?$")
+_NEVER_KEPT = re.compile(r"/search(/vectors)?/?$|^/v1/session/?$")
+_SHOWS_A_SECRET = re.compile(r"/v1/keys(/[^/]+/rotate)?/?")
+_DONE = (
+    "The request was carried out before, and the secret that it was answered with is kept nowhere. GET /v1/keys lists"
+    " the key: revoke it, and make another."
+)
 _KEPT_HEADERS = {b"content-type", b"location"}
 # Each holds a pooled connection besides the one that its endpoint takes: half the pool would be too many.
 _MAX_RUNNING = 16
@@ -136,8 +142,12 @@ class _Recorder:
         request, self._request = self._request, None
         if request is None:
             return
+        answer = self._answer
+        if _SHOWS_A_SECRET.fullmatch(unquote(request.path)) and answer.status < 400:
+            done = problem(409, _DONE)
+            answer = KeptAnswer(409, [("content-type", done.headers["content-type"])], bytes(done.body))
         try:
-            await run_in_threadpool(keep_answer, request, self._answer)
+            await run_in_threadpool(keep_answer, request, answer)
         except AWAY as error:
             events.warning("idempotency.not_kept", path=request.path, error=str(error))
 

@@ -195,6 +195,25 @@ def test_a_search_is_never_replayed(ready: TestClient) -> None:
     assert (before, found()) == (["x.png"], [])
 
 
+def test_what_was_answered_with_a_secret_is_done_once_and_the_secret_is_not_kept(
+    client: TestClient, database: Database
+) -> None:
+    body, headers = {"name": "a program", "scopes": ["search"]}, {"Idempotency-Key": "once"}
+
+    first, again = (client.post("/v1/keys", json=body, headers=headers) for _ in range(2))
+    rotated, rotated_again = (client.post(f"/v1/keys/{first.json()['id']}/rotate", headers=headers) for _ in range(2))
+
+    assert (first.status_code, again.status_code) == (201, 409)
+    assert "revoke it, and make another" in again.json()["detail"]
+    assert again.headers["content-type"] == "application/problem+json"
+    assert (rotated.is_success, rotated_again.status_code) == (True, 409)
+    assert len(client.get("/v1/keys").json()["items"]) == 2
+    with database.session_scope() as session:
+        kept = session.scalars(text("SELECT convert_from(body, 'UTF8') FROM idempotency_keys")).all()
+    assert len(kept) == 2
+    assert not any("gu_" in answer for answer in kept)
+
+
 def test_a_request_whose_process_died_is_run_by_its_retry(ready: TestClient, database: Database) -> None:
     with ThreadPoolExecutor() as threads:
         with galleries_blocked(database) as connection:
