@@ -1,6 +1,7 @@
 """The errors that the client raises.
 
 GalleryUpgradeError
+  BadConnection           the URL or the key cannot be used, and nothing was asked
   ServiceAway             no answer came within the deadline of the retries
   NotTheService           what answers at this address is no service of this kind
   Failed                  what was waited for ended otherwise; `state` and `error` say how
@@ -15,6 +16,10 @@ from typing import Any
 
 class GalleryUpgradeError(Exception):
     """The base of them all; the message is a sentence for a human."""
+
+
+class BadConnection(GalleryUpgradeError, ValueError):
+    """The URL or the key cannot be used, whatever the service does; raised where a client is made."""
 
 
 class ServiceAway(GalleryUpgradeError):

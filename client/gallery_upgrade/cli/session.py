@@ -142,7 +142,7 @@ def command(app: typer.Typer, name: str, **options: Any) -> Callable[[Callable[.
 @contextmanager
 def _told(session: Session) -> Iterator[None]:
     """End the command with a sentence where something goes wrong that a user can do something about."""
-    from gallery_upgrade.errors import GalleryUpgradeError, Problem
+    from gallery_upgrade.errors import BadConnection, GalleryUpgradeError, Problem
 
     try:
         yield
@@ -154,6 +154,8 @@ def _told(session: Session) -> Iterator[None]:
         fail("\n  ".join([problem.detail, *(json.dumps(of, ensure_ascii=False) for of in problem.errors[:5])]))
     except ImportError as error:
         fail(f"{error}. Install it for this command: pip install {error.name}")
+    except BadConnection as error:
+        fail(str(error), USAGE)
     except (GalleryUpgradeError, OSError, ValueError) as error:
         fail(str(error))
     finally:

@@ -153,6 +153,17 @@ def test_a_refusal_is_a_sentence_or_the_problem_and_the_code_1(service: Scripted
     assert json.loads(as_json.stderr)["detail"] == "There is no gallery 'x'."
 
 
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[::1"])
+def test_a_url_at_which_nothing_can_be_asked_is_a_mistake_of_the_command_line(url: str) -> None:
+    asked = invoke("galleries", "list", "--url", url)
+
+    assert asked.exit_code == 2
+    assert f"gallery-upgrade: {url!r} is not the address of a service" in asked.stderr
+    assert invoke("galleries", "list", "--key", "two\nlines").exit_code == 2
+    assert invoke("context", "set", "home", "--url", url).exit_code == 2
+    assert invoke("context", "list").stdout == ""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
