@@ -2,6 +2,7 @@
 
 GalleryUpgradeError
   BadConnection           the URL or the key cannot be used, and nothing was asked
+  WouldDeleteMost         an upload would delete more than half of what was sent, and nobody said that it may
   ServiceAway             no answer came within the deadline of the retries
   NotTheService           what answers at this address is no service of this kind
   Failed                  what was waited for ended otherwise; `state` and `error` say how
@@ -20,6 +21,10 @@ class GalleryUpgradeError(Exception):
 
 class BadConnection(GalleryUpgradeError, ValueError):
     """The URL or the key cannot be used, whatever the service does; raised where a client is made."""
+
+
+class WouldDeleteMost(GalleryUpgradeError, ValueError):
+    """More than half of the files that were sent once are gone, as if the folder were another one, or not mounted."""
 
 
 class ServiceAway(GalleryUpgradeError):

@@ -1,6 +1,7 @@
 """What the commands have in common: which service they ask, how they print, and with what code they exit.
 
-0 is success or a pass, 1 an error, 2 wrong usage, 3 a failed gate, 4 a verdict that is inconclusive or not there.
+0 is success or a pass, 1 an error, 2 wrong usage, 3 a failed gate, 4 a verdict that is inconclusive or not there, 130
+an interrupt.
 """
 
 import inspect
@@ -18,7 +19,7 @@ import typer
 if TYPE_CHECKING:
     from gallery_upgrade.client import Client
 
-ERROR, USAGE, GATE_FAILED, NOT_JUDGED = 1, 2, 3, 4
+ERROR, USAGE, GATE_FAILED, NOT_JUDGED, INTERRUPTED = 1, 2, 3, 4, 130
 _VERDICTS = {"pass": 0, "fail": GATE_FAILED}
 
 Url = Annotated[
@@ -142,7 +143,7 @@ def command(app: typer.Typer, name: str, **options: Any) -> Callable[[Callable[.
 @contextmanager
 def _told(session: Session) -> Iterator[None]:
     """End the command with a sentence where something goes wrong that a user can do something about."""
-    from gallery_upgrade.errors import BadConnection, GalleryUpgradeError, Problem
+    from gallery_upgrade.errors import BadConnection, GalleryUpgradeError, Problem, WouldDeleteMost
 
     try:
         yield
@@ -154,10 +155,14 @@ def _told(session: Session) -> Iterator[None]:
         fail("\n  ".join([problem.detail, *(json.dumps(of, ensure_ascii=False) for of in problem.errors[:5])]))
     except ImportError as error:
         fail(f"{error}. Install it for this command: pip install {error.name}")
-    except BadConnection as error:
+    except (BadConnection, WouldDeleteMost) as error:
         fail(str(error), USAGE)
+    except UnicodeEncodeError:
+        fail("A name that was given is not Unicode (UTF-8).")
     except (GalleryUpgradeError, OSError, ValueError) as error:
         fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        fail(str(interrupt) or "Interrupted.", INTERRUPTED)
     finally:
         if "client" in vars(session):
             session.client.close()
