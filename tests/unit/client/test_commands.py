@@ -215,8 +215,17 @@ def test_a_url_at_which_nothing_can_be_asked_is_a_mistake_of_the_command_line(ur
         ["export", "photos", "out.csv"],
         ["upload", "photos", "/nowhere"],
         ["upgrade", "start", "photos"],
+        ["galleries", "list", "--unknown"],
+        ["galleries", "list", "--url", "localhost:8000"],
     ],
-    ids=["filter", "suffix", "folder", "version"],
+    ids=["filter", "suffix", "folder", "version", "option", "url"],
 )
 def test_what_is_not_asked_for_rightly_is_a_mistake_of_the_command_line(arguments: list[str]) -> None:
-    assert invoke(*arguments).exit_code == 2
+    told, as_json = invoke(*arguments), invoke(*arguments, "--json")
+
+    assert (told.exit_code, as_json.exit_code) == (2, 2)
+    problem = json.loads(as_json.stderr)
+    assert (problem["type"], problem["status"], problem["errors"]) == ("about:blank", None, [])
+    assert problem["detail"]
+    assert told.stderr
+    assert not told.stderr.startswith("{")
