@@ -11,7 +11,7 @@ import httpx
 
 from gallery_upgrade.api.operation import AsyncBytes
 from gallery_upgrade.api.operations import AsyncOperations
-from gallery_upgrade.connection import connection_options, http_options
+from gallery_upgrade.connection import connection_options, http_options, is_lasting
 from gallery_upgrade.core.answers import read_answer
 from gallery_upgrade.core.calls import Call, StreamCall, written
 from gallery_upgrade.core.events import Event, EventReader
@@ -63,7 +63,7 @@ class AsyncClient:
                 return
 
     async def perform(self, call: Call[T], retries: Retries | None = None) -> T:
-        """Carry a call out, and return its answer. Raises `Problem` or `ServiceAway`."""
+        """Carry a call out, and return its answer. Raises `Problem`, `ServiceAway` or `NotTheService`."""
         async with AsyncExitStack() as held:
             received, _ = await self._exchanged(call, retries, held)
         return read_answer(call, received.status, received.headers, received.body)
@@ -106,7 +106,7 @@ class AsyncClient:
                 response = await self._sent(call, held)
                 came = Received(response.status_code, response.headers, response.content if response.is_closed else b"")
             except httpx.TransportError as error:
-                came = Lost(error)
+                came = Lost(error, is_lasting=is_lasting(error))
 
     async def _sent(self, call: Call[Any], held: AsyncExitStack) -> httpx.Response:
         with ExitStack() as opened:

@@ -11,7 +11,7 @@ import httpx
 
 from gallery_upgrade.api.operation import Bytes
 from gallery_upgrade.api.operations import SyncOperations
-from gallery_upgrade.connection import connection_options, http_options
+from gallery_upgrade.connection import connection_options, http_options, is_lasting
 from gallery_upgrade.core.answers import read_answer
 from gallery_upgrade.core.calls import Call, StreamCall, written
 from gallery_upgrade.core.events import Event, EventReader
@@ -28,6 +28,7 @@ class Client:
 
     Without `url` and `key`, GALLERY_URL and GALLERY_API_KEY are read. `timeout_seconds` is how long one answer may
     pause; `retries` says how long, and how often, a request is sent again. A client may be used by several threads.
+    Raises `BadConnection`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Client:
                 return
 
     def perform(self, call: Call[T], retries: Retries | None = None) -> T:
-        """Carry a call out, and return its answer. Raises `Problem` or `ServiceAway`."""
+        """Carry a call out, and return its answer. Raises `Problem`, `ServiceAway` or `NotTheService`."""
         with ExitStack() as held:
             received, _ = self._exchanged(call, retries, held)
         return read_answer(call, received.status, received.headers, received.body)
@@ -121,7 +122,7 @@ class Client:
                 response = self._sent(call, held)
                 came = Received(response.status_code, response.headers, response.content if response.is_closed else b"")
             except httpx.TransportError as error:
-                came = Lost(error)
+                came = Lost(error, is_lasting=is_lasting(error))
 
     def _sent(self, call: Call[Any], held: ExitStack) -> httpx.Response:
         with ExitStack() as opened:

@@ -1,6 +1,8 @@
 """The errors that the client raises.
 
 GalleryUpgradeError
+  BadConnection           the URL or the key cannot be used, and nothing was asked
+  WouldDeleteMost         an upload would delete more than half of what was sent, and nobody said that it may
   ServiceAway             no answer came within the deadline of the retries
   NotTheService           what answers at this address is no service of this kind
   Failed                  what was waited for ended otherwise; `state` and `error` say how
@@ -15,6 +17,14 @@ from typing import Any
 
 class GalleryUpgradeError(Exception):
     """The base of them all; the message is a sentence for a human."""
+
+
+class BadConnection(GalleryUpgradeError, ValueError):
+    """The URL or the key cannot be used, whatever the service does; raised where a client is made."""
+
+
+class WouldDeleteMost(GalleryUpgradeError, ValueError):
+    """More than half of the files that were sent once are gone, as if the folder were another one, or not mounted."""
 
 
 class ServiceAway(GalleryUpgradeError):

@@ -143,6 +143,7 @@ class Gallery:
         threads: int = 4,
         describe: Describe | None = None,
         delete_missing: bool = False,
+        delete_most: bool = False,
         ledger: str | os.PathLike[str] | None = None,
         rejected: str | os.PathLike[str] = "rejected.csv",
     ) -> Uploaded:
@@ -150,13 +151,18 @@ class Gallery:
         second run sends what is new or changed, and a run that was killed goes on.
 
         `describe` returns label, metadata or image_uri of a file's path. With `delete_missing`, items are deleted whose
-        files were sent once and are gone. Files that the service rejected are listed in `rejected`, with the reasons.
-        Raises NotADirectoryError, OSError, `Problem` and `ServiceAway`.
+        files were sent once and are gone; if that are more than half of them, with `delete_most` alone, and
+        `WouldDeleteMost` is raised else. Files that were not taken are listed in `rejected`, with the reasons: those
+        that the service rejected, that vanished meanwhile or cannot be read, and whose names are not Unicode.
+        Raises NotADirectoryError for a folder that is not there, or no more; OSError, `Problem`, `ServiceAway`, and
+        `uploading.Interrupted`, a KeyboardInterrupt that says what was sent.
         """
         where = Path(folder).expanduser().resolve()
         path = Path(ledger) if ledger is not None else ledger_path(self._client.url, self.name, where)
         with opened_ledger(path, self.view.created_at.isoformat()) as rows, shown(progress) as show:
-            upload = FolderUpload(self._client, self.name, where, rows, threads, describe, delete_missing, show)
+            upload = FolderUpload(
+                self._client, self.name, where, rows, threads, describe, delete_missing, delete_most, show
+            )
             uploaded = upload.run()
         write_rejected(Path(rejected), uploaded.reasons)
         return uploaded

@@ -1,18 +1,28 @@
 """What may be searched with, told apart."""
 
 import io
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from gallery_upgrade.core.calls import File
 
 if TYPE_CHECKING:
     import numpy as np
+    import PIL.Image
     from numpy.typing import NDArray
 
 # A path, the bytes of a file, a PIL image, or an array: (H, W) or (H, W, 3 or 4) uint8.
 Image: TypeAlias = "str | Path | bytes | NDArray[np.uint8] | Any"
+
+
+_MODES_OF_PNG = frozenset({"1", "I;16", "I;16B", "L", "LA", "P", "RGB", "RGBA"})
+_MODES_OF_TIFF = frozenset({"CMYK", "F", "I", "LAB"})
+# What is left, HSV and YCbCr among it, becomes RGB, as it does where it is shown.
+_MODE_OF_OTHERS = {"I;16L": "I", "I;16N": "I", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
+_ORIENTATION = 274
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ def query_of(query: Image) -> ImageQuery | VectorQuery | ItemQuery:
 
 
 def image_file(image: Image) -> File:
-    """Return an image as a file that can be sent; a PIL image and an array become PNG.
+    """Return an image as a file that can be sent. A PIL image and an array become a file without loss, with the colour
+    profile and the EXIF orientation, so that the service sees what it would see in the file that they came from.
 
     Raises TypeError for what is no image.
     """
@@ -67,7 +78,25 @@ def image_file(image: Image) -> File:
 
         image = PIL.Image.fromarray(image)
     if hasattr(image, "save"):
-        stream = io.BytesIO()
-        image.save(stream, format="PNG")
-        return File("query.png", stream.getvalue())
+        return _written(cast("PIL.Image.Image", image))
     raise TypeError(f"An image is a path, bytes, a PIL image or an array, not {type(image).__name__}.")
+
+
+def _written(image: "PIL.Image.Image") -> File:
+    """Return a PIL image as PNG, or as TIFF where PNG has no such pixels; of modes that neither has, in another one."""
+    import PIL.Image
+
+    image.load()  # a TIFF is turned by PIL when it is loaded
+    exif = PIL.Image.Exif()
+    # As with the service, metadata that cannot be read says nothing.
+    with suppress(SyntaxError, ValueError, LookupError, TypeError, OSError, struct.error):
+        exif[_ORIENTATION] = PIL.Image.Image.getexif(image)[_ORIENTATION]
+    if image.mode not in _MODES_OF_PNG | _MODES_OF_TIFF:
+        image = image.convert(_MODE_OF_OTHERS.get(image.mode, "RGB"))
+
+    stream = io.BytesIO()
+    if image.mode in _MODES_OF_PNG:
+        image.save(stream, format="PNG", exif=exif)
+        return File("query.png", stream.getvalue())
+    image.save(stream, format="TIFF", exif=exif, compression="tiff_deflate")
+    return File("query.tif", stream.getvalue())

@@ -84,5 +84,5 @@ def opened_ledger(path: Path, incarnation: str) -> Iterator[Ledger]:
 def ledger_path(url: str, gallery: str, folder: Path) -> Path:
     """Return where the ledger of an upload is kept unless its user says otherwise: below XDG_STATE_HOME."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    name = hashlib.sha256("\0".join((url, gallery, str(folder))).encode()).hexdigest()[:32]
+    name = hashlib.sha256(os.fsencode("\0".join((url, gallery, str(folder))))).hexdigest()[:32]
     return state / "gallery-upgrade" / f"{name}.sqlite"

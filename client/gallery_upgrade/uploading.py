@@ -8,7 +8,6 @@ import csv
 import hashlib
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -17,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from gallery_upgrade.core.batches import BatchSize, batches
 from gallery_upgrade.core.calls import File
+from gallery_upgrade.core.names import printable
+from gallery_upgrade.errors import WouldDeleteMost
 from gallery_upgrade.ledger import Entry, Ledger
+from gallery_upgrade.listing import MISSING, Found, check_still, listed
 from gallery_upgrade.problems import NoImageAccepted
 from gallery_upgrade.progress import Show
 
 if TYPE_CHECKING:
     from gallery_upgrade.client import Client
 
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 _MOST_BYTES = 32 * 2**20
 _DELETED_AT_ONCE = 10_000
 _TICK_NS = 2 * 10**9
@@ -37,40 +36,45 @@ Describe = Callable[[Path], Mapping[str, Any]]
 
 @dataclass
 class Uploaded:
-    """How many files were `sent`, of these `created`, `replaced` and `rejected`; `unchanged` were not sent, and
-    `deleted` are items whose files are gone. `reasons` has every rejected file, of runs before too."""
+    """How many files were `sent`, of these `created`, `replaced` and `rejected`; `unchanged` were not sent; `missing`
+    vanished before they were read; and `deleted` are items whose files are gone. `reasons` has every file that was not
+    taken: rejected, of runs before too, missing, not to be read, or with a name that is no id."""
 
     sent: int = 0
     created: int = 0
     replaced: int = 0
     rejected: int = 0
     unchanged: int = 0
+    missing: int = 0
     deleted: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A file of the folder as it was listed."""
+class Interrupted(KeyboardInterrupt):
+    """An upload was interrupted; `uploaded` is what had become of it."""
 
-    id: str
-    path: Path
-    size: int
-    changed_ns: int
+    def __init__(self, uploaded: Uploaded) -> None:
+        self.uploaded = uploaded
+        sent = f"Interrupted after {uploaded.sent} files were sent."
+        super().__init__(f"{sent} The same upload again goes on from there.")
 
 
 @dataclass(frozen=True)
 class _Read:
     """A file to send, with the bytes that it had."""
 
-    found: _Found
+    found: Found
     content: bytes
     digest: str
 
 
 @dataclass(frozen=True)
 class FolderUpload:
-    """One upload. `threads` requests are under way at once; `describe` says something of each file."""
+    """One upload. `threads` requests are under way at once; `describe` says something of each file.
+
+    With `delete_missing` items are deleted whose files were sent once and are gone before it begins; with `delete_most`
+    even if that are more than half of them. A file that vanishes meanwhile, or that cannot be looked at, is not gone.
+    """
 
     client: "Client"
     gallery: str
@@ -79,15 +83,37 @@ class FolderUpload:
     threads: int
     describe: Describe | None
     delete_missing: bool
+    delete_most: bool
     show: Show | None
 
     def run(self) -> Uploaded:
-        """Send what the ledger does not have, and return what became of it. Raises OSError, `Problem`, `ServiceAway`;
-        what was answered for by then is in the ledger, and the next run goes on from there."""
+        """Send what the ledger does not have, and return what became of it.
+
+        What was answered for is in the ledger, whatever is raised, and the next run goes on from there:
+        NotADirectoryError where the folder is not there, or no more; `WouldDeleteMost`, before anything is sent;
+        OSError, `Problem`, `ServiceAway`; `Interrupted`.
+        """
+        uploaded = Uploaded()
+        try:
+            self._mirror(uploaded)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(uploaded) from interrupt
+        return uploaded
+
+    def _mirror(self, uploaded: Uploaded) -> None:
         listed_ns = time.time_ns()
         known = self.ledger.entries()
-        found, reasons = _listed(self.folder)
-        uploaded = Uploaded(reasons=reasons)
+        listing = listed(self.folder)
+        gone = sorted(item_id for item_id in known if listing.is_gone(item_id)) if self.delete_missing else []
+        if 2 * len(gone) > len(known) and not self.delete_most:
+            raise WouldDeleteMost(
+                f"Of {len(known)} files that were sent from {printable(str(self.folder))}, {len(gone)} are gone."
+                " Nothing was sent or deleted: is it the right folder, and mounted? To delete so many items takes"
+                " delete_most (--delete-most)."
+            )
+
+        found = list(listing.found.values())
+        uploaded.reasons, uploaded.missing = listing.reasons, listing.missing
         changed = [file for file in found if _differs(file, known.get(file.id))]
         uploaded.unchanged = len(found) - len(changed)
         for file in found:
@@ -96,11 +122,11 @@ class FolderUpload:
                 uploaded.reasons[file.id] = entry.reason
 
         self._send_all(changed, known, uploaded, listed_ns)
-        if self.delete_missing:
-            uploaded.deleted = self._delete(sorted(known.keys() - {file.id for file in found}))
-        return uploaded
+        if gone:
+            check_still(self.folder)
+            uploaded.deleted = self._delete(gone)
 
-    def _send_all(self, files: list[_Found], known: Mapping[str, Entry], uploaded: Uploaded, listed_ns: int) -> None:
+    def _send_all(self, files: list[Found], known: Mapping[str, Entry], uploaded: Uploaded, listed_ns: int) -> None:
         size = BatchSize()
         under_way: set[Future[list[_Outcome]]] = set()
         self._tell(uploaded, len(files))
@@ -127,15 +153,16 @@ class FolderUpload:
                 future.result()
         self._tell(uploaded, len(files))
 
-    def _reads(
-        self, files: list[_Found], known: Mapping[str, Entry], uploaded: Uploaded
-    ) -> Iterator[tuple[_Read, int]]:
+    def _reads(self, files: list[Found], known: Mapping[str, Entry], uploaded: Uploaded) -> Iterator[tuple[_Read, int]]:
         """Give the files whose content is not the one that was sent, with their sizes."""
         for file in files:
             try:
                 content = file.path.read_bytes()
-            except FileNotFoundError:
-                continue  # it was removed since it was listed
+            except (FileNotFoundError, NotADirectoryError):
+                check_still(self.folder)
+                uploaded.missing += 1
+                uploaded.reasons[file.id] = MISSING
+                continue
             except OSError as error:
                 uploaded.reasons[file.id] = f"It cannot be read: {error.strerror}."
                 continue
@@ -208,38 +235,15 @@ class _Outcome:
 
 
 def write_rejected(path: Path, reasons: Mapping[str, str]) -> None:
-    """Write `id` and `reason` of every rejected file as CSV; where there is none, only over a file that is there."""
+    """Write `id` and `reason` of every file that was not taken as CSV, in UTF-8; where there is none, only over a file
+    that is there."""
     if not reasons and not path.exists():
         return
-    with path.open("w", newline="") as stream:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream)
         writer.writerow(["id", "reason"])
         writer.writerows(sorted(reasons.items()))
 
 
-def _listed(folder: Path) -> tuple[list[_Found], dict[str, str]]:
-    """Return the image files below a folder, by their suffixes, in the order of their ids; and why some cannot be sent.
-
-    Hidden files and folders are passed over. Raises NotADirectoryError.
-    """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder.")
-    found: dict[str, _Found] = {}
-    reasons: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        if path.suffix.lower() not in SUFFIXES or any(part.startswith(".") for part in below.parts):
-            continue
-        if not path.is_file():
-            continue
-        item_id = unicodedata.normalize("NFC", below.as_posix())
-        if item_id in found:
-            reasons[f"{item_id} ({path.name!a})"] = "Another file has this name in another form of Unicode."
-            continue
-        stat = path.stat()
-        found[item_id] = _Found(item_id, path, stat.st_size, stat.st_mtime_ns)
-    return [found[item_id] for item_id in sorted(found)], reasons
-
-
-def _differs(file: _Found, entry: Entry | None) -> bool:
+def _differs(file: Found, entry: Entry | None) -> bool:
     return entry is None or (file.size, file.changed_ns) != (entry.size, entry.changed_ns)

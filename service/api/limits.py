@@ -24,6 +24,7 @@ _STORES = re.compile(
     r"/v1/(model-versions|transformations(/train)?|galleries(/[^/]+/(images(/references)?|embeddings|query-sets|upgrades"
     r"|backfills))?|external-upgrades|(external-)?upgrades/[^/]+/references|backfills/[^/]+/images)/?"
 )
+_CHANGES = re.compile(r"/v1/galleries/[^/]+/items/.+", re.DOTALL)
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -61,7 +62,7 @@ class RoomMiddleware:
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and _STORES.fullmatch(scope["path"]):
+        if scope["type"] == "http" and _stores(scope["method"], scope["path"]):
             lack = shortage(self._settings)
             if lack is not None:
                 await refused(NoRoom(lack))(scope, receive, send)
@@ -118,3 +119,9 @@ class BodyLimitMiddleware:
                 raise
         if received > most and not started:
             await problem(413, detail)(scope, receive, send)
+
+
+def _stores(method: str, path: str) -> bool:
+    """Whether a request brings something to keep."""
+    stores = {"POST": _STORES, "PATCH": _CHANGES}.get(method)
+    return stores is not None and stores.fullmatch(path) is not None

@@ -19,6 +19,13 @@ def set_context(
     key: Annotated[str | None, typer.Option(help="API key.")] = None,
 ) -> None:
     """Name a service, and use it from now on."""
+    from gallery_upgrade.connection import connection_options
+    from gallery_upgrade.errors import BadConnection
+
+    try:
+        connection_options(url, key, {})
+    except BadConnection as error:
+        fail(str(error), USAGE)
     contexts = read_contexts(config_path())
     contexts.named[name] = Context(url, key)
     contexts.current = name

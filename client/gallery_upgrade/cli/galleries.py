@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gallery_upgrade.cli.session import ERROR, USAGE, Session, chosen, command, fail, json_option
+from gallery_upgrade.core.names import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -93,13 +94,16 @@ def upload(
     delete_missing: Annotated[
         bool, typer.Option("--delete-missing", help="Delete items whose files were sent once and are gone.")
     ] = False,
-    rejected: Annotated[Path, typer.Option(help="Where rejected files are listed.")] = Path("rejected.csv"),
+    delete_most: Annotated[
+        bool, typer.Option("--delete-most", help="Let --delete-missing delete more than half of what was sent.")
+    ] = False,
+    rejected: Annotated[Path, typer.Option(help="Where files that were not taken are listed.")] = Path("rejected.csv"),
     ledger: Annotated[Path | None, typer.Option(help="Where is kept what was sent [default: in your home].")] = None,
 ) -> None:
     """Send the images below a folder; an item's id is its file's path there.
 
     A second run sends what is new or changed. A run that was killed goes on when it is given again. Exits with 1 if
-    files were rejected.
+    files were rejected or missing, with 2 if --delete-missing would delete most, with 130 if it is interrupted.
     """
     uploaded = session.client.galleries.get(gallery).upload_folder(
         folder,
@@ -107,13 +111,14 @@ def upload(
         threads=threads,
         describe=_label_of_folder if label_from_folder else None,
         delete_missing=delete_missing,
+        delete_most=delete_most,
         ledger=ledger,
         rejected=rejected,
     )
     counts = {name: count for name, count in vars(uploaded).items() if isinstance(count, int)}
     session.say(", ".join(f"{count} {name}" for name, count in counts.items()), vars(uploaded))
     if uploaded.reasons:
-        fail(f"{len(uploaded.reasons)} files were rejected: {rejected} says why.")
+        fail(f"{len(uploaded.reasons)} files were rejected or are missing: {printable(str(rejected))} says why.")
 
 
 def search(
@@ -257,8 +262,8 @@ def export(
         headers = body.headers
     part.replace(output)
     rows = int(headers["gallery-rows"])
-    session.say(f"{rows} rows of revision {headers['gallery-revision']} in {output}", {"rows": rows})
+    session.say(f"{rows} rows of revision {headers['gallery-revision']} in {printable(str(output))}", {"rows": rows})
 
 
 def _label_of_folder(path: Path) -> dict[str, str]:
-    return {"label": path.parent.name}
+    return {"label": printable(path.parent.name)}

@@ -1,6 +1,7 @@
 """What the commands have in common: which service they ask, how they print, and with what code they exit.
 
-0 is success or a pass, 1 an error, 2 wrong usage, 3 a failed gate, 4 a verdict that is inconclusive or not there.
+0 is success or a pass, 1 an error, 2 wrong usage, 3 a failed gate, 4 a verdict that is inconclusive or not there, 130
+an interrupt.
 """
 
 import inspect
@@ -8,17 +9,23 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from gallery_upgrade.client import Client
 
-ERROR, USAGE, GATE_FAILED, NOT_JUDGED = 1, 2, 3, 4
+ERROR, USAGE, GATE_FAILED, NOT_JUDGED, INTERRUPTED = 1, 2, 3, 4, 130
+# What typer raises for an argument that it does not take; only a part of that has a name in typer's interface.
+_WRONG_USAGE = typer.BadParameter.__bases__[0]
+# Whether the command that runs was given `--json`.
+_AS_JSON: ContextVar[bool] = ContextVar("as_json", default=False)
 _VERDICTS = {"pass": 0, "fail": GATE_FAILED}
 
 Url = Annotated[
@@ -112,7 +119,8 @@ class Session:
 def command(app: typer.Typer, name: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function `f(session, …)` a command that also takes the options of the service and `--json`.
 
-    What goes wrong is said in a sentence on the standard error stream, as a problem document with `--json`.
+    What goes wrong is said in a sentence on the standard error stream, as a problem document with `--json`; mistakes of
+    the command line, too.
     """
 
     def made(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,38 +141,74 @@ def command(app: typer.Typer, name: str, **options: Any) -> Callable[[Callable[.
         run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined] # what inspect looks for
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
         run.__doc__ = function.__doc__
-        app.command(name, **options)(run)
+        app.command(name, cls=_Command, **options)(run)
         return function
 
     return made
 
 
+class _Command(TyperCommand):
+    """A command that says as JSON what is wrong with its arguments, where these ask for JSON."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        as_json = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except _WRONG_USAGE as error:
+            if not as_json:
+                raise
+            _print_problem(error.format_message())
+            raise typer.Exit(USAGE) from error
+
+
 @contextmanager
 def _told(session: Session) -> Iterator[None]:
     """End the command with a sentence where something goes wrong that a user can do something about."""
-    from gallery_upgrade.errors import GalleryUpgradeError, Problem
+    from gallery_upgrade.errors import BadConnection, GalleryUpgradeError, Problem, WouldDeleteMost
 
+    as_json = _AS_JSON.set(session.as_json)
     try:
         yield
     except Problem as problem:
         if session.as_json:
-            document = {"type": problem.type, "status": problem.status, "detail": problem.detail}
-            typer.echo(json.dumps({**document, "errors": problem.errors}, ensure_ascii=False), err=True)
+            _print_problem(problem.detail, type=problem.type, status=problem.status, errors=problem.errors)
             raise typer.Exit(ERROR) from problem
         fail("\n  ".join([problem.detail, *(json.dumps(of, ensure_ascii=False) for of in problem.errors[:5])]))
     except ImportError as error:
         fail(f"{error}. Install it for this command: pip install {error.name}")
+    except _WRONG_USAGE as error:
+        if not session.as_json:
+            raise
+        fail(error.format_message(), USAGE)
+    except (BadConnection, WouldDeleteMost) as error:
+        fail(str(error), USAGE)
+    except UnicodeEncodeError:
+        fail("A name that was given is not Unicode (UTF-8).")
     except (GalleryUpgradeError, OSError, ValueError) as error:
         fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        fail(str(interrupt) or "Interrupted.", INTERRUPTED)
     finally:
+        _AS_JSON.reset(as_json)
         if "client" in vars(session):
             session.client.close()
 
 
 def fail(message: str, code: int = ERROR) -> NoReturn:
-    """End the command with a sentence."""
-    typer.echo(f"gallery-upgrade: {message}", err=True)
+    """End the command with a sentence; as a problem document where the command was given `--json`."""
+    if _AS_JSON.get():
+        _print_problem(message)
+    else:
+        typer.echo(f"gallery-upgrade: {message}", err=True)
     raise typer.Exit(code)
+
+
+def _print_problem(
+    detail: str, type: str = "about:blank", status: int | None = None, errors: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Print a problem document on the standard error stream; `status` is None where no service answered."""
+    document = {"type": type, "status": status, "detail": detail, "errors": list(errors)}
+    typer.echo(json.dumps(document, ensure_ascii=False), err=True)
 
 
 def exit_by_verdict(verdict: str) -> None:

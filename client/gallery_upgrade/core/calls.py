@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import IO, Any, Final, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
 
+from gallery_upgrade.core.names import printable
+
 T = TypeVar("T")
 
 
@@ -124,7 +126,7 @@ def _part(upload: Upload, opened: ExitStack) -> tuple[str, bytes | IO[bytes]]:
     if isinstance(upload, bytes):
         return "file", upload
     name, content = (upload.name, upload.content) if isinstance(upload, File) else (upload.name, upload)
-    return name, content if isinstance(content, bytes) else opened.enter_context(content.open("rb"))
+    return printable(name), content if isinstance(content, bytes) else opened.enter_context(content.open("rb"))
 
 
 def _bytes(upload: Upload) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gallery_upgrade.core.answers import problem_of
 from gallery_upgrade.core.calls import Call
-from gallery_upgrade.errors import ServiceAway
+from gallery_upgrade.errors import NotTheService, ServiceAway
 
 _AGAIN = frozenset({429, 502, 503, 504})
 _STILL_RUNS = "urn:gallery-upgrade:request-still-runs"
@@ -51,9 +51,10 @@ class Received:
 
 @dataclass(frozen=True)
 class Lost:
-    """No answer came: `error` says why."""
+    """No answer came: `error` says why. `is_lasting` where none would come to another try."""
 
     error: Exception
+    is_lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ Exchange = Generator[Step, Received | Lost | None, Received]
 def exchange(call: Call[Any], retries: Retries, clock: Callable[[], float] = time.monotonic) -> Exchange:
     """Say how a call is carried out, and return the answer that succeeded.
 
-    Raises `Problem` for an answer that is an error and will not change, `ServiceAway` where none came in time.
+    Raises `Problem` for an answer that is an error and will not change, `ServiceAway` where none came in time, and
+    `NotTheService` where none would come however long it is tried.
     """
     began = clock()
     tries = 0
@@ -92,6 +94,8 @@ def exchange(call: Call[Any], retries: Retries, clock: Callable[[], float] = tim
         else:
             assert came is not None
             was_lost = True
+            if came.is_lasting:
+                raise NotTheService(f"There is no service at this address: {came.error}") from came.error
             error, again, after_seconds = came.error, True, 0.0
 
         pause_seconds = retries.pause(tries, after_seconds)

@@ -209,15 +209,41 @@ def _rewritten(work: Work, keys: KeyRange, old: Rows) -> Result:
         crash_point("external.written")
         # 2.
         found = work.store.read_new(keys)
-        if found.keys == wanted.keys and work.target.difference(wanted, found) <= work.target.kept_within:
-            seen = Seen(len(found.keys), id_digest_of(found.keys), digest_of(old), digest_of(found))
+        different = _different(work.target, wanted, found)
+        before, old = old, work.store.read(keys) if different else old
+        if not different or (work.notices_writes and different <= _changed(before, old)):  # which it settles by itself
+            seen = Seen(len(found.keys), id_digest_of(found.keys), digest_of(before), digest_of(found))
             return Result(seen, new=found)
         if work.notices_writes:
-            work.store.settle(work.target.transform, _SETTLED_AT_ONCE)  # it leaves such rows to that
-        before, old = old, work.store.read(keys)
+            work.store.settle(work.target.transform, _SETTLED_AT_ONCE)
         if digest_of(before) == digest_of(old) and (tries or not work.notices_writes):
             raise StoreRefused(_OTHER.format(after=keys.after, upto=keys.upto, what=_what_differs(wanted, found)))
     raise StoreAway(_RESTLESS.format(after=keys.after, upto=keys.upto, tries=_TRIES))
+
+
+def _different(target: Target, wanted: Rows, found: Rows) -> set[str]:
+    """Return the keys that only one of both has, or whose rows differ by more than the store's number format does."""
+    if wanted.keys == found.keys and target.difference(wanted, found) <= target.kept_within:
+        return set()
+    places = {key: place for place, key in enumerate(found.keys)}
+    different = set(wanted.keys) ^ set(found.keys)
+    for place, key in enumerate(wanted.keys):
+        if key in places:
+            pair = (part_of(wanted, [place]), part_of(found, [places[key]]))
+            if target.difference(*pair) > target.kept_within:
+                different.add(key)
+    return different
+
+
+def _changed(before: Rows, after: Rows) -> set[str]:
+    """Return the keys that were written or deleted on the old side between two readings of it."""
+    rows = {key: place for place, key in enumerate(after.keys)}
+    same = {
+        key
+        for place, key in enumerate(before.keys)
+        if key in rows and digest_of(part_of(before, [place])) == digest_of(part_of(after, [rows[key]]))
+    }
+    return (set(before.keys) | set(after.keys)) - same
 
 
 def _verified(work: Work, keys: KeyRange, old: Rows, known: Seen) -> Result:

@@ -1,9 +1,11 @@
 """Galleries through the client, on the real application."""
 
 import csv
+import errno
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +14,10 @@ from fastapi.testclient import TestClient
 
 from gallery_upgrade import Client
 from gallery_upgrade.arrays import vectors_table
+from gallery_upgrade.errors import WouldDeleteMost
 from gallery_upgrade.galleries import Gallery
 from gallery_upgrade.problems import BadRows, GalleryExists, UnknownGallery, UnknownItem
+from gallery_upgrade.uploading import Interrupted
 from tests.networks import image_bytes
 from tests.scenario import register_version
 
@@ -92,6 +96,113 @@ def test_files_that_are_no_images_are_listed_and_not_sent_again(photos: Gallery,
     (folder / "broken.png").write_bytes(image_bytes(8))
     assert upload(photos, folder)["created"] == 1
     assert (folder.parent / "rejected.csv").read_text() == "id,reason\n"
+
+
+def test_a_file_whose_name_is_not_unicode_is_rejected_alone(photos: Gallery, folder: Path) -> None:
+    odd = folder.rename(folder.with_name("pictures\udcff"))
+    for name in (b"\xff\xfe.png", b"cats/\xe9.png"):
+        (odd / os.fsdecode(name)).write_bytes(image_bytes(12))
+
+    first, again = upload(photos, odd), upload(photos, odd, delete_missing=True)
+
+    reason = "Its name is not Unicode (UTF-8), as an id has to be: rename it."
+    reasons = {r"\xff\xfe.png": reason, r"cats/\xe9.png": reason}
+    assert first == {"sent": 7, "created": 7, "reasons": reasons}
+    assert again == {"unchanged": 7, "reasons": reasons}
+    with (odd.parent / "rejected.csv").open(newline="", encoding="utf-8") as stream:
+        assert list(csv.reader(stream)) == [["id", "reason"], *map(list, sorted(reasons.items()))]
+    by_default = photos.upload_folder(odd, rejected=odd.parent / "rejected.csv")
+    assert (by_default.sent, by_default.reasons) == (7, reasons)
+    assert len(photos.search(odd / os.fsdecode(b"\xff\xfe.png"), k=3)) == 3
+
+
+def test_files_that_vanish_meanwhile_are_named_and_their_items_kept(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    for path in (folder / "cats").iterdir():
+        path.write_bytes(image_bytes(20 + int(path.stem)))
+    (folder / "link.png").symlink_to(folder / "nowhere.png")
+
+    def vanish(path: Path) -> dict[str, str]:
+        (folder / "cats/4.png").unlink(missing_ok=True)
+        return {}
+
+    (folder / "cats/0.png").write_bytes(b"P" * (33 * 2**20))  # a request of its own, before the last file is read
+    uploaded = upload(photos, folder, describe=vanish, delete_missing=True, threads=1)
+
+    assert (uploaded["missing"], "deleted" in uploaded) == (2, False)
+    assert {"cats/4.png", "link.png"} <= uploaded["reasons"].keys()  # type: ignore[attr-defined] # a dict
+    assert "cats/4.png" in ids(photos)
+
+
+def test_a_folder_that_vanishes_meanwhile_is_an_error_and_deletes_nothing(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    (folder / "a b.PNG").write_bytes(b"P" * (33 * 2**20))  # a request of its own, before the others are read
+    for seed in range(5):
+        (folder / "cats" / f"{seed}.png").write_bytes(image_bytes(20 + seed))
+
+    def vanish(path: Path) -> dict[str, str]:
+        if folder.exists():
+            folder.rename(folder.with_name("elsewhere"))
+        return {}
+
+    with pytest.raises(NotADirectoryError, match=r"is no longer there\. What was sent is known"):
+        upload(photos, folder, describe=vanish, delete_missing=True, threads=1)
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
+        upload(photos, folder, delete_missing=True)
+
+    assert len(ids(photos)) == 7
+
+
+def test_what_is_in_a_folder_that_cannot_be_read_is_not_gone(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    (folder / "a b.PNG").unlink()
+    scandir = os.scandir
+
+    def closed(path: Path) -> Any:  # modes do not hold root back
+        if os.fspath(path).endswith("cats"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        uploaded = upload(photos, folder, delete_missing=True)
+
+    assert uploaded == {
+        "unchanged": 1,
+        "deleted": 1,
+        "reasons": {"cats/": "The folder cannot be read: Permission denied."},
+    }
+    assert len(ids(photos)) == 6
+
+
+def test_most_items_are_deleted_only_where_that_was_said(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    for seed in range(4):
+        (folder / "cats" / f"{seed}.png").unlink()
+    (folder / "new.png").write_bytes(image_bytes(9))
+
+    with pytest.raises(WouldDeleteMost, match=r"Of 7 files that were sent from .*, 4 are gone"):
+        upload(photos, folder, delete_missing=True)
+    refused = len(ids(photos))
+    deleted = upload(photos, folder, delete_missing=True, delete_most=True)
+
+    assert refused == 7
+    assert deleted == {"sent": 1, "created": 1, "unchanged": 3, "deleted": 4}
+
+
+def test_an_interrupt_says_what_was_sent_and_the_next_upload_goes_on(photos: Gallery, folder: Path) -> None:
+    (folder / "a b.PNG").write_bytes(b"P" * (33 * 2**20))  # a request of its own
+
+    def interrupted(path: Path) -> dict[str, str]:
+        if path.name == "0.png":
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(Interrupted, match=r"Interrupted after 1 files were sent\. The same upload again") as raised:
+        upload(photos, folder, describe=interrupted, threads=1)
+
+    assert raised.value.uploaded.rejected == 1
+    assert upload(photos, folder)["created"] == 6
 
 
 def test_a_gallery_that_was_made_anew_gets_everything_again(service: Client, photos: Gallery, folder: Path) -> None:

@@ -40,6 +40,7 @@ state        pause  resume       cancel    retry        cutover rollback    fina
 planned      paused same         cancelled same         409     409         409       planned
 transforming paused same         cancelled same         409     409         409       transforming
 indexing     paused same         cancelled same         409     409         409       indexing
+smoothing    paused same         cancelled same         409     409         409       smoothing
 evaluating   paused same         cancelled same         409     409         409       evaluating
 ready        409    same         cancelled same         live    409         409       ready
 live         409    409          409       409          same    rolled_back finalized 409
@@ -56,7 +57,7 @@ EXPECTED = {(row[0], action): after for row in ROWS for action, after in zip(HEA
 OLD, NEW = "v1", "v2"
 STORED = {"cancelled": [OLD], "rolled_back": [OLD], "finalized": [NEW]}
 ACTIVE = {"live": NEW, "finalized": NEW}
-INDEXED = {"evaluating", "ready", "live", "finalized"}
+INDEXED = {"smoothing", "evaluating", "ready", "live", "finalized"}
 # Shorter ways to states that are reached by an action: the state before, and the action.
 REACHED = {
     "paused": ("transforming", "pause"),
@@ -99,7 +100,9 @@ class Stage:
             name = f"g{next(self.numbers)}"
             create_gallery(self.client, name)
             import_vectors(self.client, [f"vector-{number}" for number in range(5)], name)
-            upgrade_id = start_upgrade(self.client, "v2", name, cutover="auto" if state == "live" else "manual")
+            options: dict[str, Any] = {"smoothing": {}} if state == "smoothing" else {}
+            cutover = "auto" if state == "live" else "manual"
+            upgrade_id = start_upgrade(self.client, "v2", name, cutover=cutover, **options)
             self.run_to(upgrade_id, state)
         assert state_of(self.client, upgrade_id) == state
         return upgrade_id
@@ -204,6 +207,7 @@ def pairs(*, moving: bool) -> list[tuple[str, str]]:
 
 def test_the_table_has_every_state_and_every_action_of_a_user() -> None:
     workers_own = {Action.START, Action.TRANSFORMED, Action.INDEXED, Action.EVALUATED, Action.FAIL}
+    workers_own |= {Action.SMOOTH, Action.SMOOTHED}
 
     assert {state for state, _ in EXPECTED} == set(State)
     assert {action for _, action in EXPECTED} == set(Action) - workers_own | {"speed"}

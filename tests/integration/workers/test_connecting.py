@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,29 @@ def test_a_range_that_is_written_while_it_is_transformed_is_transformed_again(
     upgrade_id = start(client)
     work_until(watched(worker, meanwhile), client, upgrade_id, "ready")
 
+    assert_upgraded(worker, transformation, store)
+
+
+def test_a_store_that_notices_writes_is_upgraded_though_no_range_is_ever_at_rest(
+    client: TestClient, worker: WorkerParts, path: Path
+) -> None:
+    """Its users write at every step: what they wrote is settled, and no range waits for them to stop."""
+    transformation = register_both(client)
+    store = store_of_v1(path, notices=True)
+    writes = count()
+
+    def meanwhile(step: str, keys: KeyRange | None) -> None:
+        number = next(writes)
+        embedding, side = drawn(2, seed=100 + number)
+        store.put({key_of(number % 20): (embedding[0], side[0]), f"new-{number}": (embedding[1], side[1])})
+        store.delete([f"new-{number - 5}"])
+
+    upgrade_id = start(client)
+    work_until(watched(worker, meanwhile), client, upgrade_id, "ready")
+    act(client, upgrade_id, "cutover")
+    work_until(worker, client, upgrade_id, "live")
+
+    assert next(writes) > 20
     assert_upgraded(worker, transformation, store)
 
 

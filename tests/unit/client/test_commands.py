@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from gallery_upgrade.cli import main
+from gallery_upgrade.cli import session as sessions
 from tests.scripted_service import ScriptedService
 
 GALLERY = {
@@ -73,8 +74,8 @@ def service() -> Iterator[ScriptedService]:
     service.close()
 
 
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
+def invoke(*arguments: str, app: typer.Typer = main) -> Result:
+    return CliRunner().invoke(app, arguments)
 
 
 def commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -153,6 +154,60 @@ def test_a_refusal_is_a_sentence_or_the_problem_and_the_code_1(service: Scripted
     assert json.loads(as_json.stderr)["detail"] == "There is no gallery 'x'."
 
 
+def test_an_upload_says_what_was_not_taken_and_refuses_to_delete_most(service: ScriptedService, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"pixels")
+    (folder / "\udcff.png").write_bytes(b"pixels")
+    result = {"id": "a.png", "status": "created", "error": None}
+    service.will_answer(200, GALLERY)
+    service.will_answer(200, {"results": [result]})
+    service.will_answer(200, GALLERY)
+    rejected = ["--ledger", str(tmp_path / "ledger"), "--rejected", str(tmp_path / "rejected.csv")]
+    upload = ["upload", "photos", str(folder), *rejected, "--url", service.url]
+
+    sent = invoke(*upload)
+    for path in folder.iterdir():
+        path.unlink()
+    emptied = invoke(*upload, "--delete-missing")
+
+    assert sent.stdout == "1 sent, 1 created, 0 replaced, 0 rejected, 0 unchanged, 0 missing, 0 deleted\n"
+    assert (sent.exit_code, emptied.exit_code) == (1, 2)
+    assert "1 files were rejected or are missing" in sent.stderr
+    assert r"\xff.png" in (tmp_path / "rejected.csv").read_text()
+    assert "Of 1 files that were sent" in emptied.stderr
+    assert "--delete-most" in emptied.stderr
+
+
+def test_an_interrupt_is_said_and_ends_with_its_code() -> None:
+    said: list[str] = []
+
+    def interrupted(session: sessions.Session) -> None:
+        """Be interrupted."""
+        raise KeyboardInterrupt(*said)
+
+    app = typer.Typer()
+    sessions.command(app, "wait")(interrupted)
+
+    alone = invoke(app=app)
+    said.append("After 3 files.")
+    told = invoke(app=app)
+
+    assert (alone.exit_code, alone.stderr) == (130, "gallery-upgrade: Interrupted.\n")
+    assert (told.exit_code, told.stderr) == (130, "gallery-upgrade: After 3 files.\n")
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[::1"])
+def test_a_url_at_which_nothing_can_be_asked_is_a_mistake_of_the_command_line(url: str) -> None:
+    asked = invoke("galleries", "list", "--url", url)
+
+    assert asked.exit_code == 2
+    assert f"gallery-upgrade: {url!r} is not the address of a service" in asked.stderr
+    assert invoke("galleries", "list", "--key", "two\nlines").exit_code == 2
+    assert invoke("context", "set", "home", "--url", url).exit_code == 2
+    assert invoke("context", "list").stdout == ""
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -160,8 +215,17 @@ def test_a_refusal_is_a_sentence_or_the_problem_and_the_code_1(service: Scripted
         ["export", "photos", "out.csv"],
         ["upload", "photos", "/nowhere"],
         ["upgrade", "start", "photos"],
+        ["galleries", "list", "--unknown"],
+        ["galleries", "list", "--url", "localhost:8000"],
     ],
-    ids=["filter", "suffix", "folder", "version"],
+    ids=["filter", "suffix", "folder", "version", "option", "url"],
 )
 def test_what_is_not_asked_for_rightly_is_a_mistake_of_the_command_line(arguments: list[str]) -> None:
-    assert invoke(*arguments).exit_code == 2
+    told, as_json = invoke(*arguments), invoke(*arguments, "--json")
+
+    assert (told.exit_code, as_json.exit_code) == (2, 2)
+    problem = json.loads(as_json.stderr)
+    assert (problem["type"], problem["status"], problem["errors"]) == ("about:blank", None, [])
+    assert problem["detail"]
+    assert told.stderr
+    assert not told.stderr.startswith("{")

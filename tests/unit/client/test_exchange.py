@@ -9,7 +9,7 @@ import pytest
 from gallery_upgrade.api import requests
 from gallery_upgrade.core.calls import Call
 from gallery_upgrade.core.exchange import Lost, Pause, Received, Retries, Send, exchange
-from gallery_upgrade.errors import Conflict, ServiceAway, TooManyRequests, Unavailable
+from gallery_upgrade.errors import Conflict, NotTheService, ServiceAway, TooManyRequests, Unavailable
 
 CREATE = requests.create_gallery(name="g", model_version="v1")
 OK = Received(201, {}, b"{}")
@@ -61,6 +61,11 @@ def test_what_will_not_pass_is_raised_at_once(refusal: Received) -> None:
         carried_out(CREATE, iter([refusal]))
 
     assert raised.value.status == refusal.status  # type: ignore[attr-defined]
+
+
+def test_what_would_get_no_answer_later_is_tried_once() -> None:
+    with pytest.raises(NotTheService, match="no TLS"):
+        carried_out(CREATE, iter([Lost(ConnectionError("no TLS"), is_lasting=True)]))
 
 
 def test_retry_after_is_kept_to_with_jitter_on_top() -> None:
