@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperCommand
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ERROR, USAGE, GATE_FAILED, NOT_JUDGED, INTERRUPTED = 1, 2, 3, 4, 130
 # What typer raises for an argument that it does not take; only a part of that has a name in typer's interface.
-_WRONG_USAGE = typer.BadParameter.__bases__[0]
+_WRONG_USAGE = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
 # Whether the command that runs was given `--json`.
 _AS_JSON: ContextVar[bool] = ContextVar("as_json", default=False)
 _VERDICTS = {"pass": 0, "fail": GATE_FAILED}
