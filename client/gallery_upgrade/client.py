@@ -82,10 +82,15 @@ class Client:
             if cursor is None:
                 return
 
-    def perform(self, call: Call[T], retries: Retries | None = None) -> T:
-        """Carry a call out, and return its answer. Raises `Problem`, `ServiceAway` or `NotTheService`."""
+    def perform(
+        self, call: Call[T], retries: Retries | None = None, sleep: Callable[[float], object] = time.sleep
+    ) -> T:
+        """Carry a call out, and return its answer; what `sleep` raises between two tries gives it up.
+
+        Raises `Problem`, `ServiceAway` or `NotTheService`.
+        """
         with ExitStack() as held:
-            received, _ = self._exchanged(call, retries, held)
+            received, _ = self._exchanged(call, retries, held, sleep)
         return read_answer(call, received.status, received.headers, received.body)
 
     @contextmanager
@@ -103,7 +108,13 @@ class Client:
             reader = EventReader()
             yield (event for line in response.iter_lines() if (event := reader.take(line)) is not None)
 
-    def _exchanged(self, call: Call[Any], retries: Retries | None, held: ExitStack) -> tuple[Received, httpx.Response]:
+    def _exchanged(
+        self,
+        call: Call[Any],
+        retries: Retries | None,
+        held: ExitStack,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> tuple[Received, httpx.Response]:
         """Do what the exchange says. A streamed answer that succeeded is left open, and closed by `held`."""
         steps = exchange(call, self.retries if retries is None else retries)
         came: Received | Lost | None = None
@@ -115,7 +126,7 @@ class Client:
                 assert response is not None
                 return done.value, response
             if isinstance(step, Pause):
-                time.sleep(step.seconds)
+                sleep(step.seconds)
                 came = None
                 continue
             try:

@@ -9,11 +9,13 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from gallery_upgrade.api import requests
 from gallery_upgrade.core.batches import BatchSize, batches
 from gallery_upgrade.core.calls import File
 from gallery_upgrade.core.names import printable
@@ -85,6 +87,7 @@ class FolderUpload:
     delete_missing: bool
     delete_most: bool
     show: Show | None
+    stopped: Event = field(default_factory=Event, init=False)
 
     def run(self) -> Uploaded:
         """Send what the ledger does not have, and return what became of it.
@@ -141,8 +144,11 @@ class FolderUpload:
                         under_way = rest
                         self._tell(uploaded, len(files))
             finally:
-                # What is under way is waited for, and what was answered is kept, though another request has failed.
+                # What is under way is waited for, but not tried again, and what was answered is kept, though another
+                # request has failed or somebody has interrupted.
                 failed = sys.exc_info()[0] is not None
+                if failed:
+                    self.stopped.set()
                 for future in under_way if failed else ():
                     future.cancel()
                 wait(under_way)
@@ -180,12 +186,17 @@ class FolderUpload:
         items = [{"id": read.found.id, **self._said(read.found.path)} for read in batch]
         began = time.monotonic()
         try:
-            results = self.client.api.post_images(name=self.gallery, files=files, items=items).results
+            call = requests.post_images(name=self.gallery, files=files, items=items)
+            results = self.client.perform(call, sleep=self._sleep).results
         except NoImageAccepted as problem:
             pairs = zip(batch, problem.errors, strict=True)
             return [_Outcome(read, "rejected", str(error["detail"])) for read, error in pairs]
         size.learn(len(batch), time.monotonic() - began)
         return [_Outcome(read, of.status, of.error) for read, of in zip(batch, results, strict=True)]
+
+    def _sleep(self, seconds: float) -> None:
+        if self.stopped.wait(seconds):
+            raise CancelledError
 
     def _record(self, outcomes: list["_Outcome"], uploaded: Uploaded, listed_ns: int) -> None:
         entries = []

@@ -3,16 +3,18 @@
 import csv
 import errno
 import os
+import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from gallery_upgrade import Client
+from gallery_upgrade import Client, Retries
 from gallery_upgrade.arrays import vectors_table
 from gallery_upgrade.errors import WouldDeleteMost
 from gallery_upgrade.galleries import Gallery
@@ -202,6 +204,28 @@ def test_an_interrupt_says_what_was_sent_and_the_next_upload_goes_on(photos: Gal
         upload(photos, folder, describe=interrupted, threads=1)
 
     assert raised.value.uploaded.rejected == 1
+    assert upload(photos, folder)["created"] == 6
+
+
+def test_an_interrupt_gives_up_what_is_tried_again(photos: Gallery, folder: Path) -> None:
+    retried = threading.Event()
+
+    class Away(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            retried.set()
+            return httpx.Response(503, headers={"Retry-After": "3600"}, request=request)
+
+    def interrupted(path: Path) -> dict[str, str]:
+        if path.name == "0.png":  # in the second request
+            retried.wait()
+            raise KeyboardInterrupt
+        return {}
+
+    (folder / "a b.PNG").write_bytes(b"P" * (33 * 2**20))  # a request of its own
+    away = Client("http://away", transport=Away(), retries=Retries(deadline_seconds=86_400.0))
+    with away, pytest.raises(Interrupted, match="after 0 files"):
+        upload(Gallery(away, photos.view), folder, describe=interrupted, threads=2)
+
     assert upload(photos, folder)["created"] == 6
 
 
