@@ -197,7 +197,8 @@ async def _read_query(request: Request) -> ImageQuery:
     if is_form(request):
         async with asynccontextmanager(read_upload_form)(request) as form:
             file = form.get("file")
-            if not isinstance(file, UploadFile) or set(form) - {"file", *_OPTIONS}:
+            is_one = len(form.getlist("file")) == 1
+            if not isinstance(file, UploadFile) or not is_one or set(form) - {"file", *_OPTIONS}:
                 raise InvalidSearch(f"The form has one file named 'file', and optionally {', '.join(_OPTIONS)}.")
             twice = set(form) & set(request.query_params)
             if twice:

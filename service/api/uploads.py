@@ -110,7 +110,11 @@ def spec_part(form: Form, shape: type[Spec]) -> Spec:
 
 
 def texts_of(form: Form, but: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Return all text parts but some, by name; of several of one name the last."""
+    """Return all text parts but some, by name. Raises `MissingPart` (422) for several of one name, and as `text_of`."""
+    names = [name for name, _ in form.multi_items() if name not in but]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MissingPart(f"The form has several parts named {', '.join(map(repr, twice))}; give each once.")
     return {name: text_of(form, name, value) for name, value in form.multi_items() if name not in but}
 
 

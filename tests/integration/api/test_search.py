@@ -103,6 +103,18 @@ def test_a_bad_k_is_422(gallery: TestClient, k: str) -> None:
     check_problem(raw, 422)
 
 
+@pytest.mark.parametrize("twice", ["k", "filter", "file"])
+def test_what_a_form_says_twice_is_422(gallery: TestClient, twice: str) -> None:
+    parts: list[tuple[str, tuple[str | None, bytes]]] = [
+        ("file", ("q", image_bytes(1))),
+        ("k", (None, b"1")),
+        ("filter", (None, b"{}")),
+    ]
+    parts += [part for part in parts if part[0] == twice]
+
+    check_problem(gallery.post("/v1/galleries/g/search", files=parts), 422)
+
+
 BAD_VECTORS: dict[str, Any] = {
     "wrong dimensions": {"vectors": [[1.0] * 7]},
     "none": {"vectors": []},
