@@ -22,6 +22,21 @@ STORE = "shop"
 _EVERYTHING = KeyRange(None, None)
 
 
+# Where a worker dies on its way to ready; at a switch; and an API, or a worker, after that.
+WORKER_POINTS = (
+    "external.prepared",
+    "external.planned",
+    "external.claimed",
+    "external.transformed",
+    "external.written",
+    "external.recorded",
+    "external.committed",
+    "external.verified",
+)
+SWITCH_POINTS = ("external.switched", "external.recorded_live")
+LATER_POINTS = ("external.switched_back", "external.removed")
+
+
 def named(path: Path, name: str = STORE) -> dict[str, StoreSetting]:
     return {name: StoreSetting(url=url_of(path))}
 

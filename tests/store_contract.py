@@ -28,6 +28,14 @@ ALL = KeyRange(None, None)
 _H = np.random.default_rng(9).standard_normal((DIM + SIDE_DIM, NEW_DIM)).astype(np.float32)
 
 
+# Where a switch dies, of the stores that take more than one step for it.
+POINTS = {
+    "chroma": ("connectors.chroma.renamed",),
+    "files": ("connectors.files.named", "connectors.files.switched"),
+    "pgvector": ("connectors.pgvector.settled", "connectors.pgvector.renamed"),
+}
+
+
 class Place(Protocol):
     """A gallery in a store, as its users see it. `url` names it; `tolerance` is how far a number may be from what was
     put; `dim` is what `put` takes; `has_side_information` whether its items have some."""

@@ -4,6 +4,9 @@ has caught up, is verified and judged; then its writes are followed, and it is s
 Any worker may do so, twice and cut off anywhere: ranges are claimed from rows, a range may be written again with the
 same effect, the steps that are one worker's alone are under an advisory lock, and what a store did is asked of the
 store.
+
+Crash points: `external.committed` after a range, `external.verified` after the report is recorded; the others are in
+`service.domain.external`.
 """
 
 import time

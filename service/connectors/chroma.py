@@ -4,9 +4,10 @@
     chroma:///folder?collection=items
 
 The new side is another collection, `items_NAME`, with the old one's metadata, and its items' metadata, documents and
-URIs. A switch renames the old one to `items_before_NAME` and the new one to `items`: two requests, between which there
-is no collection of the name. Whoever opens the store with its new side after a crash there does the second. An
-application that holds the old collection goes on using it, whatever its name, until it gets the collection again.
+URIs. A switch renames the old one to `items_before_NAME` and the new one to `items`: two requests, between which (crash
+point `connectors.chroma.renamed`) there is no collection of the name. Whoever opens the store with its new side after a
+crash there does the second. An application that holds the old collection goes on using it, whatever its name, until it
+gets the collection again.
 
 Chroma does not tell of writes: what is changed after its range was copied is brought when the range is copied again.
 It gives no items by a range of ids: each range asks for all ids, and holds them in memory.

@@ -4,9 +4,9 @@
 
 The new side is a folder beside, `PATH.NAME/`: each range that is written is a part of it, and `index` makes of the
 parts, and of the old file's other columns, a whole file of the old one's kind. A switch gives that the path, and the
-old one the path `PATH.before-NAME`. For a file it is atomic: the old one gets a second name, then the new one takes the
-first. A folder is renamed twice, and between the two a reader finds none; whoever opens the store after a crash there
-does the second.
+old one the path `PATH.before-NAME`. For a file it is atomic: the old one gets a second name (crash point
+`connectors.files.named`), then the new one takes the first (`connectors.files.switched`). A folder is renamed twice,
+and between the two a reader finds none; whoever opens the store after a crash there does the second.
 
 The order of keys is that of the ids, as text or, where they are integers, as numbers, whatever the order of rows: a
 file whose rows are in this order is read without reading anything twice. Ids are held in memory. Nothing tells of

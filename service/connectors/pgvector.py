@@ -10,7 +10,8 @@ Why nothing is lost. A row that is changed after `prepare` is noted in the trans
 table of changes, settled or not, until the switch. `write` leaves noted rows alone, so it cannot replace what `settle`
 wrote by something older; `settle` marks a key only if no transaction changed it since its vector was read. Each takes
 an advisory lock, shared or not, so that a `write` that began before a change was noted has ended when that change is
-settled. A switch locks the table against writers, settles the rest, renames, commits.
+settled. A switch locks the table against writers, settles the rest (crash point `connectors.pgvector.settled`), renames
+(`connectors.pgvector.renamed`), commits.
 
 Locks are waited for less long than PostgreSQL takes to look for a deadlock, and asked for again: writers of the table
 are never chosen to fail, and queries do not queue behind a lock that waits for a long one. Only the first lock of a

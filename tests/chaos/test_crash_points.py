@@ -28,10 +28,12 @@ from tests.chaos.small_gallery import SmallGallery, SweptWorker
 from tests.chaos.test_erasure_deaths import ERASURE_POINTS
 from tests.chaos.test_ingest_deaths import INGEST_POINTS
 from tests.conftest import Servers, fresh_database, small_settings
+from tests.external_upgrades import LATER_POINTS, SWITCH_POINTS, WORKER_POINTS
 from tests.integration.test_audit import AUDIT_POINT
 from tests.rows import all_rows
 from tests.scenario import register_transformation, register_version, start_upgrade, state_of
 from tests.served import free_port, wait_for
+from tests.store_contract import POINTS as STORE_POINTS
 
 # Who dies: a worker that advances an upgrade from its plan (`advance`), that was asked to cut it over (`switch`), or
 # that finds that a live one breaks a guardrail (`guard`), or
@@ -330,8 +332,14 @@ def test_every_crash_point_of_the_code_is_died_at_and_listed_in_its_module() -> 
     calls = [name for source in sources.values() for name in re.findall(r"crash_point\((.*?)\)", source)]
     found = {name.strip('"') for name in calls}
     docstrings = [source.split('"""')[1] for source in sources.values() if source.startswith('"""')]
-    listed = {name for docstring in docstrings for name in re.findall(r"`([a-z]+\.[a-z_]+)`", docstring)}
+    listed = {name for docstring in docstrings for name in re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", docstring)}
 
     others = {*test_backfill_deaths.DEATHS, *INGEST_POINTS, *ERASURE_POINTS, *SMOOTHING_POINTS, AUDIT_POINT}
+    others |= {
+        *WORKER_POINTS,
+        *SWITCH_POINTS,
+        *LATER_POINTS,
+        *(point for each in STORE_POINTS.values() for point in each),
+    }
     assert found == {point for _, point, *_ in ROWS} | others
     assert found <= listed

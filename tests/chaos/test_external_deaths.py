@@ -15,6 +15,9 @@ from service.settings import Settings
 from tests.chaos import dying
 from tests.external_stores import open_fake
 from tests.external_upgrades import (
+    LATER_POINTS,
+    SWITCH_POINTS,
+    WORKER_POINTS,
     act,
     assert_upgraded,
     make_fake_parts,
@@ -63,19 +66,7 @@ def dies(settings: Settings, step: dying.Step, point: str, upgrade_id: int) -> N
 
 
 @pytest.mark.parametrize("notices", [True, False])
-@pytest.mark.parametrize(
-    "point",
-    [
-        "external.prepared",
-        "external.planned",
-        "external.claimed",
-        "external.transformed",
-        "external.written",
-        "external.recorded",
-        "external.committed",
-        "external.verified",
-    ],
-)
+@pytest.mark.parametrize("point", WORKER_POINTS)
 def test_what_a_worker_died_of_is_done_by_the_next_one(
     client: TestClient, worker: WorkerParts, settings: Settings, path: Path, point: str, notices: bool
 ) -> None:
@@ -92,7 +83,7 @@ def test_what_a_worker_died_of_is_done_by_the_next_one(
     assert len(store.writes()) in (5, 6)
 
 
-@pytest.mark.parametrize("point", ["external.switched", "external.recorded_live"])
+@pytest.mark.parametrize("point", SWITCH_POINTS)
 def test_a_store_that_was_switched_is_recorded_as_live_and_not_switched_again(
     client: TestClient, worker: WorkerParts, settings: Settings, path: Path, point: str
 ) -> None:
@@ -125,7 +116,7 @@ def test_a_rollback_that_died_after_the_store_did_it_is_done_by_asking_again(
     act(client, upgrade_id, "cutover")
     work_until(worker, client, upgrade_id, "live")
 
-    dies(settings, dying.roll_external_back, "external.switched_back", upgrade_id)
+    dies(settings, dying.roll_external_back, LATER_POINTS[0], upgrade_id)
     between = (store.is_switched(), view(client, upgrade_id)["state"])
     finalize = client.post(f"/v1/external-upgrades/{upgrade_id}/finalize")
     act(client, upgrade_id, "rollback")
@@ -147,7 +138,7 @@ def test_what_is_removed_is_removed_once(
     new = store.read_new(EVERYTHING)
     act(client, upgrade_id, "finalize")
 
-    dies(settings, dying.connect, "external.removed", upgrade_id)
+    dies(settings, dying.connect, LATER_POINTS[1], upgrade_id)
     work_until_removed(worker, client, upgrade_id)
 
     np.testing.assert_array_equal(store.read(EVERYTHING).embedding, new.embedding)

@@ -1,4 +1,8 @@
-"""Planning an upgrade of another store: what refuses it, what it would take, and cutting its keys into ranges."""
+"""Planning an upgrade of another store: what refuses it, what it would take, and cutting its keys into ranges.
+
+A worker begins one: 1. the store makes its new side (crash point `external.prepared`); 2. the ranges are recorded with
+the change of state (`external.planned`). Both may be done again.
+"""
 
 import math
 import random

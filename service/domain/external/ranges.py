@@ -1,15 +1,17 @@
 """Ranges of another store's keys: claimed from rows, transformed, written, and read again.
 
-A range is gone over in several passes. What a pass does with one whose old side is as it was read before:
+A range is claimed first (crash point `external.claimed`), and gone over in several passes. What a pass does with one
+whose old side is as it was read before:
 - while the upgrade transforms, and follows when it is ready: nothing;
 - when it is verified, both sides are compared with what was recorded, and some rows are transformed anew;
 - after the switch, nothing, either.
 One that was written meanwhile is transformed again: all of it, in the same two steps. After the switch the new side is
-its users' alone, and keys whose sides differ are named instead. Neither is a transaction with our
-rows, and both may be done again with the same effect:
+its users' alone, and keys whose sides differ are named instead. Neither is a transaction with our rows, and both may be
+done again with the same effect:
 1. write the range (before it: crash point `external.transformed`, after it: `external.written`);
 2. read it back, compare it with what was written, and record its digests (`external.recorded`).
-Range and digests are of one moment of the old side: where that moved in between, both are done again.
+Range and digests are of one moment of the old side: where that moved in between, both are done again, unless the store
+notices writes: what changed is left to what it settles.
 """
 
 import math

@@ -22,6 +22,7 @@ from tests.store_contract import (
     ALL,
     DIM,
     NEW_DIM,
+    POINTS,
     SIDE_DIM,
     StoreContract,
     assert_rows,
@@ -98,7 +99,7 @@ def make_table(
 
 
 class TestContract(StoreContract):
-    crash_points: ClassVar[Sequence[str]] = ("connectors.pgvector.settled", "connectors.pgvector.renamed")
+    crash_points: ClassVar[Sequence[str]] = POINTS["pgvector"]
     notices_writes = True
 
     @pytest.fixture(params=["bigint vector", "uuid halfvec psi", "text vector psi"])

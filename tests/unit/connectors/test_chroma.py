@@ -10,7 +10,7 @@ import pytest
 from service.connectors.address import parse
 from service.connectors.opening import open_store
 from service.connectors.store import NewSide, Rows, StoreRefused
-from tests.store_contract import NEW_DIM, StoreContract, bring_all, h, new_side, some_rows
+from tests.store_contract import NEW_DIM, POINTS, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
 
 chromadb = pytest.importorskip("chromadb", reason="chromadb is not installed")
@@ -51,7 +51,7 @@ def place(tmp_path: Path) -> Collection:
 
 
 class TestContract(StoreContract):
-    crash_points: ClassVar[Sequence[str]] = ("connectors.chroma.renamed",)
+    crash_points: ClassVar[Sequence[str]] = POINTS["chroma"]
 
 
 def test_metadata_come_along(place: Collection) -> None:

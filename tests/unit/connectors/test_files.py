@@ -13,7 +13,7 @@ import pytest
 
 from service.connectors.opening import open_store
 from service.connectors.store import Rows, StoreRefused
-from tests.store_contract import ALL, DIM, SIDE_DIM, StoreContract, bring_all, h, new_side, some_rows
+from tests.store_contract import ALL, DIM, POINTS, SIDE_DIM, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
 
 
@@ -91,7 +91,7 @@ class Files:
 
 
 class TestContract(StoreContract):
-    crash_points: ClassVar[Sequence[str]] = ("connectors.files.named", "connectors.files.switched")
+    crash_points: ClassVar[Sequence[str]] = POINTS["files"]
 
     @pytest.fixture(params=["parquet psi", "folder half", "npy", "faiss", "hnsw"])
     def place(self, request: pytest.FixtureRequest, tmp_path: Path) -> Files:
