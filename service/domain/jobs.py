@@ -181,7 +181,7 @@ def _lock_job(session: Session, job_id: int) -> Job:
 
 
 def get_job(session: Session, job_id: int) -> Job:
-    """Return the job, or raise `UnknownJob` (404) or `NotYourGallery` (403)."""
+    """Return the job, or raise `UnknownJob` (404), also for one of a gallery that the key is not for."""
     job = session.get(Job, job_id)
     if job is None or not sees_job(session, job):
         raise UnknownJob(f"There is no job {job_id}.")

@@ -34,7 +34,8 @@ class BackfillEnded(Conflict):
 
 
 def get_backfill(session: Session, backfill_id: int) -> Backfill:
-    """Return the backfill as it is now, or raise `UnknownBackfill` (404) or `NotYourGallery` (403)."""
+    """Return the backfill as it is now, or raise `UnknownBackfill` (404), also for one of a gallery
+    that the key is not for."""
     backfill = session.get(Backfill, backfill_id, populate_existing=True)
     if backfill is None or not sees_gallery(session, backfill.gallery_id):
         raise UnknownBackfill(f"There is no backfill {backfill_id}.")

@@ -42,7 +42,8 @@ class NotReady(Conflict):
 
 
 def get_upgrade(session: Session, upgrade_id: int) -> Upgrade:
-    """Return the upgrade as it is now, or raise `UnknownUpgrade` (404) or `NotYourGallery` (403)."""
+    """Return the upgrade as it is now, or raise `UnknownUpgrade` (404), also for one of a gallery
+    that the key is not for."""
     upgrade = session.get(Upgrade, upgrade_id, populate_existing=True)
     if upgrade is None or not sees_gallery(session, upgrade.gallery_id):
         raise UnknownUpgrade(f"There is no upgrade {upgrade_id}.")
