@@ -1,6 +1,7 @@
 """The short form of the SIGKILL storm; `make chaos` is the long one."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.conftest import real_servers
 
 @pytest.mark.chaos
 @pytest.mark.xdist_group("deaths")
-@pytest.mark.parametrize("seed", [2])
+@pytest.mark.parametrize("seed", [2, 7])
 def test_a_storm_of_kills_loses_nothing_and_mixes_nothing(
     seed: int, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -29,11 +30,18 @@ def test_a_storm_of_kills_loses_nothing_and_mixes_nothing(
     assert sum(outcome.kills.values()) > 0
 
 
-def test_a_writer_of_a_storm_uses_no_token_of_the_base_again() -> None:
+def test_a_writer_of_a_storm_uses_no_token_of_the_base_again(tmp_path: Path) -> None:
     base = {f"1-{number}": Record(ever=(Write(200_000_001 + number, "v1"),)) for number in range(3)}
     chance = random.Random(0)
     traffic = Traffic(
-        ["http://127.0.0.1:1"], Oracle(base), Violations(0), Reference(), 0, chunk_items=2, writer_pause_seconds=0.0
+        ["http://127.0.0.1:1"],
+        Oracle(base),
+        Violations(0),
+        Reference(),
+        0,
+        chunk_items=2,
+        writer_pause_seconds=0.0,
+        pictures=tmp_path,
     )
     writer = Writer(traffic, 1, Client(traffic, chance), chance)
 

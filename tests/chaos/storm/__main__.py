@@ -13,7 +13,7 @@ from tests.chaos.storm.processes import KINDS
 from tests.chaos.storm.run import Options, Outcome, Storm
 from tests.real_servers import RealServers, missing_program
 
-_COUNTED = ("writes", "writes left open", "searches", "retries of failed upgrades")
+_COUNTED = ("writes", "writes left open", "searches", "backfilled", "retries of failed upgrades")
 
 
 def main() -> int:

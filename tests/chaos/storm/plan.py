@@ -4,16 +4,21 @@ A step is repeated until the service says that it is done: every action is safe 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 
 from tests.chaos.storm.traffic import GALLERY, Client, Traffic
-from tests.chaos.storm.values import Kind
+from tests.chaos.storm.values import Kind, picture
 
 _STEP_SECONDS = 600.0  # building an index and judging each begin anew with every kill
 _POLL_SECONDS = 0.1
+_LEASED_ITEMS = 10_000
+_IMAGES_PER_POST = 8
+_LEASES = 25
+_IMAGES = 120
+_ANOTHER = 10**12  # added to a token: an image that was never written
 
 Plan = Callable[["Conductor"], None]
 
@@ -30,6 +35,7 @@ class Conductor:
         self._client = client
         self._dwell_seconds = dwell_seconds
         self.upgrade_id = 0
+        self.backfill_id = 0
         self.steps_done = 0
 
     def start_upgrade(self, speed: float = 1.0, **options: Any) -> None:
@@ -113,6 +119,95 @@ class Conductor:
     def import_in(self, space: Kind) -> None:
         """From now on, vectors are imported in this space."""
         self._traffic.space = space
+
+    def write_images(self, count: int) -> None:
+        """Let the traffic go on until this many more images were acknowledged."""
+        wanted = self._traffic.counts["images"] + count
+        self._until(f"{wanted} images are acknowledged", lambda: self._traffic.counts["images"] >= wanted)
+
+    def begin_backfill(self, generation: str, source: str, **options: Any) -> None:
+        """Begin the run's backfill from a source; one whose answer was lost is found."""
+        wanted = {"generation": generation, "source": source, "order": "random", **options}
+
+        def ask() -> bool:
+            found = self._get(f"{GALLERY}/backfills")
+            if found is None:
+                return False
+            begun = [backfill for backfill in found["items"] if backfill["source"] == source]
+            if begun:
+                self.backfill_id = begun[-1]["id"]
+                return True
+            self._allow(self._client.send("POST", f"{GALLERY}/backfills", json=wanted), 202, 409)
+            return False
+
+        self._until(f"a backfill from {source} has begun", ask)
+
+    def wait_until_backfilled(self) -> None:
+        """Return when the backfill is through; it must have encoded something."""
+        self._until(
+            "the backfill is finished", lambda: (self._backfill() or {}).get("state") in ("finished", "cancelled")
+        )
+        self._until("the backfill is counted", self._count_backfilled)
+
+    def bring_images(self) -> None:
+        """Lease items and send the images of those that have one, but to some of them another image, which must not be
+        taken. What is left after some leases is given up."""
+        path = f"/v1/backfills/{self.backfill_id}/lease"
+        for _ in range(_LEASES):
+            answer = self._client.send("POST", path, params={"limit": _LEASED_ITEMS})
+            self._allow(answer, 200, 409)
+            if answer is None or not answer.is_success:
+                time.sleep(_POLL_SECONDS)
+                continue
+            images = [(id_, token) for id_ in answer.json()["ids"] if (token := self._token_of_image(id_)) is not None]
+            for start in range(0, len(images), _IMAGES_PER_POST):
+                self._send_images(images[start : start + _IMAGES_PER_POST])
+        self._until("the backfill is counted", self._count_backfilled)
+        self._until("the backfill has ended", self._cancel_backfill)
+
+    def _send_images(self, images: Sequence[tuple[str, int]]) -> None:
+        """Send images of items, of the last one an image that was never written."""
+        wrong = images[-1][0]
+        tokens = [(id_, token + _ANOTHER if id_ == wrong else token) for id_, token in images]
+        files = [("files", (id_, picture(token), "image/png")) for id_, token in tokens]
+        answer = self._client.send("POST", f"/v1/backfills/{self.backfill_id}/images", files=files)
+        self._allow(answer, 200, 422)
+        if answer is not None and answer.is_success:
+            for result in answer.json()["results"]:
+                if result["id"] == wrong and result["status"] == "backfilled":
+                    self._traffic.violations.add(f"the image of another was taken for {wrong}")
+
+    def _token_of_image(self, id_: str) -> int | None:
+        """Return the token of an item whose last write is known to be an image."""
+        values = self._traffic.oracle.records[id_].candidates
+        return values[0].token if len(values) == 1 and values[0] is not None and values[0].kind == "image" else None
+
+    def _count_backfilled(self) -> bool:
+        backfill = self._backfill()
+        if backfill is None:
+            return False
+        count = backfill["outcomes"]["backfilled"]
+        self._traffic.count("backfilled", count)
+        if not count:
+            self._traffic.violations.add(f"a backfill gave no item a new row: {backfill}")
+        return True
+
+    def _cancel_backfill(self) -> bool:
+        backfill = self._backfill()
+        if backfill is None:
+            return False
+        if backfill["state"] in ("finished", "cancelled"):
+            return True
+        self._allow(self._client.send("POST", f"/v1/backfills/{self.backfill_id}/cancel"), 200, 409)
+        return False
+
+    def _backfill(self) -> dict[str, Any] | None:
+        """Return the backfill; one that failed is retried."""
+        backfill = self._get(f"/v1/backfills/{self.backfill_id}")
+        if backfill is not None and backfill["state"] == "failed":
+            print(f"  backfill {self.backfill_id} failed and is retried: {backfill['error']}", flush=True)
+            self._client.send("POST", f"/v1/backfills/{self.backfill_id}/retry")
+        return backfill
 
     def write_at_least(self, count: int) -> None:
         """Let the traffic go on until this many writes were acknowledged."""
@@ -232,6 +327,20 @@ def _hold(conductor: Conductor) -> None:
     conductor.dwell()
 
 
+def _backfill(conductor: Conductor) -> None:
+    """Images are encoded again by the candidate while it is ready, by workers, and after the cutover, by a client."""
+    conductor.write_images(_IMAGES)
+    conductor.start_upgrade()
+    conductor.wait_until_ready()
+    conductor.begin_backfill("next", "uri", speed=0.05, budget={"share": 0.5})
+    conductor.wait_until_backfilled()
+    conductor.act("cutover", "live")
+    conductor.import_in("v2")
+    conductor.begin_backfill("active", "client")
+    conductor.bring_images()
+    conductor.dwell()
+
+
 PLANS: dict[str, Plan] = {
     "cut over": _cut_over,
     "roll back": _roll_back,
@@ -240,4 +349,5 @@ PLANS: dict[str, Plan] = {
     "pause, resume": _pause,
     "roll back, again": _roll_back_and_again,
     "held, overridden": _hold,
+    "backfilled": _backfill,
 }

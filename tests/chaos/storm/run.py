@@ -78,6 +78,8 @@ class Storm:
             "sweep_every_seconds": "1",
             "cutover_wait_seconds": "10",
             "precision": "float32",  # as h is applied offline
+            "backfill_batch_items": "8",
+            "backfill_lease_seconds": "15",
         }
         self.reference = Reference()
         self.base = Oracle()
@@ -180,10 +182,14 @@ class Storm:
     def _service(self, database: str, folder: Path, apis: int, workers: int, is_exact: bool) -> Service:
         """`is_exact`: the index is exact at this size. A graph of 200,000 vectors takes a minute of two cores and is
         built in one go, so that a storm would mostly watch builds begin again."""
-        exact = {"flat_below_rows": str(10 * self._options.items)} if is_exact else {}
-        return Service(self._servers, folder, database, apis, workers, self._settings | exact)
+        own = {"images": f"{_pictures(folder).as_uri()}/"}
+        if is_exact:
+            own["flat_below_rows"] = str(10 * self._options.items)
+        return Service(self._servers, folder, database, apis, workers, self._settings | own)
 
     def _traffic(self, service: Service, oracle: Oracle, violations: Violations, seed: int) -> Traffic:
+        pictures = _pictures(service.folder)
+        pictures.mkdir()
         return Traffic(
             service.urls,
             oracle,
@@ -192,7 +198,12 @@ class Storm:
             seed,
             self._options.chunk_items,
             self._options.writer_pause_seconds,
+            pictures,
         )
+
+
+def _pictures(folder: Path) -> Path:
+    return folder / "pictures"
 
 
 def register(url: str) -> None:

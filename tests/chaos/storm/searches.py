@@ -97,7 +97,7 @@ class Searcher:
 
     def _is_explained(self, version: str, distance: float, query: Vectors, writes: tuple[Write, ...]) -> bool:
         for write in reversed(writes):
-            for origin in (Origin.TRANSFORMED, Origin.IMPORTED, Origin.ENCODED):
+            for origin in (Origin.TRANSFORMED, Origin.IMPORTED, Origin.ENCODED):  # a backfilled row is an encoded one's
                 embedding = self._embedding(version, origin, write)
                 if embedding is not None and abs(np.linalg.norm(embedding - query) - distance) < _DISTANCE_TOLERANCE:
                     return True

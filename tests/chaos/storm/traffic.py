@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,7 +26,8 @@ _Write = tuple[str, Value]
 
 @dataclass
 class Traffic:
-    """What writers, searchers and the plan share. `space` is what imports give."""
+    """What writers, searchers and the plan share. `space` is what imports give; images are kept in `pictures`, which
+    the service may read."""
 
     urls: Sequence[str]
     oracle: Oracle
@@ -34,6 +36,7 @@ class Traffic:
     seed: int
     chunk_items: int
     writer_pause_seconds: float
+    pictures: Path
     space: Kind = "v1"
     versions: dict[int, str] = field(default_factory=dict)  # of generations, as first heard
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -110,10 +113,14 @@ class Writer:
         writes = [(id_, self._next_write("image")) for id_ in ids]
         before = [(self._record(id_).is_live, self._record(id_).is_absent) for id_ in ids]
         files = [("files", (id_, picture(write.token), "image/png")) for id_, write in writes]
-        items = [{"id": id_, "metadata": {"token": write.token}} for id_, write in writes]
+        items = [
+            {"id": id_, "metadata": {"token": write.token}, "image_uri": self._keep_picture(write.token)}
+            for id_, write in writes
+        ]
         answer = self._write(writes, "POST", f"{GALLERY}/images", files=files, data={"items": json.dumps(items)})
         if answer is None:
             return
+        self._traffic.count("images", len(writes))
         for (id_, _), (was_live, was_absent), result in zip(writes, before, answer.json()["results"], strict=True):
             if result["status"] not in ("created", "replaced"):
                 self._traffic.violations.add(f"image of {id_} was {result}")
@@ -177,6 +184,12 @@ class Writer:
             if answer.status_code != refused:
                 traffic.violations.add(f"{method} {path} was refused: {answer.status_code} {answer.text[:300]}")
         return None
+
+    def _keep_picture(self, token: int) -> str:
+        """Write a token's image where backfills find it; return its URI."""
+        path = self._traffic.pictures / f"{token}.png"
+        path.write_bytes(picture(token))
+        return path.as_uri()
 
     def _next_write(self, kind: Kind) -> Write:
         self._token += 1

@@ -114,6 +114,8 @@ class Reference:
         tokens = [write.token for write in writes]
         if origin == Origin.ENCODED:
             return self.encoded(version, tokens) if kind == "image" else None
+        if origin == Origin.BACKFILLED:
+            return self.encoded("v2", tokens) if kind == "image" and version == "v2" else None
         if origin == Origin.IMPORTED and version == "v2":
             return imported(tokens) if kind in ("v2", "both") else None
         if origin == Origin.TRANSFORMED and version == "v1":
