@@ -1,7 +1,8 @@
 """JSON as it comes in: read off the event loop, and refused where it would be many times as large in memory.
 
 A list or an object without anything in it takes three bytes of JSON and eighty of memory, so their number has a limit
-of its own. What is large is read by one thread at a time.
+of its own. What is large is read by one thread at a time. An object that has a key twice is refused, since one of its
+values would be ignored.
 """
 
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic_core import from_json
+from jiter import from_json
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
@@ -65,6 +66,6 @@ def parse_json(text: bytes | str, name: str = "The body") -> Any:
         raise TooManyValues(f"{name} has more than {_MOST_CONTAINERS:,} lists and objects: send it in parts.")
     with _one_at_a_time if len(text) > _LARGE_BYTES else nullcontext():
         try:
-            return from_json(text)
+            return from_json(text.encode() if isinstance(text, str) else text, catch_duplicate_keys=True)
         except ValueError as error:
             raise NotJson(f"{name} is not JSON: {error}.") from error

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from jiter import from_json
 from numpy.typing import NDArray
 
 from service.domain.gallery.generations import StoredGeneration
@@ -230,7 +231,7 @@ def _metadata(table: pa.Table, max_bytes: int) -> tuple[list[dict[str, Any]], li
 def _said(value: Any) -> tuple[dict[str, Any], str | None]:
     """Return metadata as it is said, and what is wrong with it."""
     try:
-        parsed = json.loads(value) if isinstance(value, str) else value
+        parsed = from_json(value.encode(), catch_duplicate_keys=True) if isinstance(value, str) else value
         json.dumps(parsed)
     except (ValueError, TypeError, RecursionError) as error:
         return {}, f"The metadata is not JSON: {error}"

@@ -35,6 +35,7 @@ from service.networks.micro_batching import ImageQueryMetrics
 from service.tables import Gallery, Item
 
 MAX_K = 1000
+_LONGEST = 1e18  # its square, and what is added to that, is within float32
 _ATTEMPTS = 3
 Which = Literal["active", "next"] | int
 
@@ -323,6 +324,8 @@ def _checked(served: ServedGeneration, vectors: Sequence[Sequence[float]], model
         array = np.asarray(vectors, np.float32)
     if not np.isfinite(array).all():
         raise InvalidQuery("Query vectors are finite numbers within float32.")
+    if (np.square(array, dtype=np.float64).sum(axis=1) > _LONGEST**2).any():
+        raise InvalidQuery(f"Query vectors have a norm of at most {_LONGEST:.0e}: beyond it, distances overflow.")
     return array
 
 

@@ -120,6 +120,7 @@ BAD_VECTORS: dict[str, Any] = {
     "none": {"vectors": []},
     "ragged": {"vectors": [[1.0] * 6, [1.0] * 5]},
     "too large": {"vectors": [[1e300] * 6]},
+    "too long": {"vectors": [[0.0] * 6, [1e18, 1e17, 0.0, 0.0, 0.0, 0.0]]},
     "strings": {"vectors": [["x"] * 6]},
     "k of 0": {"vectors": [[1.0] * 6], "k": 0},
     "k of a million": {"vectors": [[1.0] * 6], "k": 1_000_000},

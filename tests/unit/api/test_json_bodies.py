@@ -40,7 +40,9 @@ def test_a_small_and_a_large_body_are_read_alike(client: TestClient, numbers: in
     assert client.post("/", json={"numbers": [1] * numbers}).json() == numbers
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 500, b'{"numbers": [1]}.', b'"\\ud800"'])
+@pytest.mark.parametrize(
+    "body", [b"{", b"\xff", b"[" * 500, b'{"numbers": [1]}.', b'"\\ud800"', b'{"numbers": [], "number\\u0073": []}']
+)
 def test_what_is_not_json_is_422_with_the_place(client: TestClient, body: bytes) -> None:
     for content in (body, b" " * 100_000 + body):
         answer = client.post("/", content=content, headers={"content-type": "application/json; charset=utf-8"})

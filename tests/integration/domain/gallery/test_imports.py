@@ -263,6 +263,7 @@ def test_bad_rows_of_every_kind_and_part_are_counted_and_nothing_is_stored(galle
     embedding = columns["embedding"].to_pylist()
     columns["id"][1] = None
     columns["metadata"][2] = "["
+    columns["metadata"][3] = '{"row": 3, "row": 4}'
     columns["id"][1_500] = "item 3"
     columns["label"][1_600] = "x" * 600
     embedding[2_000] = [float("nan")] * 6
@@ -273,10 +274,11 @@ def test_bad_rows_of_every_kind_and_part_are_counted_and_nothing_is_stored(galle
     answer = gallery.post("/v1/galleries/g/embeddings", content=arrow(content, rows_per_batch=len(content)))
 
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("7 rows cannot be stored")
+    assert answer.json()["detail"].startswith("8 rows cannot be stored")
     assert [(error["row"], error["detail"]) for error in answer.json()["errors"]] == [
         (1, "The column 'id' is null."),
-        (2, "The metadata is not JSON: Expecting value: line 1 column 2 (char 1)"),
+        (2, "The metadata is not JSON: EOF while parsing a list at line 1 column 1"),
+        (3, 'The metadata is not JSON: Detected duplicate key "row" at line 1 column 18'),
         (1_500, "The id occurs twice in this request."),
         (1_600, "The label of 'item 1600' cannot be stored: at most 512 characters, no NUL."),
         (2_000, "The vector of 'embedding' has a value that is not finite in float32."),
