@@ -2,8 +2,10 @@
 in process.
 
     python -m benchmarks.ingest --images 400
+    python -m benchmarks.ingest --images 10000 --noise 10 --small-networks
 
-φ and ψ are ResNet-18s at 224 px with random weights; the photographs are a few JPEGs of noise over slopes, sent again
+φ and ψ are ResNet-18s at 224 px with random weights, or where memory alone is asked for four small layers, so that
+decoding is most of the time; the photographs are a few JPEGs of noise over slopes, sent again
 and again under other ids, with thumbnails. In process the same functions read the same files, one batch at a time, and
 nothing is stored.
 """
@@ -25,7 +27,7 @@ from rich.table import Table
 from benchmarks.processes import Api, MemoryTrace, api_process
 from benchmarks.setting import machine, worker_with_servers
 from models.artifacts import Encoder, load_encoder, save_network
-from models.backbones import ResNet
+from models.backbones import ConvEncoder, ResNet
 from models.images import decode_image, thumbnail_jpeg
 from models.preprocessing import Preprocessing, preprocess
 
@@ -42,11 +44,13 @@ def run(
     in_process: Annotated[int, typer.Option(help="How many of them are read in process to compare.")] = 60,
     width: int = 4_000,
     height: int = 3_000,
+    noise: Annotated[int, typer.Option(help="Of the pixels: with 10, a file has a third of a megabyte.")] = 24,
+    small_networks: bool = False,
 ) -> None:
     """Print the table."""
     torch.manual_seed(0)
-    files = [_photograph(width, height, seed) for seed in range(_DISTINCT)]
-    network = save_network(ResNet(18, _DIM))
+    files = [_photograph(width, height, seed, noise) for seed in range(_DISTINCT)]
+    network = save_network(ConvEncoder(8, _DIM) if small_networks else ResNet(18, _DIM))
     with worker_with_servers() as parts, api_process(parts, _PORT) as api:
         _register(api, network)
         _post(api, "warm", files[:1])  # networks are loaded by the first
@@ -76,11 +80,11 @@ def run(
     console.print(machine())
 
 
-def _photograph(width: int, height: int, seed: int) -> bytes:
+def _photograph(width: int, height: int, seed: int, noise: int) -> bytes:
     random = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
     values = np.stack([x, y, 200 - x], axis=-1).astype(np.uint8)
-    values += random.integers(0, 24, values.shape, dtype=np.uint8)
+    values += random.integers(0, noise, values.shape, dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(values).save(stream, "JPEG", quality=75)
     return stream.getvalue()
