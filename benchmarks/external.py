@@ -150,7 +150,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def measure(url: str, dim: int) -> dict[str, float]:
     """Return the seconds of each step of an upgrade."""
     seconds: dict[str, float] = {}
-    store = open_store(url, NewSide("v2", dim, None, normalized=True))
+    store = open_store(url, NewSide("v2", dim, None))
     store.prepare()
     with _timed(seconds, "bounds"):
         ranges = keep_open_ends(store.bounds(_RANGE_ROWS))

@@ -100,7 +100,7 @@ def _register(api: Api, network: bytes) -> None:
 
 def _post(api: Api, name: str, files: Sequence[bytes]) -> None:
     form = [("files", (f"{name}-{number}", file)) for number, file in enumerate(files)]
-    answer = api.client.post("/v1/galleries/g/images", files=form).raise_for_status().json()
+    answer = api.client.post("/v1/galleries/g/images", files=form, timeout=3_600).raise_for_status().json()
     if any(result["status"] != "created" for result in answer["results"]):
         raise RuntimeError("An image was rejected")
 

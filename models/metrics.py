@@ -184,6 +184,12 @@ def linear_cka(first: Vectors, second: Vectors) -> float:
     return float(np.linalg.norm(x.T @ y) ** 2) / scale if scale else 0.0
 
 
+def squared_errors(found: Vectors, expected: Vectors) -> Vectors:
+    """(N, D), (N, D) -> (N,) squared Euclidean distances of rows, float32."""
+    errors: Vectors = np.square(found - expected).sum(axis=1)
+    return errors
+
+
 def vector_errors(found: Vectors, expected: Vectors) -> dict[str, float]:
     """Return means over the rows of (N, D) vectors: of the squared error, of that of always answering the mean of
     `expected`, and of the cosine; a zero vector has cosine 0 with everything."""

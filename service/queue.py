@@ -3,8 +3,9 @@
 A message is only a nudge: what remains to be done can always be read from rows, and every worker's sweep sends lost
 messages again. So a broker that is away never fails a request; the failure is logged.
 
-Workers take messages of upgrades first: somebody waits for them. What can wait comes last, in the order in which it was
-sent: trainings, index builds, and upgrades that rest because of their speed.
+Workers take messages of galleries' upgrades first: somebody waits for them. All else comes last, in the order in which
+it was sent: upgrades that rest because of their speed and those of other stores, trainings, backfills, ingests by
+reference, erasures, index builds.
 """
 
 from typing import Protocol

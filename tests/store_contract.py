@@ -79,7 +79,7 @@ def h(rows: Rows) -> Rows:
 
 
 def new_side(place: Place, name: str = "v2") -> NewSide:
-    return NewSide(name, NEW_DIM, SIDE_DIM if place.has_side_information else None, normalized=True)
+    return NewSide(name, NEW_DIM, SIDE_DIM if place.has_side_information else None)
 
 
 def bring_all(store: ExternalStore, rows: int = 7) -> None:
@@ -390,7 +390,7 @@ from service.connectors.store import NewSide
 from tests.store_contract import SIDE_DIM, h
 url, name, point = sys.argv[1:]
 side = SIDE_DIM if "side_information" in url else None
-store = open_store(url, NewSide(name, {NEW_DIM}, side, True))
+store = open_store(url, NewSide(name, {NEW_DIM}, side))
 crash_points.arm(point)
 store.switch(h)
 """

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.artifacts import TransformationNetwork
-from models.metrics import cmc, gap_closed, retrieval_metrics, vector_errors
+from models.metrics import cmc, gap_closed, retrieval_metrics, squared_errors, vector_errors
 from models.normalize import l2_normalize
 from models.statistics import reliability
 from service.domain.training.files import FeatureRows
@@ -76,7 +76,7 @@ def _compared(transformed: Vectors, rows: FeatureRows, device: str) -> dict[str,
 
 
 def _reliability(expected: Vectors, transformed: Vectors, rows: FeatureRows) -> dict[str, Any]:
-    found = reliability(expected, np.square(transformed - rows.embedding_to).sum(axis=1))
+    found = reliability(expected, squared_errors(transformed, rows.embedding_to))
     groups = [{"expected": expected_, "true": true} for expected_, true in zip(found.expected, found.true, strict=True)]
     correlation = found.rank_correlation
     return {"rank_correlation": None if np.isnan(correlation) else correlation, "squared_errors": groups}

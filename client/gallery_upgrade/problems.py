@@ -432,8 +432,8 @@ class StoreAway(Unavailable):
     """The store does not answer, or refuses for a reason that passes; the same may succeed later."""
 
 
-class StoreRefused(Unprocessable):
-    """What the store holds, or how it is named, cannot be upgraded; trying again does not help."""
+class StoreRefused(Conflict):
+    """What the store holds, what state it is in, or how it is named keeps it from what was asked of it."""
 
 
 class StoreTaken(Conflict):

@@ -129,19 +129,6 @@ def minority_gaps(attributes: Attributes, before: Hits, after: Hits) -> tuple[Mi
     return tuple(found)
 
 
-def in_ranges(values: NDArray[np.float64], parts: int) -> NDArray[np.str_]:
-    """Return (Q,) numbers as an attribute: which of so many equally large ranges each is in; "" for NaN."""
-    known = ~np.isnan(values)
-    named = np.full(len(values), "", dtype="<U64")
-    if not known.any():
-        return named
-    borders = np.unique(np.quantile(values[known], np.linspace(0, 1, parts + 1)))
-    places = np.clip(np.searchsorted(borders, values[known], side="right") - 1, 0, max(0, len(borders) - 2))
-    names = [f"{low:.4g} to {high:.4g}" for low, high in zip(borders, np.append(borders[1:], borders[-1]), strict=True)]
-    named[known] = np.array(names)[places]
-    return named
-
-
 def _groups(attributes: Attributes) -> list[tuple[tuple[str, str], NDArray[np.int64]]]:
     """Return each condition that 30 queries and more meet, with their numbers."""
     found = []

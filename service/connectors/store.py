@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import Unavailable, Unprocessable
+from service.errors import Conflict, Unavailable
 
 Vectors = NDArray[np.float32]
 
@@ -32,8 +32,8 @@ class StoreAway(Unavailable):
     """The store does not answer, or refuses for a reason that passes; the same may succeed later."""
 
 
-class StoreRefused(Unprocessable):
-    """What the store holds, or how it is named, cannot be upgraded; trying again does not help."""
+class StoreRefused(Conflict):
+    """What the store holds, what state it is in, or how it is named keeps it from what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ class NewSide:
     name: str
     embedding_dim: int
     side_information_dim: int | None
-    normalized: bool
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

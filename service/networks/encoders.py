@@ -87,7 +87,8 @@ class VersionEncoder:
     queries: MicroBatcher
 
     def encode(self, images: Sequence[ReducedImage]) -> Encoded:
-        """Return φ and ψ of images that were reduced for this preprocessing. Raises `EncodingFailed`."""
+        """Return φ and ψ of images that were reduced for this preprocessing. Raises `EncodingFailed` and
+        `EncodingStopped`."""
         encoded = self.encode_each(images)
         for values in (encoded.embedding, encoded.side_information):
             if values is not None:
@@ -96,7 +97,7 @@ class VersionEncoder:
 
     def encode_each(self, images: Sequence[ReducedImage]) -> Encoded:
         """Return φ and ψ of images that were reduced for this preprocessing; what they give that is not finite is in
-        the rows of the images that they give it for. Raises `EncodingFailed`."""
+        the rows of the images that they give it for. Raises `EncodingFailed` and `EncodingStopped`."""
         embeddings, sides = [], []
         for start in range(0, len(images), self.batch_items):
             inputs = self._inputs(images[start : start + self.batch_items])
@@ -111,15 +112,17 @@ class VersionEncoder:
 
     def encode_embedding(self, prepare: Callable[[], Sequence[ReducedImage]]) -> Vectors:
         """Return φ alone, of the images that `prepare` reduces in this thread: what a query needs. Queries that come
-        together share a run of φ. Raises `EncodingFailed`, and what `prepare` raises."""
+        together share a run of φ. Raises `EncodingFailed`, `EncodingStopped`, `NotTried` where others' images took all
+        the time that there was, and what `prepare` raises."""
         return self._normalized(self.queries(lambda: self._inputs(prepare())))
 
     def encode_embedding_apart(self, images: Sequence[ReducedImage]) -> Vectors:
-        """Return φ alone, in a run that no query shares or waits for. Raises `EncodingFailed`."""
+        """Return φ alone, in a run that no query shares or waits for. Raises `EncodingFailed` and
+        `EncodingStopped`."""
         return self._normalized(self.embedding_model(self._inputs(images)))
 
     def encode_side_information(self, images: Sequence[ReducedImage]) -> Vectors | None:
-        """Return ψ alone, None where the version has none. Raises `EncodingFailed`."""
+        """Return ψ alone, None where the version has none. Raises `EncodingFailed` and `EncodingStopped`."""
         if self.side_information_model is None:
             return None
         return self._finite(self.side_information_model(self._inputs(images)))

@@ -28,7 +28,7 @@ class BackfillDetails:
 
 @dataclass(frozen=True)
 class BackfillNews:
-    """What happened to a backfill: its changes of state after a known one, and its progress. `ended` when its state
+    """What happened to a backfill: its changes of state, and its progress. `ended` when its state
     will not change any more."""
 
     changes: list[BackfillEvent]

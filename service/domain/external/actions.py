@@ -62,7 +62,7 @@ def switch(session: Session, upgrade_id: int, store: ExternalStore, target: Targ
 def roll_back(session: Session, stores: NamedStores, upgrade_id: int, *, accept_loss: bool = False) -> ExternalUpgrade:
     """Let searches see the old side again; the new one is removed by a worker afterwards.
 
-    Raises `IllegalTransition` (409) unless the upgrade is live, `StoreRefused` (422) where the store knows of rows that
+    Raises `IllegalTransition` (409) unless the upgrade is live, `StoreRefused` (409) where the store knows of rows that
     were written since the switch, unless `accept_loss`, and `StoreAway` (503).
     """
     upgrade = lock_state(session, upgrade_id)

@@ -116,7 +116,7 @@ def plan_external_upgrade(
     """Record an upgrade, and have a worker begin it; the store is read and not changed.
 
     Raises `UnknownStore`, `UnknownVersion` and `UnknownTransformation` (404), `StoreTaken`, `OtherSpace`,
-    `NoTransformation`, `AmbiguousTransformation` and `NoSoundTransformation` (409), `StoreRefused` (422) and
+    `NoTransformation`, `AmbiguousTransformation`, `NoSoundTransformation` and `StoreRefused` (409), and
     `StoreAway` (503).
     """
     found = _outline(session, stores, settings, wanted)

@@ -124,7 +124,7 @@ def new_side_of(session: Session, upgrade: ExternalUpgrade) -> NewSide:
     to_version = session.get_one(ModelVersion, upgrade.to_version_id)
     transformation = session.get_one(Transformation, upgrade.transformation_id)
     side_dim = side_information_dim_of(transformation, to_version)
-    return NewSide(upgrade.side_name, to_version.embedding_dim, side_dim, to_version.normalize)
+    return NewSide(upgrade.side_name, to_version.embedding_dim, side_dim)
 
 
 def stored_dtype(store: Description) -> StoredDtype:

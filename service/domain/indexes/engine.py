@@ -1,6 +1,6 @@
 """What an engine is: it holds the indexes of generations, as FAISS files that each API process loads (`faiss_engine`),
 or as collections in a Milvus server that all processes share (`milvus_engine`). `choice` decides once which one it is;
-whoever has an engine knows no other."""
+who has an engine asks it, and never which one it is."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass

@@ -22,7 +22,7 @@ from service.db import Database
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.judging.evidence import GalleryRows, JudgedItems
 from service.index.protocol import Ids, Vectors
-from service.networks.encoders import Encoders, EncodingFailed, VersionEncoder
+from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped, VersionEncoder
 from service.networks.images import InvalidImage, ReducedImage
 from service.tables import JudgedQuery, ModelVersion, QueryVector, Upgrade
 
@@ -87,7 +87,8 @@ def encode_queries(
     database: Database, blobs: BlobStore, encoders: Encoders, upgrade: Upgrade, most: int, seed: int
 ) -> None:
     """Have both versions of an upgrade encode the images of those queries that `asked_queries` will draw, if they have
-    not yet, and keep the vectors; an image for which that fails is passed over. Memory holds a few images at a time.
+    not yet, and keep the vectors; an image for which that fails is passed over, and so are the few that were encoded
+    together where that takes too long. Memory holds a few images at a time.
 
     Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
@@ -115,12 +116,6 @@ def asked_queries(
     parts = [[row for row in asked if (row.label is None) is by_items] for by_items in (False, True)]
     sets = session.execute(text(_SETS), parameters).all()
     return AskedSets(tuple(_queries(part, gallery) for part in parts if part), _account(sets, drawn, encoded, asked))
-
-
-def count_queries(session: Session, upgrade: Upgrade) -> int:
-    """Return how many queries of the gallery's sets both versions have, or can encode."""
-    parameters = _parameters(upgrade, _versions(session, upgrade))
-    return session.scalar(text(f"SELECT count(*) FROM {_USABLE}"), parameters) or 0
 
 
 _VECTORS = (
@@ -206,6 +201,10 @@ def _encode(database: Database, encoder: VersionEncoder, version: ModelVersion, 
     """Keep the embeddings of images as queries have them; where one cannot be encoded, the others still are."""
     try:
         vectors = encoder.encode_embedding(lambda: [image for _, image in images])
+    except EncodingStopped as error:  # one by one, each might take as long again
+        for row, _ in images:
+            events.warning("query.not_encoded", query_id=row.id, reason=error.message)
+        return
     except EncodingFailed as error:
         if len(images) == 1:
             events.warning("query.not_encoded", query_id=images[0][0].id, reason=error.message)

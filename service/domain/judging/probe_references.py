@@ -10,7 +10,7 @@ from service import logs
 from service.db import Database
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.judging.reference_pairs import NoReferenceAccepted, ReferenceImage, add_references
-from service.networks.encoders import Encoders, EncodingFailed
+from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
 from service.tables import ProbeImage, Upgrade
 
 events = logs.Events(__name__)
@@ -26,7 +26,7 @@ ORDER BY i.id
 
 def encode_probe_images(database: Database, encoders: Encoders, upgrade: Upgrade) -> None:
     """Have both versions of an upgrade encode the gallery's probe images, if they have not yet, and keep the embeddings
-    as references; an image for which that fails is passed over.
+    as references; an image for which that fails is passed over, and so are all where it takes too long.
 
     Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
@@ -37,11 +37,13 @@ def encode_probe_images(database: Database, encoders: Encoders, upgrade: Upgrade
         return
     try:
         _add(database, encoders, upgrade, images)
+    except EncodingStopped as error:  # one by one, each might take as long again
+        events.warning("probe_images.not_encoded", upgrade_id=upgrade.id, images=len(images), reason=error.message)
     except EncodingFailed:  # of one image, which is not to take the others with it
         for image in images:
             try:
                 _add(database, encoders, upgrade, [image])
-            except EncodingFailed as error:
+            except (EncodingFailed, EncodingStopped) as error:
                 events.warning("probe_image.not_encoded", upgrade_id=upgrade.id, reason=error.message)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from cachetools import LRUCache
 from sqlalchemy import Connection, text
 
+from service.domain.gallery.current_rows import is_current
 from service.domain.gallery.generations import GenerationKey, known_uncertainty
 from service.index.protocol import Ids
 from service.tables import embeddings_table
@@ -136,7 +137,7 @@ def _read(connection: Connection, generation_id: int, ids: list[int]) -> list[tu
     rows = connection.execute(
         text(
             f"SELECT i.id, i.external_id, e.origin, e.hops, {known_uncertainty('e')}, i.label,"
-            " convert_to(i.metadata::text, 'UTF8'), i.image_uri, i.thumbnail IS NOT NULL, e.revision = i.revision"
+            f" convert_to(i.metadata::text, 'UTF8'), i.image_uri, i.thumbnail IS NOT NULL, {is_current('e')}"
             f" FROM items i JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
             " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
         ),

@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 
 from service.domain.batch_state import BatchState
 from service.domain.gallery.current_rows import missing_items
-from service.domain.gallery.galleries import find_open_upgrade
 from service.domain.gallery.generations import GenerationKey
 from service.domain.judging.reports import failed_report
+from service.domain.upgrade.cutover import check_finalize, check_rollback
 from service.domain.upgrade.progress import UpgradeDetails
 from service.domain.upgrade.trials import check_not_baked
 from service.domain.upgrade_state import Action, IllegalTransition, State, advance
@@ -140,10 +140,7 @@ def _retry(numbers: _Numbers) -> Consequence:
 
 def _rollback(numbers: _Numbers) -> Consequence:
     details, upgrade = numbers.details, numbers.details.upgrade
-    if find_open_upgrade(numbers.session, upgrade.gallery_id) is not None:
-        return Consequence(
-            Action.ROLLBACK, "An open upgrade starts from this one's generation: cancel that first.", is_possible=False
-        )
+    check_rollback(numbers.session, upgrade, numbers.gallery)
     previous = GenerationKey(upgrade.gallery_id, upgrade.from_generation_id)
     lost = len(missing_items(numbers.session, previous, upgrade.live_revision or 0))
     written = numbers.gallery.revision - (upgrade.live_revision or 0)
@@ -163,6 +160,7 @@ def _rollback(numbers: _Numbers) -> Consequence:
 def _finalize(numbers: _Numbers) -> Consequence:
     upgrade = numbers.details.upgrade
     check_not_baked(upgrade)
+    check_finalize(numbers.session, upgrade)
     sentence = (
         f"Generation {upgrade.from_generation_id} with {_counted(numbers.gallery.items, 'row')} is dropped. From then"
         " on there is no rollback."

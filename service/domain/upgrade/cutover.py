@@ -188,11 +188,7 @@ def roll_back(
     # 1.
     gallery = lock_gallery(session, upgrade.gallery_id)
     crash_point("switch.locked")
-    following = find_open_upgrade(session, gallery.id)
-    if following is not None:
-        raise OtherUpgradeFirst(_NEXT_UPGRADE_OPEN.format(upgrade=following.id))
-    if gallery.active_generation_id != upgrade.to_generation_id:
-        raise OtherUpgradeFirst(_LATER_UPGRADE_LIVE)
+    check_rollback(session, upgrade, gallery)
 
     # 2.
     since, target = upgrade.live_revision or 0, GenerationKey(gallery.id, upgrade.from_generation_id)
@@ -213,6 +209,15 @@ def roll_back(
     return upgrade
 
 
+def check_rollback(session: Session, upgrade: Upgrade, gallery: Gallery) -> None:
+    """Raises `OtherUpgradeFirst` while another upgrade stands on the next generation of one that is live."""
+    following = find_open_upgrade(session, gallery.id)
+    if following is not None:
+        raise OtherUpgradeFirst(_NEXT_UPGRADE_OPEN.format(upgrade=following.id))
+    if gallery.active_generation_id != upgrade.to_generation_id:
+        raise OtherUpgradeFirst(_LATER_UPGRADE_LIVE)
+
+
 def finalize(session: Session, upgrade_id: int) -> Upgrade:
     """Drop the previous generation: from here on there is no way back.
 
@@ -226,6 +231,17 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
 
     lock_gallery(session, upgrade.gallery_id)
     crash_point("finalize.locked")
+    check_finalize(session, upgrade)
+
+    upgrade = change_state(session, upgrade_id, Action.FINALIZE)
+    drop_generation(session, upgrade.from_generation_id)
+    dropped = {"dropped_generation": upgrade.from_generation_id}
+    record(session, Act.FINALIZE, Subject("upgrade", upgrade_id), after=dropped)
+    return upgrade
+
+
+def check_finalize(session: Session, upgrade: Upgrade) -> None:
+    """Raises `OtherUpgradeFirst` while another upgrade needs the previous generation of one that is live."""
     earlier = session.scalar(
         select(Upgrade.id).where(Upgrade.to_generation_id == upgrade.from_generation_id, Upgrade.state == State.LIVE)
     )
@@ -234,12 +250,6 @@ def finalize(session: Session, upgrade_id: int) -> Upgrade:
     reader = find_open_upgrade(session, upgrade.gallery_id)
     if reader is not None and any(leg.generation_id == upgrade.from_generation_id for leg in reader.legs):
         raise OtherUpgradeFirst(_GENERATION_READ.format(upgrade=reader.id))
-
-    upgrade = change_state(session, upgrade_id, Action.FINALIZE)
-    drop_generation(session, upgrade.from_generation_id)
-    dropped = {"dropped_generation": upgrade.from_generation_id}
-    record(session, Act.FINALIZE, Subject("upgrade", upgrade_id), after=dropped)
-    return upgrade
 
 
 def _record_switch(session: Session, act: Act, upgrade: Upgrade, decision: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def test_side_information_has_no_place(place: Collection) -> None:
     place.put(some_rows(place, place.keys(5)))
 
     with pytest.raises(StoreRefused, match="no place"):
-        open_store(place.url, NewSide("v2", NEW_DIM, 3, normalized=True)).prepare()
+        open_store(place.url, NewSide("v2", NEW_DIM, 3)).prepare()
 
 
 def test_a_collection_that_is_not_there_is_refused(place: Collection) -> None:

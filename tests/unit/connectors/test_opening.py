@@ -72,7 +72,7 @@ def test_a_path_is_decoded() -> None:
 @pytest.mark.parametrize("name", ["", "V2", "a-b", "a" * 33, "a'b"])
 def test_a_new_side_has_a_plain_name(name: str) -> None:
     with pytest.raises(StoreRefused, match="name"):
-        NewSide(name, 3, None, normalized=True)
+        NewSide(name, 3, None)
 
 
 def test_bounds_cut_the_keys_into_ranges_with_open_ends() -> None:

@@ -8,7 +8,15 @@ from service.domain.upgrade.consequences import Consequence, consequences_of
 from service.domain.upgrade.progress import describe_upgrades
 from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import Action
-from tests.scenario import create_upgradable_gallery, import_vectors, post_images, start_upgrade
+from tests.problems import check_problem
+from tests.scenario import (
+    create_upgradable_gallery,
+    import_vectors,
+    post_images,
+    register_transformation,
+    register_version,
+    start_upgrade,
+)
 from tests.working import cut_over, run_until
 from workers.app import WorkerParts
 
@@ -62,3 +70,27 @@ def test_a_rollback_counts_what_it_would_lose(client: TestClient, worker: Worker
     rollback = _consequences(database, upgrade_id)[Action.ROLLBACK]
     assert rollback.lost_items == 1
     assert "1 item that only generation 2 has would be deleted." in rollback.sentence
+
+
+def test_what_another_upgrade_of_the_gallery_keeps_from_being_is_not_offered(
+    client: TestClient, worker: WorkerParts, database: Database
+) -> None:
+    """The first is live, and so is one on top of it: what is said is what the API answers."""
+    create_upgradable_gallery(client)
+    register_version(client, "v3")
+    register_transformation(client, "v2", "v3")
+    post_images(client, range(4))
+    upgrade_ids = []
+    for version in ("v2", "v3"):
+        upgrade_ids.append(start_upgrade(client, version))
+        run_until(worker, client, upgrade_ids[-1], "ready")
+        cut_over(client, worker, upgrade_ids[-1])
+
+    first, second = (_consequences(database, upgrade_id) for upgrade_id in upgrade_ids)
+
+    assert _possible(first) == {Action.FINALIZE}
+    assert _possible(second) == {Action.ROLLBACK}
+    for upgrade_id, found, action in ((upgrade_ids[0], first, "rollback"), (upgrade_ids[1], second, "finalize")):
+        refused = client.post(f"/v1/upgrades/{upgrade_id}/{action}")
+        check_problem(refused, 409)
+        assert refused.json()["detail"] == found[Action(action)].sentence

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.judging.intervals import Draws, Hits, hit_difference, holm, newcombe
-from models.judging.slices import Attributes, found_rules, in_ranges, minority_gaps, named_slices
+from models.judging.slices import Attributes, found_rules, minority_gaps, named_slices
 from models.statistics import mcnemar_test
 
 DRAWS = Draws(resamples=500)
@@ -98,23 +98,6 @@ def test_the_minority_gap_is_the_worst_groups() -> None:
     assert gaps["country"].after.value == "DE"
     assert gaps["country"].after.gap == pytest.approx(rates["DE"] - after[known].mean())
     assert gaps["country"].after.gap < gaps["country"].before.gap
-
-
-def test_numbers_become_ranges_of_as_many_queries() -> None:
-    values = np.append(np.arange(100.0), np.nan)
-
-    found = in_ranges(values, 10)
-
-    names, counts = np.unique(found[:-1], return_counts=True)
-    assert len(names) == 10
-    assert set(counts) == {10}
-    assert found[-1] == ""
-    assert found[0] != found[99]
-
-
-@pytest.mark.parametrize("values", [[np.nan, np.nan], [2.0, 2.0]])
-def test_numbers_that_do_not_differ_are_one_range_at_most(values: list[float]) -> None:
-    assert len(set(in_ranges(np.array(values), 4).tolist())) == 1
 
 
 def test_a_slice_of_one_label_is_judged_by_its_queries() -> None:
