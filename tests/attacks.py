@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +87,9 @@ def _furnish(client: httpx.Client) -> None:
 
 
 def _try(parts: WorkerParts, attack: Attack, port: int) -> tuple[str, ...]:
-    with _files(attack.files), api_process(parts, port) as api:
+    with ExitStack() as running:
+        with _files(attack.files):
+            api = running.enter_context(api_process(parts, port))
         _search(api.client)
         with _watched(api) as watch:
             began = time.monotonic()
@@ -107,7 +109,7 @@ def _try(parts: WorkerParts, attack: Attack, port: int) -> tuple[str, ...]:
 
 @contextmanager
 def _files(most: int | None) -> Iterator[None]:
-    """Let what is started open so many files."""
+    """Let what is started meanwhile open so many files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most is None:
         yield
