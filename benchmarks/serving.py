@@ -38,7 +38,7 @@ from models.backbones import SmallResNet
 from models.image_sets import find_images
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
-from service.domain.registry import Registration, VersionSpec
+from service.domain.registry import Registration, VersionNetworks, VersionSpec
 from service.networks.trials import DeclaredEncoders
 from workers.app import WorkerParts
 
@@ -138,8 +138,9 @@ def _query_images(place: Path) -> list[bytes]:
 
 def _register(parts: WorkerParts, encoder: bytes, dim: int) -> None:
     """Register v1; its ψ is never asked here."""
-    spec = VersionSpec(DeclaredEncoders(dim, dim, _PREPROCESSING), normalize=False)
-    Registration(parts.database, parts.blobs, parts.settings).of_version("v1", spec, encoder, encoder)
+    spec = VersionSpec(dim, dim, normalize=False, encoders=DeclaredEncoders(dim, dim, _PREPROCESSING))
+    networks = VersionNetworks(encoder, encoder)
+    Registration(parts.database, parts.blobs, parts.settings).of_version("v1", spec, networks)
 
 
 def _measure(server: _Server, pid: int, process: ProcessPoolExecutor, load: Load, to: _Measured) -> None:

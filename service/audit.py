@@ -33,6 +33,7 @@ class Act(StrEnum):
     """What is audited, as `<subject>.<what became of it>`."""
 
     VERSION_REGISTERED = "model_version.registered"
+    VERSION_NETWORKS_ADDED = "model_version.networks_added"
     VERSION_DELETED = "model_version.deleted"
     TRANSFORMATION_REGISTERED = "transformation.registered"
     TRANSFORMATION_CHANGED = "transformation.changed"

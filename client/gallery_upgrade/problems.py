@@ -608,8 +608,16 @@ class VersionExists(Conflict):
     """The name is taken."""
 
 
+class VersionHasNetworks(Conflict):
+    """The version has networks already; they stay as they are."""
+
+
 class VersionInUse(Conflict):
     """A gallery or a transformation refers to the version."""
+
+
+class VersionWithoutNetworks(Conflict):
+    """The model version is of vectors alone: nothing encodes images for it."""
 
 
 class WrongSpace(Conflict):
@@ -765,6 +773,8 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:upgrade-open": UpgradeOpen,
     "urn:gallery-upgrade:upgrades-too-busy": UpgradesTooBusy,
     "urn:gallery-upgrade:version-exists": VersionExists,
+    "urn:gallery-upgrade:version-has-networks": VersionHasNetworks,
     "urn:gallery-upgrade:version-in-use": VersionInUse,
+    "urn:gallery-upgrade:version-without-networks": VersionWithoutNetworks,
     "urn:gallery-upgrade:wrong-space": WrongSpace,
 }

@@ -1,22 +1,27 @@
 """Upgrades: to be waited for, judged, and made live or given up."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gallery_upgrade.api import requests
+from gallery_upgrade.arrays import ARROW_STREAM, arrow_stream, read_vectors
 from gallery_upgrade.core.calls import UNSET, File, Unset
 from gallery_upgrade.errors import Failed, NotFound
 from gallery_upgrade.following import follow, look_for
 from gallery_upgrade.progress import Show, shown
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from gallery_upgrade.api import models
     from gallery_upgrade.client import Client
 
 _GIVEN_UP = ("failed", "cancelled", "rolled_back")
 _IN_ORDER = ("planned", "transforming", "indexing", "smoothing", "evaluating", "ready", "live", "finalized")
 _AT_ONCE = 128
+_VECTORS_AT_ONCE = 10_000
 
 
 class Upgrade:
@@ -113,6 +118,20 @@ class Upgrade:
             part = files[start : start + _AT_ONCE]
             items = [{"id": file.name} for file in part]
             results += self._client.api.post_references(upgrade_id=self.id, files=part, items=items).results
+        return results
+
+    def give_reference_vectors(
+        self, vectors: "pa.Table | str | os.PathLike[str]"
+    ) -> "list[models.ReferenceResultView]":
+        """Give what the new model version gives for the images of items: a table with the columns id and embedding, or
+        a file of it (`arrays.read_vectors`). Returns what became of each."""
+        tables = read_vectors(Path(vectors), _VECTORS_AT_ONCE) if isinstance(vectors, str | os.PathLike) else [vectors]
+        results: list[models.ReferenceResultView] = []
+        for table in tables:
+            content = arrow_stream(table.select(["id", "embedding"]))
+            results += self._client.api.post_reference_vectors(
+                upgrade_id=self.id, content=content, content_type=ARROW_STREAM
+            ).results
         return results
 
     def evaluate(self, *, seed: int | Unset = UNSET, timeout_seconds: float | None = None) -> "models.ReportView":

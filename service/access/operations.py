@@ -86,6 +86,7 @@ SCOPE_OF: dict[tuple[str, str], Scope] = {
     ("POST", f"{_UPGRADE}/evaluate"): "upgrade",
     ("GET", f"{_UPGRADE}/references"): "read",
     ("POST", f"{_UPGRADE}/references"): "upgrade",
+    ("POST", f"{_UPGRADE}/references/vectors"): "upgrade",
     ("GET", f"{_UPGRADE}/report"): "read",
     ("GET", f"{_UPGRADE}/report/examples"): "read",
     ("GET", f"{_UPGRADE}/reports"): "read",
@@ -138,6 +139,7 @@ SCOPE_OF: dict[tuple[str, str], Scope] = {
     # Networks: registering one is running code of a user's, and training one is the device's time.
     ("GET", "/v1/model-versions"): "read",
     ("POST", "/v1/model-versions"): "models",
+    ("PUT", f"{_VERSION}/networks"): "models",
     ("GET", _VERSION): "read",
     ("DELETE", _VERSION): "models",
     ("GET", f"{_VERSION}/artifacts/{{part}}"): "read",

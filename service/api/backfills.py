@@ -49,6 +49,7 @@ from service.domain.backfill.work import NotTakingImages
 from service.domain.backfill_state import BackfillAction
 from service.domain.gallery.galleries import UnknownGallery
 from service.domain.state_table import IllegalTransition
+from service.networks.encoders import VersionWithoutNetworks
 from service.tables import Backfill, BackfillSource
 
 router = APIRouter(tags=["backfills"], route_class=JsonRoute)
@@ -232,6 +233,7 @@ def _view_of(details: BackfillDetails) -> BackfillView:
         OrderUnknown,
         ReadsNoImages,
         ThumbnailsUnproven,
+        VersionWithoutNetworks,
     )
     | {200: {"model": BackfillDryRunView}},
 )

@@ -15,6 +15,7 @@ from service.domain.gallery.galleries import UnknownGallery
 from service.domain.gallery.new_items import InvalidItem, NewItem
 from service.domain.ingest.references import InvalidReferences, TooManyReferences, plan_ingest, read_references
 from service.image_sources.errors import LocationNotAllowed
+from service.networks.encoders import VersionWithoutNetworks
 
 router = APIRouter(prefix="/galleries", tags=["images"])
 
@@ -52,7 +53,9 @@ def _references(request: Request, body: Annotated[BinaryIO, Depends(spooled_body
     "/{name}/images/references",
     status_code=202,
     openapi_extra=_BODY,
-    responses=refusals(UnknownGallery, InvalidReferences, InvalidItem, LocationNotAllowed, TooManyReferences),
+    responses=refusals(
+        UnknownGallery, InvalidReferences, InvalidItem, LocationNotAllowed, TooManyReferences, VersionWithoutNetworks
+    ),
 )
 def post_references(
     name: NamePath,

@@ -20,7 +20,7 @@ from service.domain.gallery.images import ImageUpload, NoImageAccepted, Upgrades
 from service.domain.gallery.new_items import InvalidItem, NewItem
 from service.errors import Unprocessable
 from service.networks.decoded_bytes import ImagesTooBusy
-from service.networks.encoders import ArtifactUnusable, EncodingFailed, EncodingStopped
+from service.networks.encoders import ArtifactUnusable, EncodingFailed, EncodingStopped, VersionWithoutNetworks
 from service.networks.images import InvalidImage
 
 router = APIRouter(prefix="/galleries", tags=["images"])
@@ -33,7 +33,16 @@ class InvalidUpload(Unprocessable):
 
 
 # What endpoints that encode images of a form may refuse for.
-OF_IMAGES = (InvalidUpload, InvalidItem, InvalidImage, ImagesTooBusy, EncodingFailed, EncodingStopped, ArtifactUnusable)
+OF_IMAGES = (
+    InvalidUpload,
+    InvalidItem,
+    InvalidImage,
+    ImagesTooBusy,
+    EncodingFailed,
+    EncodingStopped,
+    ArtifactUnusable,
+    VersionWithoutNetworks,
+)
 
 
 class ItemDescription(BaseModel):

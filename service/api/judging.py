@@ -1,14 +1,15 @@
 """`/v1/upgrades/{id}/references`, `/evaluate` and `/reports`: evidence in, verdict out."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.bodies import FILE, body_of, form_of
+from service.api.bodies import FILE, TABLE, body_of, form_of
 from service.api.decisions import DecisionView, decision_on
 from service.api.dependencies import IdPath, PartsDependency, Session, SessionDependency
 from service.api.images import OF_IMAGES, image_uploads
@@ -17,19 +18,21 @@ from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.report_page import EXAMPLES_SHOWN, SECURITY_POLICY, render_report
 from service.api.representations import Representation, RepresentationDependency
-from service.api.uploads import UploadForm
+from service.api.uploads import UploadForm, spooled_body
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import InvalidItem
-from service.domain.judging import blind_votes, reference_pairs, reports
+from service.domain.judging import blind_votes, reference_pairs, reference_vectors, reports
 from service.domain.judging.blind_votes import Side
 from service.domain.judging.examples import ExampleKind, read_examples, read_thumbnails
-from service.domain.judging.reference_pairs import NoReferenceAccepted, ReferenceImage
+from service.domain.judging.reference_pairs import NoReferenceAccepted, ReferenceImage, ReferenceResult
 from service.domain.judging.reports import UnknownReport
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.progress import describe_upgrades
 from service.domain.upgrade.upgrades import NotReady, UnknownUpgrade, UpgradeEnded
 from service.domain.verdict import Verdict
 from service.tables import Report, Upgrade
+from service.vectors.arrow import BadRows, InvalidImport, UnknownFormat
+from service.vectors.bounded_tables import TableLimits, TableTooLarge
 
 router = APIRouter(prefix="/upgrades", tags=["judging"], route_class=JsonRoute)
 
@@ -143,7 +146,30 @@ def post_references(upgrade_id: IdPath, form: UploadForm, parts: PartsDependency
     with parts.database.session_scope() as session:
         upgrade = upgrades.get_open_upgrade(session, upgrade_id)
     found = reference_pairs.add_references(parts.database, parts.search.encoders, upgrade, images)
+    return _references_answer(found)
+
+
+def _references_answer(found: Sequence[ReferenceResult]) -> ReferencesAnswer:
     return ReferencesAnswer(results=[ReferenceResultView(id=r.id, status=r.status, error=r.error) for r in found])
+
+
+@router.post(
+    "/{upgrade_id}/references/vectors",
+    openapi_extra=body_of(TABLE),
+    responses=refusals(
+        UnknownUpgrade, UpgradeEnded, NoReferenceAccepted, UnknownFormat, InvalidImport, BadRows, TableTooLarge
+    ),
+)
+def post_reference_vectors(
+    upgrade_id: IdPath, body: Annotated[BinaryIO, Depends(spooled_body)], parts: PartsDependency
+) -> ReferencesAnswer:
+    """Take an Arrow IPC stream or a Parquet file with columns id and embedding: what the new model version gives for
+    the images of items. One whose stored embedding was made by h is rejected alone; 422 only if every one is."""
+    limits = TableLimits(parts.settings.max_table_rows, parts.settings.max_table_bytes)
+    with parts.database.session_scope() as session:
+        upgrade = upgrades.get_open_upgrade(session, upgrade_id)
+        found = reference_vectors.give_vectors(session, upgrade, body, limits)
+    return _references_answer(found)
 
 
 @router.post("/{upgrade_id}/evaluate", status_code=202, responses=refusals(UnknownUpgrade, NotReady))

@@ -16,14 +16,16 @@ from service.settings import Settings
 
 # The routes whose bodies are forms, tables or images, which are read in parts.
 OF_FILES = re.compile(
-    r"/v1/(model-versions|transformations(/train)?|galleries/[^/]+/(images|embeddings|search|query-sets)"
-    r"|(external-)?upgrades/[^/]+/references|backfills/[^/]+/images)/?"
+    r"/v1/(model-versions(/[^/]+/networks)?|transformations(/train)?"
+    r"|galleries/[^/]+/(images|embeddings|search|query-sets)"
+    r"|(external-)?upgrades/[^/]+/references(/vectors)?|backfills/[^/]+/images)/?"
 )
 # What these are sent is stored; other calls ask, delete, or decide.
 _STORES = re.compile(
     r"/v1/(model-versions|transformations(/train)?|galleries(/[^/]+/(images(/references)?|embeddings|query-sets|upgrades"
-    r"|backfills))?|external-upgrades|(external-)?upgrades/[^/]+/references|backfills/[^/]+/images)/?"
+    r"|backfills))?|external-upgrades|(external-)?upgrades/[^/]+/references(/vectors)?|backfills/[^/]+/images)/?"
 )
+_PUTS = re.compile(r"/v1/model-versions/[^/]+/networks/?")
 _CHANGES = re.compile(r"/v1/galleries/[^/]+/items/.+", re.DOTALL)
 _ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -123,5 +125,5 @@ class BodyLimitMiddleware:
 
 def _stores(method: str, path: str) -> bool:
     """Whether a request brings something to keep."""
-    stores = {"POST": _STORES, "PATCH": _CHANGES}.get(method)
+    stores = {"POST": _STORES, "PUT": _PUTS, "PATCH": _CHANGES}.get(method)
     return stores is not None and stores.fullmatch(path) is not None

@@ -1,15 +1,16 @@
 """`/v1/model-versions`."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from service.api.bodies import FILES, SHARED, body_of, form_of
 from service.api.dependencies import NamePath, PartsDependency, SessionDependency
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
+from service.api.spooled_form import Form
 from service.api.uploads import (
     InvalidName,
     InvalidSpec,
@@ -22,7 +23,13 @@ from service.api.uploads import (
     spec_part,
 )
 from service.domain import registry
-from service.domain.registry import InvalidRegistration, UnknownVersion, VersionExists, VersionInUse
+from service.domain.registry import (
+    InvalidRegistration,
+    UnknownVersion,
+    VersionExists,
+    VersionHasNetworks,
+    VersionInUse,
+)
 from service.networks.encoders import EncoderForm
 from service.networks.trials import (
     Channels,
@@ -90,22 +97,36 @@ class OutputSpec(BaseModel):
 
 class ModelVersionSpec(BaseModel):
     """What the part `spec` holds, as JSON. `side_information_output` is as `output` unless it is given, if ψ has one of
-    that name."""
+    that name. `preprocessing` is left out of a version without networks."""
 
     model_config = ConfigDict(extra="forbid")
 
     embedding_dim: Dim
     side_information_dim: Dim | None = None
     normalize: bool = False
-    preprocessing: PreprocessingSpec
+    preprocessing: PreprocessingSpec | None = None
     input: InputSpec = InputSpec()
     output: OutputSpec | None = None
     side_information_output: OutputSpec | None = None
 
+    @model_validator(mode="after")
+    def _networks_are_given_images(self) -> Self:
+        of_networks = {"input", "output", "side_information_output"} & self.model_fields_set
+        if self.preprocessing is None and of_networks:
+            raise ValueError(f"There is no preprocessing, but {', '.join(sorted(of_networks))} of networks.")
+        return self
+
     @property
     def declared(self) -> registry.VersionSpec:
+        return registry.VersionSpec(
+            self.embedding_dim, self.side_information_dim, self.normalize, self._declared_encoders()
+        )
+
+    def _declared_encoders(self) -> DeclaredEncoders | None:
+        if self.preprocessing is None:
+            return None
         side_output = self.side_information_output
-        encoders = DeclaredEncoders(
+        return DeclaredEncoders(
             self.embedding_dim,
             self.side_information_dim,
             self.preprocessing.model_dump(),
@@ -113,7 +134,6 @@ class ModelVersionSpec(BaseModel):
             None if self.output is None else self.output.name,
             None if side_output is None else side_output.name,
         )
-        return registry.VersionSpec(encoders, self.normalize)
 
 
 class NetworkInputView(BaseModel):
@@ -135,41 +155,36 @@ class NetworkFormView(BaseModel):
 
 
 class ModelVersionView(BaseModel):
-    """`shared`: all tenants use it."""
+    """`shared`: all tenants use it. What is of networks is null for a version without them, which encodes no images."""
 
     name: str
     shared: bool
     embedding_dim: int
     side_information_dim: int | None
     normalize: bool
-    preprocessing: dict[str, Any]
-    embedding_model_kind: str
-    embedding_model_digest: str
-    embedding_model_form: NetworkFormView
+    preprocessing: dict[str, Any] | None
+    embedding_model_kind: str | None
+    embedding_model_digest: str | None
+    embedding_model_form: NetworkFormView | None
     side_information_model_kind: str | None
     side_information_model_digest: str | None
     side_information_model_form: NetworkFormView | None
     created_at: datetime
 
 
-_FORM = body_of(
-    form_of(
-        {
-            "name": {"type": "string"},
-            "spec": {
-                "type": "string",
-                "contentMediaType": "application/json",
-                "description": "JSON: embedding_dim, side_information_dim?, normalize?, preprocessing"
-                " {size, resize?, crop?, mean?, std?, interpolation?},"
-                " input? {layout?, channels?, dtype?, range?, name?}, output? {name}, side_information_output? {name}",
-            },
-            "embedding_model": FILES,
-            "side_information_model": FILES,
-            "shared": SHARED,
-        },
-        required=["name", "spec", "embedding_model"],
-    )
-)
+_NETWORK_PARTS: dict[str, Any] = {
+    "spec": {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "description": "JSON: embedding_dim, side_information_dim?, normalize?, and of networks preprocessing"
+        " {size, resize?, crop?, mean?, std?, interpolation?},"
+        " input? {layout?, channels?, dtype?, range?, name?}, output? {name}, side_information_output? {name}",
+    },
+    "embedding_model": FILES,
+    "side_information_model": FILES,
+}
+_FORM = body_of(form_of({"name": {"type": "string"}, **_NETWORK_PARTS, "shared": SHARED}, required=["name", "spec"]))
+_NETWORKS_FORM = body_of(form_of(_NETWORK_PARTS, required=["spec", "embedding_model"]))
 
 
 def _view(version: ModelVersion) -> ModelVersionView:
@@ -182,7 +197,7 @@ def _view(version: ModelVersion) -> ModelVersionView:
         preprocessing=version.preprocessing,
         embedding_model_kind=version.embedding_model_kind,
         embedding_model_digest=version.embedding_model_digest,
-        embedding_model_form=_form_view(version.embedding_model_form),
+        embedding_model_form=_form_view(version.embedding_model_form) if version.has_networks else None,
         side_information_model_kind=version.side_information_model_kind,
         side_information_model_digest=version.side_information_model_digest,
         side_information_model_form=(
@@ -214,19 +229,44 @@ def _form_view(stored: dict[str, Any]) -> NetworkFormView:
 )
 def register_model_version(form: UploadForm, parts: PartsDependency, response: Response) -> ModelVersionView:
     """Register φ and optionally ψ: ONNX, safetensors of our own networks, or TorchScript where it is trusted. ONNX that
-    keeps its weights in other files comes with them, in parts of the same name."""
-    refuse_other_parts(form, {"name", "spec", "embedding_model", "side_information_model", "shared"})
+    keeps its weights in other files comes with them, in parts of the same name.
+
+    Without files, the version is of vectors alone: its galleries import and search vectors, and encode no images until
+    its networks are added.
+    """
+    refuse_other_parts(form, {"name", *_NETWORK_PARTS, "shared"})
     registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    has_networks = any(part in form for part in ("embedding_model", "side_information_model"))
     version = registration.of_version(
         name_part(form, "name"),
         spec_part(form, ModelVersionSpec).declared,
-        network_part(form, "embedding_model"),
-        optional_network_part(form, "side_information_model"),
+        _networks_of(form) if has_networks else None,
         shared=flag_part(form, "shared"),
     )
 
     response.headers["Location"] = f"/v1/model-versions/{version.name}"
     return _view(version)
+
+
+@router.put(
+    "/{name}/networks",
+    openapi_extra=_NETWORKS_FORM,
+    responses=refusals(
+        UnknownVersion, VersionHasNetworks, InvalidSpec, InvalidArtifact, InvalidRegistration, TooManyTrials
+    ),
+)
+def add_networks(name: NamePath, form: UploadForm, parts: PartsDependency) -> ModelVersionView:
+    """Add φ and, where the version has side-information, ψ to a version that was registered without networks. The form
+    is that of a registration; its spec says the dimensions that the version has."""
+    refuse_other_parts(form, set(_NETWORK_PARTS))
+    registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    return _view(registration.add_networks(name, spec_part(form, ModelVersionSpec).declared, _networks_of(form)))
+
+
+def _networks_of(form: Form) -> registry.VersionNetworks:
+    return registry.VersionNetworks(
+        network_part(form, "embedding_model"), optional_network_part(form, "side_information_model")
+    )
 
 
 @router.get("")

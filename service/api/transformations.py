@@ -44,6 +44,7 @@ from service.domain.training.chains import ChainBroken
 from service.domain.training.datasets import DatasetRefused
 from service.domain.training.paired_vectors import InvalidPairs, TooManyRows
 from service.domain.training.trainings import TrainingRefused, WantedTraining, plan_training
+from service.networks.encoders import VersionWithoutNetworks
 from service.networks.trials import InvalidArtifact, NetworkForm, TooManyTrials, TransformationForms
 from service.tables import Task
 from service.vectors.arrow import BadRows, InvalidImport, UnknownFormat
@@ -254,6 +255,7 @@ def register_transformation(form: UploadForm, parts: PartsDependency, response: 
         BadRows,
         UnknownFormat,
         TooManyRows,
+        VersionWithoutNetworks,
     ),
 )
 def train_transformation(

@@ -42,6 +42,7 @@ from service.domain.upgrade.trials import BakeRuns
 from service.domain.upgrade.upgrades import NotReady, UnknownUpgrade, UpgradeEnded
 from service.domain.upgrade_state import Action
 from service.domain.verdict import Verdict
+from service.networks.encoders import VersionWithoutNetworks
 from service.networks.transformations import TransformationFailed
 from service.tables import CutoverOption, Upgrade
 
@@ -160,7 +161,8 @@ class DryRunView(BaseModel):
     """`reason` says why the path is this one, and what would make a shorter one possible. `bytes` go into the database
     and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on `measured_items`
     rows, without the index and smoothing; null for an empty gallery. `ahead` is what workers have at hand, and
-    `seconds_ahead` what one may take for it, without index builds, before it turns to this upgrade."""
+    `seconds_ahead` what one may take for it, without index builds, before it turns to this upgrade. `warnings` are
+    sentences on what the upgrade will want of somebody."""
 
     path: list[LegView]
     reason: str
@@ -171,6 +173,7 @@ class DryRunView(BaseModel):
     seconds: float | None
     ahead: WorkAheadView
     seconds_ahead: float | None
+    warnings: list[str]
 
 
 class CanaryQueriesView(BaseModel):
@@ -315,6 +318,7 @@ def _dry_run_view(found: DryRun) -> DryRunView:
         seconds=found.seconds,
         ahead=WorkAheadView(**asdict(found.ahead)),
         seconds_ahead=found.seconds_ahead,
+        warnings=found.warnings,
     )
 
 
@@ -368,7 +372,9 @@ async def stream_events(
 
 @router.patch(
     "/upgrades/{upgrade_id}",
-    responses=refusals(UnknownUpgrade, UpgradeEnded, NotReady, GatesHold, BakeRuns, NotSwitched),
+    responses=refusals(
+        UnknownUpgrade, UpgradeEnded, NotReady, GatesHold, BakeRuns, NotSwitched, VersionWithoutNetworks
+    ),
 )
 def change_upgrade(upgrade_id: IdPath, change: UpgradeChangeView, parts: PartsDependency) -> UpgradeView:
     """Throttle an open upgrade with `speed`, from each worker's next batch on; 0 stops it. Let the candidate of a ready

@@ -57,7 +57,8 @@ def version_artifact(database: Database, blobs: BlobStore, name: str, part: Vers
     digest: str | None = getattr(version, f"{part}_digest")
     kind: NetworkKind | None = getattr(version, f"{part}_kind")
     if digest is None or kind is None:
-        raise NoArtifact(f"Model version {name!r} has no {part}.")
+        none_yet = "" if version.has_networks else " yet: it is without networks, until some are added"
+        raise NoArtifact(f"Model version {name!r} has no {part}{none_yet}.")
     return Artifact(blobs.get(digest), kind, digest, f"{name}.{part}.{kind}")
 
 

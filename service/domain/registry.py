@@ -1,10 +1,11 @@
-"""Model versions and transformations: registering, finding and deleting them.
+"""Model versions and transformations: registering, finding and deleting them, and adding networks to a version.
 
 Artifacts are tried before anything is stored, so a refused one leaves nothing behind. Blobs are kept under their digest
 and shared; the blobs of a deleted row are removed when nothing refers to them any more. A registration that fails after
 its blobs were stored (it lost the race for a name, or the process died) leaves blobs that no row names, and no more.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,12 @@ from service.blobs import BlobStore
 from service.db import Database
 from service.domain.choice import unsoundness
 from service.errors import Conflict, NotFound, Unprocessable
+from service.networks.encoders import Encoders, VersionEncoder, VersionWithoutNetworks
 from service.networks.trials import (
     AS_THE_FILES_SAY,
     DeclaredEncoders,
     TransformationForms,
+    TriedEncoder,
     check_embedding_model,
     check_side_information_model,
     check_transformation_network,
@@ -63,12 +66,48 @@ class InvalidRegistration(Unprocessable):
     """The parts of the registration do not fit together."""
 
 
+class VersionHasNetworks(Conflict):
+    """The version has networks already; they stay as they are."""
+
+
 @dataclass(frozen=True)
 class VersionSpec:
-    """What a model version declares about its networks."""
+    """What a model version declares: the dimensions of its vectors, whether its embeddings are brought to unit norm,
+    and how its networks take images; None: it says nothing of networks."""
 
-    encoders: DeclaredEncoders
+    embedding_dim: int
+    side_information_dim: int | None
     normalize: bool
+    encoders: DeclaredEncoders | None
+
+
+@dataclass(frozen=True)
+class VersionNetworks:
+    """Artifacts of φ and ψ, which may be absent."""
+
+    embedding_model: bytes
+    side_information_model: bytes | None
+
+
+@dataclass(frozen=True)
+class _TriedNetworks:
+    """φ and ψ that can be used, and how images are given to them."""
+
+    networks: VersionNetworks
+    preprocessing: dict[str, Any]
+    phi: TriedEncoder
+    psi: TriedEncoder | None
+
+    def store(self, version: ModelVersion, blobs: BlobStore) -> None:
+        """Store the artifacts, and name them in the version's row; the lock of blobs is held."""
+        version.preprocessing = self.preprocessing
+        version.embedding_model_digest = blobs.put(self.networks.embedding_model)
+        version.embedding_model_kind = self.phi.kind
+        version.embedding_model_form = self.phi.form.to_json()
+        if self.psi is not None and self.networks.side_information_model is not None:
+            version.side_information_model_digest = blobs.put(self.networks.side_information_model)
+            version.side_information_model_kind = self.psi.kind
+            version.side_information_model_form = self.psi.form.to_json()
 
 
 @dataclass(frozen=True)
@@ -116,32 +155,22 @@ class Registration:
     settings: Settings
 
     def of_version(
-        self,
-        name: str,
-        spec: VersionSpec,
-        embedding_model: bytes,
-        side_information_model: bytes | None,
-        *,
-        shared: bool = False,
+        self, name: str, spec: VersionSpec, networks: VersionNetworks | None, *, shared: bool = False
     ) -> ModelVersion:
-        """Try φ and ψ, store them, and return the new version, of the tenant or `shared` by all.
+        """Try φ and ψ, store them, and return the new version, of the tenant or `shared` by all. Without `networks` it
+        is of vectors alone, until they are added.
 
         Raises `SharedByAll` (403), `InvalidRegistration` and `InvalidArtifact` (422), `VersionExists` (409) and
         `TooManyTrials` (429).
         """
-        declared = spec.encoders
-        if (declared.side_information_dim is None) != (side_information_model is None):
+        if networks is None and spec.encoders is not None:
             raise InvalidRegistration(
-                "side_information_dim and the file side_information_model are given both or neither."
+                "The spec says how networks take images, but there is no file embedding_model. A version without"
+                " networks has a spec of embedding_dim, side_information_dim? and normalize? alone."
             )
         with self.database.session_scope() as session:
             _refuse_taken_name(session, name, shared)
-
-        preprocessing = settle_preprocessing(declared, embedding_model)
-        phi = check_embedding_model(embedding_model, declared, preprocessing, self.settings)
-        psi = None
-        if side_information_model is not None:
-            psi = check_side_information_model(side_information_model, declared, preprocessing, self.settings)
+        tried = None if networks is None else self._tried(spec, networks)
 
         with self.database.session_scope() as session:
             hold(session, AdvisoryLock.VERSION_NAMES)
@@ -150,25 +179,58 @@ class Registration:
             version = ModelVersion(
                 tenant=_tenant_of(shared),
                 name=name,
-                embedding_dim=declared.embedding_dim,
-                side_information_dim=declared.side_information_dim,
+                embedding_dim=spec.embedding_dim,
+                side_information_dim=spec.side_information_dim,
                 normalize=spec.normalize,
-                preprocessing=declared.preprocessing
-                | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
-                embedding_model_digest=self.blobs.put(embedding_model),
-                embedding_model_kind=phi.kind,
-                embedding_model_form=phi.form.to_json(),
-                side_information_model_digest=(
-                    None if side_information_model is None else self.blobs.put(side_information_model)
-                ),
-                side_information_model_kind=None if psi is None else psi.kind,
-                side_information_model_form={} if psi is None else psi.form.to_json(),
             )
+            if tried is not None:
+                tried.store(version, self.blobs)
             session.add(version)
             session.flush()  # `created_at` is in the answer
             record(session, Act.VERSION_REGISTERED, Subject("model_version", name), after=_digests_of_version(version))
             session.refresh(version)
             return version
+
+    def add_networks(self, name: str, spec: VersionSpec, networks: VersionNetworks) -> ModelVersion:
+        """Try φ and ψ and give them to a version without networks, of which the spec says what the version says.
+
+        Raises `UnknownVersion` (404), `SharedByAll` (403), `VersionHasNetworks` (409), `InvalidRegistration` and
+        `InvalidArtifact` (422) and `TooManyTrials` (429).
+        """
+        with self.database.session_scope() as session:
+            _check_takes_networks(get_version(session, name), spec)
+        tried = self._tried(spec, networks)
+
+        with self.database.session_scope() as session:
+            # Whoever adds networks at the same time, or deletes the version, waits, or is waited for.
+            session.execute(select(ModelVersion.id).where(version_named(name)).with_for_update())
+            version = get_version(session, name)
+            _check_takes_networks(version, spec)
+            hold(session, AdvisoryLock.BLOBS, shared=True)
+            tried.store(version, self.blobs)
+            session.flush()
+            after = _digests_of_version(version)
+            record(session, Act.VERSION_NETWORKS_ADDED, Subject("model_version", name), after=after)
+            return version
+
+    def _tried(self, spec: VersionSpec, networks: VersionNetworks) -> _TriedNetworks:
+        """Return φ and ψ after their trial. Raises `InvalidRegistration` and `InvalidArtifact` (422), and
+        `TooManyTrials` (429)."""
+        psi_file = networks.side_information_model
+        if (spec.side_information_dim is None) != (psi_file is None):
+            raise InvalidRegistration(
+                "side_information_dim and the file side_information_model are given both or neither."
+            )
+        declared = spec.encoders
+        if declared is None:
+            raise InvalidRegistration("The spec says no preprocessing, by which the networks are given images.")
+        preprocessing = settle_preprocessing(declared, networks.embedding_model)
+        phi = check_embedding_model(networks.embedding_model, declared, preprocessing, self.settings)
+        psi = None
+        if psi_file is not None:
+            psi = check_side_information_model(psi_file, declared, preprocessing, self.settings)
+        settled = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)}
+        return _TriedNetworks(networks, declared.preprocessing | settled, phi, psi)
 
     def of_transformation(
         self,
@@ -197,6 +259,20 @@ class Registration:
             return describe_transformation(session, _stored(store, before, after, h, g, architecture, tenant))
 
 
+def _check_takes_networks(version: ModelVersion, spec: VersionSpec) -> None:
+    """Raise `SharedByAll` (403), `VersionHasNetworks` (409), or `InvalidRegistration` (422) where the spec says another
+    dimension or norm than the version."""
+    check_may_change(version)
+    if version.has_networks:
+        raise VersionHasNetworks(f"Model version {version.name!r} has networks already; they stay as they are.")
+    for field in ("embedding_dim", "side_information_dim", "normalize"):
+        said, known = getattr(spec, field), getattr(version, field)
+        if said != known:
+            raise InvalidRegistration(
+                f"The spec says {field} {json.dumps(said)}; model version {version.name!r} has {json.dumps(known)}."
+            )
+
+
 def _tenant_of(shared: bool) -> str | Null:
     """Return whose a new network is, as a row is given it: None would be the column's default. Raises `SharedByAll`
     (403) where it is to be all tenants', unless an operator says so."""
@@ -219,6 +295,18 @@ def get_version(session: Session, name: str) -> ModelVersion:
     if version is None:
         raise UnknownVersion(f"There is no model version named {name!r}.")
     return version
+
+
+def encoder_of(database: Database, encoders: Encoders, version: ModelVersion) -> VersionEncoder:
+    """Return a version's encoder, also where its networks were added since its row was read.
+
+    Raises `VersionWithoutNetworks`, `BlobMissing`, `BlobDamaged` and `ArtifactUnusable` (409).
+    """
+    try:
+        return encoders.get(version)
+    except VersionWithoutNetworks:
+        with database.session_scope() as session:
+            return encoders.get(session.get_one(ModelVersion, version.id))
 
 
 def list_versions(session: Session, after_id: int, limit: int) -> list[ModelVersion]:

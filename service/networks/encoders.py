@@ -66,6 +66,20 @@ class ArtifactUnusable(Conflict):
     """A registered network cannot be loaded any more."""
 
 
+class VersionWithoutNetworks(Conflict):
+    """The model version is of vectors alone: nothing encodes images for it."""
+
+
+def check_encodes(version: ModelVersion) -> None:
+    """Raise `VersionWithoutNetworks` (409), with what to do, unless the version has networks."""
+    if not version.has_networks:
+        raise VersionWithoutNetworks(
+            f"Model version {version.name!r} has no networks, so it encodes no images; vectors of it are taken and"
+            f" searched. Add its networks: PUT /v1/model-versions/{version.name}/networks, or `gallery-upgrade versions"
+            " add-networks`."
+        )
+
+
 @dataclass(frozen=True)
 class Encoded:
     """φ (B, D) float32, of unit norm when the version normalises, and ψ (B, S) float32 or None."""
@@ -164,7 +178,10 @@ class Encoders:
         self._lock = threading.Lock()
 
     def get(self, version: ModelVersion) -> VersionEncoder:
-        """Return the version's encoder. Raises `BlobMissing`, `BlobDamaged` or `ArtifactUnusable` (409)."""
+        """Return the version's encoder. One that is loaded will do for a row that was read before its networks came.
+
+        Raises `VersionWithoutNetworks`, `BlobMissing`, `BlobDamaged` or `ArtifactUnusable` (409).
+        """
         with self._lock:
             slot = self._slots.setdefault(version.id, _Slot())
             self._slots.move_to_end(version.id)
@@ -176,6 +193,9 @@ class Encoders:
             return slot.encoder
 
     def _load(self, version: ModelVersion) -> VersionEncoder:
+        check_encodes(version)
+        assert version.preprocessing is not None
+        assert version.embedding_model_digest is not None
         form = EncoderForm.from_json(version.embedding_model_form)
         preprocessing = form.preprocessing(version.preprocessing)
         image = preprocessing.shape

@@ -10,7 +10,8 @@ from service.tables.columns import Base, Json, NetworkKind, Task
 
 
 class ModelVersion(Base):
-    """v = (φ, ψ): a registered pair of networks and their preprocessing; ψ may be absent. The `*_form` columns say how
+    """v = (φ, ψ): a registered pair of networks and their preprocessing; ψ may be absent. One without networks, whose φ
+    and preprocessing are None, is of vectors alone until they are added, which is once. The `*_form` columns say how
     each takes images and which of its outputs is meant (`service.networks.encoders.EncoderForm`). One without a tenant
     is shared by all."""
 
@@ -22,9 +23,9 @@ class ModelVersion(Base):
     embedding_dim: Mapped[int]
     side_information_dim: Mapped[int | None]
     normalize: Mapped[bool]
-    preprocessing: Mapped[Json]
-    embedding_model_digest: Mapped[str]
-    embedding_model_kind: Mapped[NetworkKind]
+    preprocessing: Mapped[Json | None]
+    embedding_model_digest: Mapped[str | None]
+    embedding_model_kind: Mapped[NetworkKind | None]
     side_information_model_digest: Mapped[str | None]
     side_information_model_kind: Mapped[NetworkKind | None]
     embedding_model_form: Mapped[Json] = mapped_column(server_default=text("'{}'"))
@@ -32,6 +33,11 @@ class ModelVersion(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (UniqueConstraint("tenant", "name", postgresql_nulls_not_distinct=True),)
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether it encodes images."""
+        return self.embedding_model_digest is not None
 
 
 class Transformation(Base):

@@ -177,6 +177,7 @@ class DryRunView(Answer):
     and `index_bytes` into the blob store; `seconds` is for one worker at the rate that was measured on
     `measured_items` rows, without the index and smoothing; null for an empty gallery. `ahead` is what workers have
     at hand, and `seconds_ahead` what one may take for it, without index builds, before it turns to this upgrade.
+    `warnings` are sentences on what the upgrade will want of somebody.
     """
 
     ahead: WorkAheadView
@@ -188,6 +189,7 @@ class DryRunView(Answer):
     reason: str
     seconds: float | None
     seconds_ahead: float | None
+    warnings: list[str]
 
 
 class EntryView(Answer):
@@ -504,16 +506,16 @@ class MeasuredView(Answer):
 
 
 class ModelVersionView(Answer):
-    """`shared`: all tenants use it."""
+    """`shared`: all tenants use it. What is of networks is null for a version without them, which encodes no images."""
 
     created_at: datetime
     embedding_dim: int
-    embedding_model_digest: str
-    embedding_model_form: NetworkFormView
-    embedding_model_kind: str
+    embedding_model_digest: str | None
+    embedding_model_form: NetworkFormView | None
+    embedding_model_kind: str | None
     name: str
     normalize: bool
-    preprocessing: dict[str, Any]
+    preprocessing: dict[str, Any] | None
     shared: bool
     side_information_dim: int | None
     side_information_model_digest: str | None

@@ -7,6 +7,7 @@ from gallery_upgrade.api.operation import Operations, answers, answers_async, st
 class SyncOperations(Operations):
     """Each operation of the API once; every parameter is a keyword."""
 
+    add_networks = answers(requests.add_networks)
     begin_backfill = answers(requests.begin_backfill)
     begin_session = answers(requests.begin_session)
     cancel_backfill = answers(requests.cancel_backfill)
@@ -87,6 +88,7 @@ class SyncOperations(Operations):
     post_image_references = answers(requests.post_image_references)
     post_images = answers(requests.post_images)
     post_queries = answers(requests.post_queries)
+    post_reference_vectors = answers(requests.post_reference_vectors)
     post_references = answers(requests.post_references)
     readyz = answers(requests.readyz)
     register_model_version = answers(requests.register_model_version)
@@ -120,6 +122,7 @@ class SyncOperations(Operations):
 class AsyncOperations(Operations):
     """The same, to be awaited."""
 
+    add_networks = answers_async(requests.add_networks)
     begin_backfill = answers_async(requests.begin_backfill)
     begin_session = answers_async(requests.begin_session)
     cancel_backfill = answers_async(requests.cancel_backfill)
@@ -200,6 +203,7 @@ class AsyncOperations(Operations):
     post_image_references = answers_async(requests.post_image_references)
     post_images = answers_async(requests.post_images)
     post_queries = answers_async(requests.post_queries)
+    post_reference_vectors = answers_async(requests.post_reference_vectors)
     post_references = answers_async(requests.post_references)
     readyz = answers_async(requests.readyz)
     register_model_version = answers_async(requests.register_model_version)

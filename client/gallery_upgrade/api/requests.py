@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from gallery_upgrade.core.events import Event
 
 
+def add_networks(
+    *, name: str, embedding_model: Uploads, spec: Json, side_information_model: Uploads | Unset = UNSET
+) -> Call[models.ModelVersionView]:
+    """Add φ and, where the version has side-information, ψ to a version that was registered without networks. The form
+    is that of a registration; its spec says the dimensions that the version has.
+    """
+    return Call(
+        method="PUT",
+        path=f"/v1/model-versions/{quoted(name)}/networks",
+        answers={200: "ModelVersionView"},
+        form={"spec": spec},
+        files={"embedding_model": embedding_model, "side_information_model": side_information_model},
+    )
+
+
 def begin_backfill(
     *,
     name: str,
@@ -558,6 +573,7 @@ def list_entries(
     cursor: str | Unset | None = UNSET,
     action: Literal[
         "model_version.registered",
+        "model_version.networks_added",
         "model_version.deleted",
         "transformation.registered",
         "transformation.changed",
@@ -981,6 +997,26 @@ def post_queries(
     )
 
 
+def post_reference_vectors(
+    *,
+    upgrade_id: int,
+    content: Upload,
+    content_type: Literal[
+        "application/vnd.apache.arrow.file", "application/vnd.apache.arrow.stream", "application/vnd.apache.parquet"
+    ],
+) -> Call[models.ReferencesAnswer]:
+    """Take an Arrow IPC stream or a Parquet file with columns id and embedding: what the new model version gives for
+    the images of items. One whose stored embedding was made by h is rejected alone; 422 only if every one is.
+    """
+    return Call(
+        method="POST",
+        path=f"/v1/upgrades/{quoted(upgrade_id)}/references/vectors",
+        answers={200: "ReferencesAnswer"},
+        content=content,
+        content_type=content_type,
+    )
+
+
 def post_references(*, upgrade_id: int, files: Uploads, items: Json | Unset = UNSET) -> Call[models.ReferencesAnswer]:
     """Take images of items, which both model versions encode; no image is kept. One that is not the item's image is
     rejected alone; 422 only if every one is.
@@ -1003,14 +1039,17 @@ def readyz() -> Call[models.Health]:
 
 def register_model_version(
     *,
-    embedding_model: Uploads,
     name: str,
     spec: Json,
+    embedding_model: Uploads | Unset = UNSET,
     shared: Literal["true", "false"] | Unset = UNSET,
     side_information_model: Uploads | Unset = UNSET,
 ) -> Call[models.ModelVersionView]:
     """Register φ and optionally ψ: ONNX, safetensors of our own networks, or TorchScript where it is trusted. ONNX
     that keeps its weights in other files comes with them, in parts of the same name.
+
+    Without files, the version is of vectors alone: its galleries import and search vectors, and encode no images
+    until its networks are added.
     """
     return Call(
         method="POST",

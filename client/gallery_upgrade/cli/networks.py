@@ -1,17 +1,26 @@
 """Commands on model versions, transformations, and training them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gallery_upgrade.cli.session import USAGE, Session, chosen, command, fail, json_option
 
-versions = typer.Typer(no_args_is_help=True, help="Model versions: list, show, register, delete.")
+if TYPE_CHECKING:
+    from gallery_upgrade.api import models
+
+versions = typer.Typer(no_args_is_help=True, help="Model versions: list, show, register, add-networks, delete.")
 transformations = typer.Typer(no_args_is_help=True, help="Transformations: list, show, register, download, delete.")
 
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="Name of the model version.")]
 TransformationId = Annotated[int, typer.Argument(metavar="ID", help="Number of the transformation.")]
+Spec = Annotated[
+    str,
+    typer.Option(help="JSON, or @FILE: embedding_dim, side_information_dim?, normalize?, of networks preprocessing."),
+]
+EmbeddingModel = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="φ: ONNX or safetensors.")]
+SideInformationModel = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="ψ: ONNX or safetensors.")]
 From = Annotated[str, typer.Option("--from", help="Model version that galleries are under.")]
 To = Annotated[str, typer.Option("--to", help="Model version to lead to.")]
 
@@ -33,20 +42,31 @@ def show_version(session: Session, version: Version) -> None:
 def register_version(
     session: Session,
     version: Version,
-    embedding_model: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="φ: ONNX or safetensors.")],
-    spec: Annotated[
-        str, typer.Option(help="JSON, or @FILE: embedding_dim, side_information_dim?, normalize?, preprocessing.")
-    ],
-    side_information_model: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="ψ: ONNX or safetensors.")
-    ] = None,
+    spec: Spec,
+    embedding_model: EmbeddingModel = None,
+    side_information_model: SideInformationModel = None,
 ) -> None:
-    """Register a model version: φ, and ψ where there is one."""
+    """Register a model version: φ, and ψ where there is one; or of vectors alone, without networks."""
+    given = chosen(embedding_model=embedding_model, side_information_model=side_information_model)
+    view = session.client.api.register_model_version(name=version, spec=json_option(spec, "--spec"), **given)
+    without = "" if given else ", without networks"
+    session.say(f"model version {view.name} of {view.embedding_dim} numbers{without}", view)
+
+
+@command(versions, "add-networks")
+def add_networks(
+    session: Session,
+    version: Version,
+    embedding_model: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="φ: ONNX or safetensors.")],
+    spec: Spec,
+    side_information_model: SideInformationModel = None,
+) -> None:
+    """Add φ, and ψ where there is one, to a model version that was registered without networks."""
     given = chosen(side_information_model=side_information_model)
-    view = session.client.api.register_model_version(
+    view = session.client.api.add_networks(
         name=version, spec=json_option(spec, "--spec"), embedding_model=embedding_model, **given
     )
-    session.say(f"model version {view.name} of {view.embedding_dim} numbers", view)
+    session.say(f"model version {view.name} encodes images", view)
 
 
 @command(versions, "delete")
@@ -151,9 +171,14 @@ def train(
     if not wait:
         session.say(f"job {view.id}", view)
         return
-    job = client.job(view.id).wait(progress=session.progress)
-    assert job.result is not None
-    made = client.api.get_transformation(transformation_id=job.result["transformation"])
+    made = trained(session, view.id)
     session.say(f"transformation {made.id}", made)
     if not session.as_json:
         session.print_json(made.metrics)
+
+
+def trained(session: Session, job_id: int) -> "models.TransformationView":
+    """Follow a training until it has ended, and return the transformation that it made. Raises `Failed`."""
+    job = session.client.job(job_id).wait(progress=session.progress)
+    assert job.result is not None
+    return session.client.api.get_transformation(transformation_id=job.result["transformation"])

@@ -113,11 +113,20 @@ def references(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Send the images from here, by their ids as paths."),
     ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(exists=True, help="Send the new version's vectors of items: Parquet, Arrow, .npy with ids."),
+    ] = None,
     wanted: Annotated[int, typer.Option(min=1, help="How many items.")] = 1000,
     seed: Annotated[int | None, typer.Option(help="Which items are drawn.")] = None,
 ) -> None:
-    """Print the ids of items whose images let the upgrade be judged; with --folder, send those that are there."""
+    """Print the ids of items whose images let the upgrade be judged; with --folder, send those that are there, with
+    --vectors what the new model version gives for them."""
     found = session.client.upgrade(upgrade_id)
+    if vectors is not None:
+        given = found.give_reference_vectors(vectors)
+        session.say(f"{sum(each.status == 'accepted' for each in given)} of {len(given)} references given", given)
+        return
     ids = found.wanted_references(wanted, **({} if seed is None else {"seed": seed}))
     if folder is None:
         session.say("\n".join(ids), ids)

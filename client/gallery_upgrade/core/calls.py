@@ -45,7 +45,8 @@ class Call(Generic[T]):
     """A request whose answer is a `T`. `answers` names the model of each status, or None for bytes or nothing; with
     `text` an answer may be a text too.
 
-    There is one body at most: `content` if it is given, else the form if one of `files` is given, else `body`.
+    There is one body at most: `content` if it is given, else the form if one of `files` is given, else `body`, else the
+    form of its texts.
     """
 
     method: str
@@ -98,6 +99,9 @@ def written(call: Call[Any], opened: ExitStack) -> dict[str, Any]:
         request["files"] = [(part, _part(upload, opened)) for part, all_ in files.items() for upload in _each(all_)]
     elif call.body is not UNSET:
         request["json"] = call.body
+    elif texts := _said(call.form):  # a form without its files is one of parts all the same
+        query = {name: value for name, value in query.items() if name not in call.form}
+        request["files"] = [(name, (None, _text(value))) for name, value in texts.items()]
     request["params"] = {name: _text(value) for name, value in query.items()}
     return request
 

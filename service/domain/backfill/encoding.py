@@ -128,10 +128,15 @@ def who_knows(session: Session, generation: StoredGeneration, source: BackfillSo
     """Return the generation whose rows tell whether an image is its item's: the newest other one that is complete, for
     a candidate the active one, for that the previous.
 
-    None where there is none, and for thumbnails: the service made them itself, and they are far from their images.
+    None where there is none whose version has networks, and for thumbnails: the service made them itself, and they are
+    far from their images.
     """
     others = [] if source == "thumbnails" else stored_generations(session, generation.gallery_id)
-    complete = [other for other in others if other.state is GenerationStage.COMPLETE and other.id != generation.id]
+    complete = [
+        other
+        for other in others
+        if other.state is GenerationStage.COMPLETE and other.id != generation.id and other.version.has_networks
+    ]
     return complete[-1] if complete else None
 
 

@@ -20,7 +20,7 @@ from service.domain.gallery.writes import GalleryWriter
 from service.domain.upgrade_state import State
 from service.errors import Conflict
 from service.index.replica import GenerationGone
-from service.networks.encoders import Encoders
+from service.networks.encoders import Encoders, check_encodes
 from service.queue import ADVANCE_BACKFILL, send_after_commit
 from service.tables import Backfill, BackfillEvent, BackfillOrder, BackfillSource, Gallery
 
@@ -121,6 +121,7 @@ def _outline(database: Database, encoders: Encoders, wanted: WantedBackfill) -> 
     with database.session_scope(snapshot=True) as session:
         gallery = get_gallery(session, wanted.gallery_name)
         generation = _generation(session, gallery, wanted.generation)
+        check_encodes(generation.version)
         least_error = least_error_of(session, encoders, generation) if wanted.source == "thumbnails" else None
         candidates = count_candidates(session, generation, wanted.source, least_error)
         if not candidates.items:

@@ -1,5 +1,7 @@
 """Ingest of images: reduce each to what networks read, encode under every stored generation's model version, write.
 
+The active generation's version encodes them, or none is taken. Another generation whose version has no networks gets no
+rows, as from an import: catch-up fills the next one, and a rollback to the previous one asks.
 Encoding happens before the transaction; if an upgrade began or ended meanwhile, the images are encoded again for the
 generations that are there now.
 """
@@ -18,7 +20,7 @@ from service.domain.gallery.writes import GalleryWriter, NewRows, Target, Writte
 from service.errors import Unavailable, Unprocessable
 from service.image_sources.errors import ImageNotRead
 from service.metrics import INGESTED
-from service.networks.encoders import Encoded, EncodingFailed, VersionEncoder
+from service.networks.encoders import Encoded, EncodingFailed, VersionEncoder, check_encodes
 from service.networks.images import InvalidImage, ReducedImage
 from service.vectors.rows import EmbeddingRows, Origin, Vectors
 from service.vectors.storing import NotStorable, to_storage
@@ -72,7 +74,8 @@ def ingest_images(writer: GalleryWriter, gallery_name: str, uploads: Sequence[Im
     """Store the images that can be read, with one result per upload in order.
 
     One whose item or vectors cannot be stored is rejected alone. Raises `InvalidItem` (422) for an id that occurs
-    twice, before anything is encoded, and `NoImageAccepted` (422) when none can be stored.
+    twice, before anything is encoded, `NoImageAccepted` (422) when none can be stored, and `VersionWithoutNetworks`
+    (409) where nothing encodes them.
     """
     items = [upload.item for upload in uploads]
     refuse_repeated_ids(items)
@@ -119,14 +122,15 @@ def _encode_some(
 
 def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], invalid: dict[int, str], target: Target) -> _Encoded:
     """Reduce and encode a few images at a time: memory holds one decoded image, and the inputs of one batch. `invalid`
-    are the positions of items that cannot be stored, with the reasons."""
-    encoders = {generation.id: writer.encoders.get(generation.version) for generation in target.generations}
+    are the positions of items that cannot be stored, with the reasons. Raises `VersionWithoutNetworks` (409)."""
+    generations = _encoding_generations(target)
+    encoders = {generation.id: writer.encoders.get(generation.version) for generation in generations}
     items: list[NewItem] = []
     rejected = dict(invalid)
     originals: Originals = {}
-    chunks: dict[int, list[EmbeddingRows]] = {generation.id: [] for generation in target.generations}
+    chunks: dict[int, list[EmbeddingRows]] = {generation.id: [] for generation in generations}
     for few in _few_at_a_time(writer, uploads, target, list(encoders.values()), rejected):
-        for images, encoded in _encode_chunk(encoders, target.generations, few, rejected):
+        for images, encoded in _encode_chunk(encoders, generations, few, rejected):
             faults = _faults(encoded, [read.position for read in images])
             rejected |= faults
             kept = [row for row, read in enumerate(images) if read.position not in faults]
@@ -142,6 +146,15 @@ def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], invalid: dict
 
     by_generation = {id_: EmbeddingRows.concatenate(rows) for id_, rows in chunks.items()} if items else {}
     return _Encoded(items, by_generation, originals=originals, rejected=rejected)
+
+
+def _encoding_generations(target: Target) -> list[StoredGeneration]:
+    """Return the generations whose versions encode images. Raises `VersionWithoutNetworks` (409) where the active one's
+    does not."""
+    for generation in target.generations:
+        if generation.id == target.gallery.active_generation_id:
+            check_encodes(generation.version)
+    return [generation for generation in target.generations if generation.version.has_networks]
 
 
 def _few_at_a_time(

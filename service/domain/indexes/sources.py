@@ -46,7 +46,10 @@ def read_states(database: Database, only: int | None = None) -> list[GalleryStat
 
 
 def warm(encoders: Encoders, version: ModelVersion) -> None:
-    """Load the encoder now, so that no query waits for it; one that cannot be loaded fails its own queries."""
+    """Load the encoder now, if there is one, so that no query waits for it; one that cannot be loaded fails its own
+    queries."""
+    if not version.has_networks:
+        return
     try:
         encoders.get(version)
     except GalleryError as error:

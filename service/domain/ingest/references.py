@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.db import driver_connection
 from service.domain.gallery.galleries import get_gallery
+from service.domain.gallery.generations import get_stored_generation
 from service.domain.gallery.imports import read_metadata
 from service.domain.gallery.new_items import NewItem, check_items
 from service.domain.job_state import JobState
@@ -23,6 +24,7 @@ from service.domain.jobs import INGEST, get_job
 from service.domain.phases import phase_of
 from service.errors import TooLarge, Unprocessable
 from service.image_sources.source import ImageSource
+from service.networks.encoders import check_encodes
 from service.queue import ADVANCE_INGEST, send_after_commit
 from service.settings import Settings
 from service.tables import IngestReference, Job
@@ -65,7 +67,7 @@ def plan_ingest(
     """Keep the list, each item of which has an `image_uri`, and queue the job that ingests it.
 
     Raises `UnknownGallery` (404), `InvalidItem`, `InvalidReferences` and `LocationNotAllowed` (422: nothing may be read
-    at all), and `TooManyReferences` (413).
+    at all), `TooManyReferences` (413), and `VersionWithoutNetworks` (409) where nothing encodes them.
     """
     source.check_listed()
     if not items:
@@ -75,6 +77,7 @@ def plan_ingest(
     check_items(items, settings.max_metadata_bytes)
 
     gallery = get_gallery(session, gallery_name)
+    check_encodes(get_stored_generation(session, gallery.id, gallery.active_generation_id or 0).version)
     job = Job(
         tenant=gallery.tenant,
         kind=INGEST,

@@ -86,9 +86,9 @@ class AskedSets:
 def encode_queries(
     database: Database, blobs: BlobStore, encoders: Encoders, upgrade: Upgrade, most: int, seed: int
 ) -> None:
-    """Have both versions of an upgrade encode the images of those queries that `asked_queries` will draw, if they have
-    not yet, and keep the vectors; an image for which that fails is passed over, and so are the few that were encoded
-    together where that takes too long. Memory holds a few images at a time.
+    """Have both versions of an upgrade, or the one that has networks, encode the images of those queries that
+    `asked_queries` will draw, if they have not yet, and keep the vectors; an image for which that fails is passed over,
+    and so are the few that were encoded together where that takes too long. Memory holds a few images at a time.
 
     Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
@@ -97,8 +97,9 @@ def encode_queries(
         parameters = _parameters(upgrade, versions)
         rows = session.execute(text(_TO_ENCODE), parameters | {"most": most, "seed": seed}).all()
 
-    for images in _few_at_a_time(blobs, encoders, versions, rows):
-        for version in versions:
+    encoding = [version for version in versions if version.has_networks]
+    for images in _few_at_a_time(blobs, encoders, encoding, rows):
+        for version in encoding:
             _encode_lacking(database, encoders, version, images)
 
 
@@ -122,7 +123,10 @@ _VECTORS = (
     " LEFT JOIN query_vectors b ON b.query_id = q.id AND b.model_version_id = :before"
     " LEFT JOIN query_vectors a ON a.query_id = q.id AND a.model_version_id = :after"
 )
-_BOTH_HAVE_IT = "(q.image_digest IS NOT NULL OR b.query_id IS NOT NULL AND a.query_id IS NOT NULL)"
+_BOTH_HAVE_IT = (
+    "(b.query_id IS NOT NULL OR q.image_digest IS NOT NULL AND :before_encodes)"
+    " AND (a.query_id IS NOT NULL OR q.image_digest IS NOT NULL AND :after_encodes)"
+)
 
 # The SQL that follows FROM for queries, as `q`, with their vectors, as `b` and `a`, that both versions have or can
 # encode.
@@ -155,7 +159,7 @@ FROM (
 """
 
 _SETS = f"""
-SELECT s.id, s.name, count(q.id) AS queries, count(q.id) FILTER (WHERE NOT {_BOTH_HAVE_IT}) AS left_out
+SELECT s.id, s.name, count(q.id) AS queries, count(q.id) FILTER (WHERE NOT ({_BOTH_HAVE_IT})) AS left_out
 FROM query_sets s LEFT JOIN judged_queries q ON q.query_set_id = s.id {_VECTORS}
 WHERE s.gallery_id = :gallery_id GROUP BY s.id ORDER BY s.id
 """
@@ -168,8 +172,15 @@ def _versions(session: Session, upgrade: Upgrade) -> tuple[ModelVersion, ModelVe
     )
 
 
-def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -> dict[str, int]:
-    return {"gallery_id": upgrade.gallery_id, "before": versions[0].id, "after": versions[1].id}
+def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -> dict[str, int | bool]:
+    before, after = versions
+    return {
+        "gallery_id": upgrade.gallery_id,
+        "before": before.id,
+        "after": after.id,
+        "before_encodes": before.has_networks,
+        "after_encodes": after.has_networks,
+    }
 
 
 def _few_at_a_time(

@@ -94,6 +94,8 @@ class DriftWatch:
                 if gallery is None or gallery.active_generation_id is None:
                     return None  # deleted meanwhile
                 stored = get_stored_generation(session, gallery_id, gallery.active_generation_id)
+                if not stored.version.has_networks:
+                    return None
                 probes = _draw(session, stored, self._images)
             return self._compare(gallery, stored.version, probes)
         except SQLAlchemyError:

@@ -11,7 +11,7 @@ from service.db import Database
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.judging.reference_pairs import NoReferenceAccepted, ReferenceImage, add_references
 from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
-from service.tables import ProbeImage, Upgrade
+from service.tables import ModelVersion, ProbeImage, Upgrade
 
 events = logs.Events(__name__)
 
@@ -26,12 +26,16 @@ ORDER BY i.id
 
 def encode_probe_images(database: Database, encoders: Encoders, upgrade: Upgrade) -> None:
     """Have both versions of an upgrade encode the gallery's probe images, if they have not yet, and keep the embeddings
-    as references; an image for which that fails is passed over, and so are all where it takes too long.
+    as references; an image for which that fails is passed over, and so are all where it takes too long or where one of
+    the versions has no networks.
 
     Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
     with database.session_scope() as session:
-        rows = session.execute(text(_LACKING), _parameters(session, upgrade)).all()
+        versions = _versions(session, upgrade)
+        if not all(version.has_networks for version in versions):
+            return
+        rows = session.execute(text(_LACKING), _parameters(upgrade, versions)).all()
     images = [ReferenceImage(row.external_id, partial(_read, database, upgrade.gallery_id, row.id)) for row in rows]
     if not images:
         return
@@ -61,13 +65,13 @@ def _read(database: Database, gallery_id: int, item_id: int) -> bytes:
         return session.scalar(query) or b""
 
 
-def _parameters(session: Session, upgrade: Upgrade) -> dict[str, int]:
-    before, after = (
-        get_stored_generation(session, upgrade.gallery_id, generation_id)
-        for generation_id in (upgrade.from_generation_id, upgrade.to_generation_id)
+def _versions(session: Session, upgrade: Upgrade) -> tuple[ModelVersion, ModelVersion]:
+    return (
+        get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id).version,
+        get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id).version,
     )
-    return {
-        "gallery_id": upgrade.gallery_id,
-        "from_version_id": before.version.id,
-        "to_version_id": after.version.id,
-    }
+
+
+def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -> dict[str, int]:
+    before, after = versions
+    return {"gallery_id": upgrade.gallery_id, "from_version_id": before.id, "to_version_id": after.id}

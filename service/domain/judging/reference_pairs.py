@@ -19,7 +19,7 @@ from service.domain.gallery.generations import StoredGeneration, get_stored_gene
 from service.domain.gallery.same_image import ANOTHER_IMAGE, StoredRow, stored_rows
 from service.errors import Unprocessable
 from service.index.protocol import Vectors
-from service.networks.encoders import Encoders
+from service.networks.encoders import Encoders, check_encodes
 from service.networks.images import InvalidImage, ReducedImage
 from service.tables import ReferencePair, Upgrade
 
@@ -59,7 +59,7 @@ def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) 
     """Draw up to `wanted` items that have a current embedding and are no reference yet, the same for the same seed and
     items: of each label about its share of the gallery."""
     source = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
-    versions = _versions(session, upgrade)
+    versions = versions_of(session, upgrade)
     parameters = {
         "gallery_id": upgrade.gallery_id,
         "from_version_id": versions[0].version.id,
@@ -90,7 +90,7 @@ def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) 
 
 def count_references(session: Session, upgrade: Upgrade) -> int:
     """Return how many references there are whose items are as they were."""
-    before, after = _versions(session, upgrade)
+    before, after = versions_of(session, upgrade)
     query = text(
         "SELECT count(*) FROM reference_pairs p JOIN items i ON i.id = p.item_id AND i.revision = p.revision"
         " AND i.deleted_at IS NULL WHERE p.gallery_id = :gallery_id AND p.from_version_id = :from_version_id"
@@ -110,10 +110,13 @@ def add_references(
     """Encode images by both versions and keep the embeddings, with one result per image in order.
 
     An image whose embedding is far from what is stored of its item is another image, and rejected; where the stored one
-    was transformed itself, that cannot be told. Raises `NoReferenceAccepted` (422) when none is accepted.
+    was transformed itself, that cannot be told. Raises `NoReferenceAccepted` (422) when none is accepted, and
+    `VersionWithoutNetworks` (409) where one of the versions has none.
     """
     with database.session_scope(snapshot=True) as session:
-        versions = _versions(session, upgrade)
+        versions = versions_of(session, upgrade)
+        for each in versions:
+            check_encodes(each.version)
         stored = stored_rows(session, versions[0], [image.external_id for image in images])
 
     rejected: dict[int, str] = {}
@@ -165,17 +168,18 @@ def _add_some(
         if row.is_of_another_image(old):
             rejected[place] = ANOTHER_IMAGE
             continue
-        rows.append(_row(versions, row, old, new))
+        rows.append(pair_of(versions, row, old, new))
 
     if rows:
         with database.session_scope() as session:
-            _write(session, rows)
+            keep_pairs(session, rows)
     return rejected
 
 
-def _row(
+def pair_of(
     versions: tuple[StoredGeneration, StoredGeneration], row: StoredRow, before: Vectors, after: Vectors
 ) -> dict[str, object]:
+    """Return the row of a reference: what both versions give for an item's image, (D_from,) and (D_to,) float32."""
     return {
         "gallery_id": versions[0].gallery_id,
         "from_version_id": versions[0].version.id,
@@ -187,7 +191,7 @@ def _row(
     }
 
 
-def _write(session: Session, rows: Sequence[dict[str, object]]) -> None:
+def keep_pairs(session: Session, rows: Sequence[dict[str, object]]) -> None:
     """Add references; one that is there is replaced. In the order of item ids, so that no two wait in a circle."""
     statement = insert(ReferencePair)
     replaced = {name: statement.excluded[name] for name in ("revision", "embedding_from", "embedding_to")}
@@ -201,7 +205,8 @@ def _write(session: Session, rows: Sequence[dict[str, object]]) -> None:
     )
 
 
-def _versions(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration]:
+def versions_of(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration]:
+    """Return the generations that an upgrade leads from and to."""
     return (
         get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id),
         get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id),

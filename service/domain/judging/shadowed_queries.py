@@ -25,9 +25,10 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.db import Database
 from service.domain.generation_stage import GenerationStage
+from service.domain.registry import encoder_of
 from service.index.protocol import Ids, Vectors
 from service.index.replica import ServedGeneration
-from service.networks.encoders import Encoders, in_one_thread
+from service.networks.encoders import Encoders, VersionWithoutNetworks, in_one_thread
 from service.tables import ShadowedQuery, Upgrade
 
 events = logs.Events(__name__)
@@ -176,7 +177,12 @@ class Shadowing:
         self._waiting.popleft()()()  # read the image and let go of it, then do the rest
 
     def _encode(self, asked: _Asked) -> Callable[[], None]:
-        active, candidate = (self._encoders.get(each.version) for each in (asked.active, asked.candidate))
+        try:
+            active, candidate = (
+                encoder_of(self._database, self._encoders, each.version) for each in (asked.active, asked.candidate)
+            )
+        except VersionWithoutNetworks:
+            return lambda: None  # the candidate is asked by vectors alone
         images = [self._encoders.images.reduce(asked.data, [active.preprocessing, candidate.preprocessing])]
         side_information = active.encode_side_information(images)
         after = candidate.encode_embedding_apart(images)

@@ -22,6 +22,7 @@ from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.shadowed_queries import Shadowing
+from service.domain.registry import encoder_of
 from service.domain.search import bakes, canary
 from service.domain.search.canary_counts import CanaryCounts
 from service.domain.search.described_items import DescribedItem, DescribedItems
@@ -30,7 +31,13 @@ from service.domain.search.rates import SearchRates
 from service.errors import Conflict, GalleryError, Gone, Unavailable, Unprocessable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
-from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
+from service.networks.encoders import (
+    Encoders,
+    EncodingFailed,
+    EncodingStopped,
+    VersionEncoder,
+    VersionWithoutNetworks,
+)
 from service.networks.micro_batching import ImageQueryMetrics
 from service.tables import Gallery, Item
 
@@ -133,12 +140,12 @@ class Search:
         """Return the nearest items of an image, encoded by the generation's own model version.
 
         Its embedding may be kept as a sample, and a loaded candidate, or the previous generation of an upgrade that is
-        baked, be asked too, off this path.
+        baked, be asked too, off this path. Raises `VersionWithoutNetworks` (409) where nothing encodes it.
         """
         serving = self._serving(gallery)
 
         def encoded(served: ServedGeneration) -> _Probe:
-            encoder = self.encoders.get(served.version)
+            encoder = self._encoder_of(served)
             vectors = encoder.encode_embedding(lambda: [self.encoders.images.reduce(data, [encoder.preprocessing])])
             self.samples.note(served.gallery_id, served.version.id, vectors)
             candidate = self.replicas.loaded_next(served.gallery_id)
@@ -225,15 +232,21 @@ class Search:
         if before is None:
             return lambda: None  # it is yet to be loaded here, or is dropped by now
         after = self.replicas.loaded(serving.gallery_id, serving.active_generation_id)
-        preprocessings = [self.encoders.get(each.version).preprocessing for each in (before, after) if each is not None]
+        try:
+            preprocessings = [self._encoder_of(each).preprocessing for each in (before, after) if each is not None]
+        except VersionWithoutNetworks:
+            return lambda: None  # only one of both can be asked
         image, query = self.encoders.images.reduce(data, preprocessings), replace(query, k=bakes.K)
 
         def ask(served: ServedGeneration) -> list[str]:
-            vectors = self.encoders.get(served.version).encode_embedding_apart([image])
+            vectors = self._encoder_of(served).encode_embedding_apart([image])
             answer = self._answer_from(serving, served, query, lambda _: _Probe(vectors))
             return [neighbor.item.id for neighbor in answer.neighbors[0]]
 
         return bakes.compare(self.database, bake, after, before, ask, has_failed=has_failed)
+
+    def _encoder_of(self, served: ServedGeneration) -> VersionEncoder:
+        return encoder_of(self.database, self.encoders, served.version)
 
     def _serving(self, gallery: str) -> Serving:
         with self.database.reading() as connection:

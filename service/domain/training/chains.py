@@ -34,7 +34,7 @@ def chained_transformations(
 ) -> tuple[int, ...]:
     """Return the transformation into `before` from each version but `after`, by id: of those that lead on (with a g, if
     `before` has side-information), that may serve the task, and whose networks can be run here, the one that
-    `service.domain.choice` takes. A version from which none is sound has none.
+    `service.domain.choice` takes. A version from which none is sound, or that has no networks, has none.
 
     Raises `AmbiguousTransformation` (409).
     """
@@ -46,6 +46,8 @@ def chained_transformations(
     )
     candidates: dict[str, list[Transformation]] = {}
     for transformation, version in store.session.execute(into):
+        if not version.has_networks:
+            continue
         leads_on = before.side_information_dim is None or transformation.g_digest is not None
         trusted = store.settings.trust_torchscript or "torchscript" not in _kinds(transformation, version)
         if leads_on and trusted and transformation.may_serve(task) and unsoundness(transformation) is None:

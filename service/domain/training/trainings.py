@@ -31,6 +31,7 @@ from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
 from service.domain.training.paired_vectors import PairLimits, StoredPairs, check_bytes, store_pairs
 from service.errors import Unprocessable
+from service.networks.encoders import check_encodes
 from service.queue import ADVANCE_TRAINING, send_after_commit
 from service.settings import Settings
 from service.tables import Job, ModelVersion
@@ -133,8 +134,8 @@ class TrainedTransformation:
 def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO | None) -> Job:
     """Check what is asked for, store paired vectors, and queue the job.
 
-    Raises `UnknownVersion` (404), `TrainingRefused`, `DatasetRefused` and `InvalidPairs` (422), `UnknownFormat` (415)
-    and `TooManyRows` (413).
+    Raises `UnknownVersion` (404), `TrainingRefused`, `DatasetRefused` and `InvalidPairs` (422), `UnknownFormat` (415),
+    `TooManyRows` (413), and for images `VersionWithoutNetworks` (409).
     """
     session = store.session
     before, after = get_version(session, wanted.from_version), get_version(session, wanted.to_version)
@@ -181,6 +182,8 @@ def _take_source(
         files = TrainingFiles(store.blobs, prefix)
         return store_pairs(source.paths if pairs is None else [pairs], limits, wanted.with_g, files), ()
 
+    for version in (limits.before, limits.after):
+        check_encodes(version)
     if len(source) < limits.least_rows:
         raise TrainingRefused(f"A training needs at least {limits.least_rows} images; there are {len(source)}.")
     task = wanted.options.get("task", "instance")

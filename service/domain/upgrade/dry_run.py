@@ -22,6 +22,10 @@ from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
 _SAMPLE_ITEMS = 4_096
+_WITHOUT_NETWORKS = (
+    "Nothing encodes images for {versions}, without networks: the upgrade is judged by query sets of vectors and by"
+    " references that are given as vectors, and is not_judged without them."
+)
 
 
 class ItemsRefused(Conflict):
@@ -33,7 +37,8 @@ class DryRun:
     """`reason` says why the path is this one. `bytes` is what the new generation adds to the database and `index_bytes`
     to the blob store; `seconds` is what one worker takes for the rows at the measured rate, without the index and
     smoothing. None for an empty gallery. `ahead` is what workers have at hand, and `seconds_ahead` is what one may take
-    for it before it turns to this upgrade, as if items of other galleries took as long as those of this one."""
+    for it before it turns to this upgrade, as if items of other galleries took as long as those of this one. `warnings`
+    are sentences on what the upgrade will want of somebody."""
 
     legs: list[FoundLeg]
     reason: str
@@ -44,6 +49,7 @@ class DryRun:
     seconds: float | None
     ahead: WorkAhead
     seconds_ahead: float | None
+    warnings: list[str]
 
 
 class Networks(Protocol):
@@ -79,7 +85,13 @@ def dry_run(database: Database, networks: Networks, wanted: WantedUpgrade) -> Dr
         seconds=outline.items * seconds / measured if measured else None,
         ahead=ahead,
         seconds_ahead=ahead.seconds(seconds / measured) if measured else None,
+        warnings=_warnings(outline),
     )
+
+
+def _warnings(outline: Outline) -> list[str]:
+    unable = [repr(version.name) for version in (outline.active, outline.target.version) if not version.has_networks]
+    return [_WITHOUT_NETWORKS.format(versions=" and ".join(unable))] if unable else []
 
 
 def _measure(database: Database, transform: Transform, outline: Outline) -> tuple[int, float]:

@@ -57,11 +57,12 @@ class WantedUpgrade:
 
 @dataclass(frozen=True)
 class Outline:
-    """An upgrade that could start now: its path and why it is this one, the generation it would make, and that one's
-    size."""
+    """An upgrade that could start now: its path and why it is this one, the version that the gallery is under, the
+    generation it would make, and that one's size."""
 
     legs: list[FoundLeg]
     reason: str
+    active: ModelVersion
     target: StoredGeneration
     items: int
     bytes: Bytes
@@ -163,4 +164,4 @@ def _outline(session: Session, gallery: Gallery, version: ModelVersion, wanted: 
     needed = generation_bytes(vector_format, gallery.items)
     if wanted.smoothing is not None:  # rows of before stay until a vacuum, and the index is built twice
         needed = Bytes(2 * needed.database, 2 * needed.index)
-    return Outline(legs, reason, target, gallery.items, needed)
+    return Outline(legs, reason, active.version, target, gallery.items, needed)

@@ -98,7 +98,7 @@ def _generation(session: Session, generation: Generation) -> Json:
             "embedding_dim": version.embedding_dim,
             "side_information_dim": version.side_information_dim,
             "normalize": version.normalize,
-            "preprocessing_sha256": digest_of(version.preprocessing),
+            "preprocessing_sha256": None if version.preprocessing is None else digest_of(version.preprocessing),
             "embedding_model_sha256": version.embedding_model_digest,
             "side_information_model_sha256": version.side_information_model_digest,
         },

@@ -13,12 +13,14 @@ from sqlalchemy import func
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.domain.gallery.generations import get_stored_generation
 from service.domain.judging.baked_queries import forget_compared
 from service.domain.judging.guardrails import Bake
 from service.domain.judging.reports import check_not_failed, failed_report
 from service.domain.upgrade.upgrades import NotReady, UpgradeEnded, get_upgrade, lock_state, note_event
 from service.domain.upgrade_state import OPEN, State
 from service.errors import Conflict
+from service.networks.encoders import check_encodes
 from service.tables import Upgrade
 
 events = logs.Events(__name__)
@@ -47,7 +49,8 @@ _TOO_LATE = "Upgrade {id} is {state}; how it is baked is said before its cutover
 def set_canary(session: Session, upgrade_id: int, share: float) -> Upgrade:
     """Have the candidate answer a share (0 to 1) of the image queries, in each API process from when it has loaded it.
 
-    Raises `NotReady` (409) in another state than ready, and `GatesHold` (409) where a gate of the newest report failed.
+    Raises `NotReady` (409) in another state than ready, `GatesHold` (409) where a gate of the newest report failed, and
+    `VersionWithoutNetworks` (409) where the candidate encodes no images.
     """
     upgrade = lock_state(session, upgrade_id)
     if share == upgrade.canary:
@@ -55,6 +58,7 @@ def set_canary(session: Session, upgrade_id: int, share: float) -> Upgrade:
     if upgrade.state is not State.READY:
         raise NotReady(_NOT_READY.format(id=upgrade_id, state=upgrade.state))
     if share > 0:
+        check_encodes(get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id).version)
         check_not_failed(session, upgrade)
     _change_canary(session, upgrade, share, f"The candidate answers {share:.4g} of the image queries.")
     return get_upgrade(session, upgrade_id)

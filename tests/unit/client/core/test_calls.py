@@ -65,6 +65,14 @@ def test_a_training_is_a_form_with_pairs_and_json_without() -> None:
     assert b"PAR1" in with_pairs.content
 
 
+def test_a_form_of_which_no_file_was_given_is_a_form() -> None:
+    request = sent(requests.register_model_version(name="v1", spec={"embedding_dim": 6}))
+
+    assert request.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+    assert b'name="spec"\r\n\r\n{"embedding_dim": 6}\r\n' in request.content
+    assert b"filename" not in request.content
+
+
 @pytest.mark.parametrize(
     ("status", "body"), [(200, b"{}"), (201, b"<html>"), (201, b'{"name": "g"}')], ids=["status", "page", "other"]
 )
