@@ -72,6 +72,9 @@ class SqliteStore:
     def read(self, keys: KeyRange) -> Rows:
         return self._read("old_side", keys)
 
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        return {}
+
     def prepare(self) -> None:
         assert self._new is not None
         with self._connected() as connection:

@@ -76,6 +76,14 @@ def _column(vectors: "NDArray[np.floating[Any]]") -> "pa.FixedSizeListArray":
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
 
 
+def dimension_of(table: "pa.Table", name: str) -> int:
+    """Return how many numbers the first vector of a column has."""
+    import pyarrow as pa
+
+    kind = table[name].type
+    return int(kind.list_size if pa.types.is_fixed_size_list(kind) else len(table[name][0].as_py()))
+
+
 def read_vectors(path: Path, rows: int) -> "Iterator[pa.Table]":
     """Give tables of at most so many rows of a gallery that lives in files, to be imported one by one.
 

@@ -100,6 +100,22 @@ class ChromaStore:
         old = self._collection(self._old)
         return self._read(old, keys, self._dim(old))
 
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        """Return metadata, and a document and URI as `document` and `image_uri`."""
+        collection = self._collection(self._old)
+        ids = self._ids(collection, keys)
+        found: dict[str, dict[str, Any]] = {}
+        for start in range(0, len(ids), _ITEMS_PER_REQUEST):
+            with _answering():
+                items = collection.get(
+                    ids[start : start + _ITEMS_PER_REQUEST], include=["metadatas", "documents", "uris"]
+                )
+            for row, key in enumerate(items["ids"]):
+                named = {"document": items["documents"], "image_uri": items["uris"]}
+                said = {name: values[row] for name, values in named.items() if values and values[row] is not None}
+                found[key] = said | dict(items["metadatas"][row] or {})
+        return found
+
     def prepare(self) -> None:
         new = self._needed()
         if new.side_information_dim is not None:

@@ -42,6 +42,9 @@ class FileKind(Protocol):
     def take(self, places: Places) -> tuple[Vectors, Vectors | None]:
         """Return the vectors of ascending places. Raises `StoreRefused`."""
 
+    def payloads(self, places: Places) -> list[dict[str, Any]]:
+        """Return what else the file says of ascending places, empty where nothing."""
+
     def write(self, to: Path, made: Made) -> None:
         """Write a file like this one with other vectors of the same keys."""
 
@@ -123,16 +126,34 @@ class Tables:
             found += column.to_pylist() if not self.are_numbers else map(str, column.to_pylist())
         return found
 
+    def payloads(self, places: Places) -> list[dict[str, Any]]:
+        """Return the columns that are no lists of numbers."""
+        rows: list[dict[str, Any]] = []
+        for file, group, first, found in self._groups_of(places):
+            source = pq.ParquetFile(file)
+            fields = (field for field in source.schema_arrow if field.name != self._key)
+            names = [field.name for field in fields if not _is_list(field.type)]
+            if names:
+                rows += source.read_row_group(group, columns=names).take(places[found] - first).to_pylist()
+            else:
+                rows += [{} for _ in places[found]]
+        return rows
+
+    def _groups_of(self, places: Places) -> Iterator[tuple[Path, int, int, slice]]:
+        """Give the row groups that have some of ascending places: file, group, the place of its first row, and which of
+        the places it has."""
+        ends = [first for _, _, first in self._groups[1:]] + [self._rows]
+        for (file, group, first), end in zip(self._groups, ends, strict=False):
+            found = slice(*np.searchsorted(places, [first, end]))
+            if found.start != found.stop:
+                yield file, group, first, found
+
     def take(self, places: Places) -> tuple[Vectors, Vectors | None]:
         embedding = np.empty((len(places), self.embedding_dim), np.float32)
         side = None
         if self.side_information_dim is not None:
             side = np.empty((len(places), self.side_information_dim), np.float32)
-        ends = [first for _, _, first in self._groups[1:]] + [self._rows]
-        for (file, group, first), end in zip(self._groups, ends, strict=False):
-            found = slice(*np.searchsorted(places, [first, end]))
-            if found.start == found.stop:
-                continue
+        for file, group, first, found in self._groups_of(places):
             names = [name for name in (self._embedding, self._side) if name is not None]
             if self._last is None or self._last[0] != (file, group):
                 self._last = ((file, group), pq.ParquetFile(file).read_row_group(group, columns=names))
@@ -197,6 +218,9 @@ class Array:
             raise StoreRefused(f"{beside.name} has another number of rows than {path.name}.")
         self.side_information_dim = None if self._side is None else int(self._side.shape[1])
 
+    def payloads(self, places: Places) -> list[dict[str, Any]]:
+        return [{} for _ in places]
+
     def take(self, places: Places) -> tuple[Vectors, Vectors | None]:
         side = None if self._side is None else self._side[places].astype(np.float32)
         return self._vectors[places].astype(np.float32), side
@@ -243,6 +267,9 @@ class FaissFile:
                 " index is flat; build one of the same kind from it where it is too large."
             )
 
+    def payloads(self, places: Places) -> list[dict[str, Any]]:
+        return [{} for _ in places]
+
     def take(self, places: Places) -> tuple[Vectors, Vectors | None]:
         if len(places) == 0:
             return np.empty((0, self.embedding_dim), np.float32), None
@@ -264,6 +291,10 @@ class FaissFile:
             vectors = made(self.keys[part])[0]
             out.add(vectors) if numbers is None else out.add_with_ids(vectors, numbers[part])
         faiss.write_index(out, str(to))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _load(path: Path) -> NDArray[Any]:

@@ -88,6 +88,15 @@ class FileStore:
         back = np.argsort(ascending)
         return refuse_not_finite(Rows(order.keys[span], embedding[back], None if side is None else side[back]))
 
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        old, order = self._old, self._sorted
+        span = order.span(keys)
+        places = order.places[span]
+        ascending = np.argsort(places)
+        found = old.payloads(places[ascending])
+        named = [order.keys[span][place] for place in ascending]
+        return {key: payload for key, payload in zip(named, found, strict=True) if payload}
+
     def prepare(self) -> None:
         new = self._needed()
         self._parts.mkdir(parents=True, exist_ok=True)

@@ -94,6 +94,14 @@ class LanceStore:
     def read(self, keys: KeyRange) -> Rows:
         return self._read(self._old, keys)
 
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        """Return the columns that are no lists of fixed length: these are vectors."""
+        with _answering():
+            schema = self._table.schema
+        names = [field.name for field in schema if not pa.types.is_fixed_size_list(field.type)]
+        rows = self._select(names, [*self._within(keys), f"{self._old[0]} IS NOT NULL"]).to_pylist()
+        return {str(row.pop(self._key)): row for row in rows}
+
     def prepare(self) -> None:
         new = self._needed()
         if self._new_columns is not None:

@@ -43,6 +43,14 @@ _KEYS_PER_PAGE = 16_000  # Milvus gives no more than 16,384
 _ITEMS_PER_PAGE = 4_000
 _REFUSED = (100, 1100, 1101)  # codes: no such collection, invalid parameters
 _INDEX_PARAMETERS = ("M", "efConstruction", "nlist", "m", "nbits")
+_VECTOR_TYPES = (
+    DataType.BINARY_VECTOR,
+    DataType.FLOAT_VECTOR,
+    DataType.FLOAT16_VECTOR,
+    DataType.BFLOAT16_VECTOR,
+    DataType.SPARSE_FLOAT_VECTOR,
+    DataType.INT8_VECTOR,
+)
 _COPIED = ("max_length", "max_capacity", "dim")
 
 
@@ -104,6 +112,14 @@ class MilvusStore(AliasedStore):
     def read(self, keys: KeyRange) -> Rows:
         side_dim = None if self._side is None else self._dim(self._schema, self._side)
         return self._read(self._old, keys, self._dim(self._schema, self._embedding), side_dim)
+
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        """Return the fields that are no vectors, those of a dynamic schema among them."""
+        vectors = {field["name"] for field in self._schema["fields"] if field["type"] in _VECTOR_TYPES}
+        return {
+            str(item[self._key]): {name: item[name] for name in item if name != self._key and name not in vectors}
+            for item in self._items(self._old, keys, ["*"])
+        }
 
     def prepare(self) -> None:
         """Make the new collection. A crash between the steps is completed by the next call: 1. an alias keeps the old

@@ -31,7 +31,18 @@ import psycopg
 from psycopg import sql
 
 from service.connectors.address import Address
-from service.connectors.pgvector_rows import among, as_text, dim_of, empty, fill, indexes, noted, read_pair, within
+from service.connectors.pgvector_rows import (
+    among,
+    as_text,
+    dim_of,
+    empty,
+    fill,
+    indexes,
+    noted,
+    read_pair,
+    read_payloads,
+    within,
+)
 from service.connectors.pgvector_table import (
     Cursor,
     Layout,
@@ -113,6 +124,12 @@ class PgvectorStore:
     def read(self, keys: KeyRange) -> Rows:
         return self._transact(
             lambda cursor: read_pair(cursor, self._place, self._layout(cursor).old, within(self._place, keys)),
+            _SNAPSHOT,
+        )
+
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        return self._transact(
+            lambda cursor: read_payloads(cursor, self._place, self._layout(cursor).old, within(self._place, keys)),
             _SNAPSHOT,
         )
 

@@ -2,6 +2,7 @@
 conditions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from psycopg import sql
@@ -14,6 +15,7 @@ from service.vectors.rows import EmbeddingRows, UnexpectedRow, VectorFormat
 _STAGE = "gallery_upgrade_stage"
 _ANY = sql.SQL("TRUE")
 _VECTOR_INDEXES = ["hnsw", "ivfflat"]
+_VECTOR_TYPES = ["vector", "halfvec", "sparsevec"]
 
 
 def within(place: Place, keys: KeyRange) -> sql.Composable:
@@ -35,6 +37,28 @@ def among(place: Place, keys: Sequence[str]) -> sql.Composable:
 def noted(place: Place, names: Names) -> sql.Composable:
     """Return the condition that a row's key is in the table of changes."""
     return sql.SQL("EXISTS (SELECT FROM {} c WHERE c.key = t.{})").format(names.changes, place.key_sql)
+
+
+def read_payloads(cursor: Cursor, place: Place, pair: Pair, condition: sql.Composable) -> dict[str, dict[str, Any]]:
+    """Return the other columns of the rows with an embedding that meet a condition, by key; none that holds vectors."""
+    names = cursor.execute(
+        "SELECT a.attname FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+        " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND t.typname <> ALL(%s) ORDER BY a.attnum",
+        (place.oid, list(_VECTOR_TYPES)),
+    ).fetchall()
+    columns = [sql.Identifier(name) for (name,) in names if name != place.key]
+    if not columns:
+        return {}
+    query = sql.SQL(
+        "SELECT t.{}::text, to_jsonb(r) FROM {} t, LATERAL (SELECT {}) r WHERE t.{} IS NOT NULL AND {}"
+    ).format(
+        place.key_sql,
+        place.table_sql,
+        sql.SQL(", ").join(sql.SQL("t.{}").format(column) for column in columns),
+        sql.Identifier(pair.embedding.name),
+        condition,
+    )
+    return dict(cursor.execute(query).fetchall())
 
 
 def dim_of(cursor: Cursor, place: Place, pair: Pair, side: int) -> int:

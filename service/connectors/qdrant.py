@@ -89,6 +89,10 @@ class QdrantStore(AliasedStore):
         dims = self._params(self._old).size, None if self._side is None else self._params(self._old, self._side).size
         return self._read(self._old, keys, *dims)
 
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        points = self._points(self._old, keys, with_vectors=False, with_payload=True)
+        return {str(point.id): dict(point.payload) for point in points if point.payload}
+
     def prepare(self) -> None:
         """Make the new collection. A crash between the steps is completed by the next call: 1. an alias keeps the old
         collection; 2. the new collection; 3. its payload indexes."""

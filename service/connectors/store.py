@@ -98,6 +98,10 @@ class ExternalStore(Protocol):
     def read(self, keys: KeyRange) -> Rows:
         """Return the old side's rows of a range; refuse vectors that are not finite."""
 
+    def payloads(self, keys: KeyRange) -> dict[str, dict[str, Any]]:
+        """Return what else the store holds of the items of a range, by key: columns, fields or a payload, without
+        vectors; empty where it holds nothing else."""
+
     def prepare(self) -> None:
         """Make the new side, empty, and begin to notice writes where the store can; nothing if that is done."""
 

@@ -4,9 +4,11 @@ import tempfile
 import time
 import webbrowser
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import typer
 
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from gallery_upgrade.galleries import Gallery
+    from gallery_upgrade.progress import Show
+
 galleries = typer.Typer(no_args_is_help=True, help="Galleries: list, show, create, delete.")
 
-_EXAMINED_AT_ONCE = 50_000
+_READ_AT_ONCE = 50_000
 
 Name = Annotated[str, typer.Argument(metavar="GALLERY", help="Name of the gallery.")]
 Generation = Annotated[
@@ -150,15 +155,21 @@ def search(
 @dataclass
 class OpenedStore:
     """A gallery in another store: what it says of itself, and its rows, as tables with the columns id, embedding and
-    perhaps side_information. `faults` says what of it cannot be read, once the tables were."""
+    perhaps side_information, label, image_uri and metadata. `faults` says what of it cannot be read, once the tables
+    were."""
 
     description: "Mapping[str, Any]"
     tables: "Iterator[pa.Table]"
     faults: list[str] = field(default_factory=list)
 
 
-# (URL, rows of a table) -> the store.
-ReadStore = Callable[[str, int], OpenedStore]
+class ReadStore(Protocol):
+    """Opens the store that a URL names, to be read in tables of about so many rows; those of one that is `described`
+    have what the store says of its items beside vectors. Raises ValueError."""
+
+    def __call__(self, url: str, rows: int, *, described: bool = False) -> OpenedStore: ...
+
+
 _NO_STORES = "This client reads files alone: stores by their URLs are read by the service's `gallery-upgrade`."
 
 
@@ -176,21 +187,77 @@ def import_of(read_store: ReadStore | None) -> Callable[..., None]:
             ),
         ],
         model_version: Annotated[str | None, typer.Option(help="Refuse unless the gallery is under this one.")] = None,
+        create: Annotated[
+            bool,
+            typer.Option(
+                "--create",
+                help="Make the gallery, and --model-version without networks, unless they are there: of the source's"
+                " dimensions and, of a store, metric and number format.",
+            ),
+        ] = False,
+        metadata: Annotated[
+            bool, typer.Option(help="Of a store: bring what it says of its items beside their vectors.")
+        ] = True,
     ) -> None:
         """Bring vectors in that were computed elsewhere by the gallery's model version, with ids, labels and metadata;
-        of a store, with the ids."""
+        of a store, with what its columns or payloads say."""
         given = chosen(model_version=model_version)
-        into = session.client.galleries.get(gallery)
-        if not _is_url(source):
-            count = into.import_vectors(_existing(source), progress=session.progress, **given)
+        store = opened_store(read_store, source, described=metadata) if is_url(source) else None
+        tables = read_tables(source) if store is None else store.tables
+        if create:
+            if model_version is None:
+                raise typer.BadParameter("--create needs --model-version", param_hint="--create")
+            first = next(iter(tables), None)
+            if first is None:
+                fail("There are no vectors, by which to tell dimensions.")
+            into = _created(session, gallery, model_version, first, {} if store is None else store.description)
+            tables = chain([first], tables)
         else:
-            store = _opened(read_store, source)
-            count = sum(into.import_vectors(table, **given) for table in store.tables)
-            if store.faults:
-                fail("\n  ".join([f"{count} vectors imported; some could not be read:", *store.faults[:5]]))
+            into = session.client.galleries.get(gallery)
+        count = 0
+        with _shown_progress(session) as show:
+            for table in tables:
+                count += into.import_vectors(table, **given)
+                show({"importing": {"done": count, "total": count}})
+        if store is not None and store.faults:
+            fail("\n  ".join([f"{count} vectors imported; some could not be read:", *store.faults[:5]]))
         session.say(f"{count} vectors imported", {"count": count})
 
     return import_vectors
+
+
+def read_tables(source: str) -> "Iterator[pa.Table]":
+    """Give tables of a gallery that lives in files. Ends with 2 where there are none."""
+    from gallery_upgrade.arrays import read_vectors
+
+    return read_vectors(existing_path(source), _READ_AT_ONCE)
+
+
+@contextmanager
+def _shown_progress(session: Session) -> "Iterator[Show]":
+    from gallery_upgrade.progress import shown
+
+    with shown(session.progress) as show:
+        yield show if show is not None else lambda _: None
+
+
+def _created(
+    session: Session, gallery: str, version: str, table: "pa.Table", description: "Mapping[str, Any]"
+) -> "Gallery":
+    """Return a gallery that is made, with its version, by what a table and the store say, unless they are there."""
+    from gallery_upgrade.arrays import dimension_of
+    from gallery_upgrade.errors import NotFound
+
+    api = session.client.api
+    try:
+        api.get_model_version(name=version)
+    except NotFound:
+        spec = {"embedding_dim": dimension_of(table, "embedding")}
+        if "side_information" in table.column_names:
+            spec["side_information_dim"] = dimension_of(table, "side_information")
+        api.register_model_version(name=version, spec=spec)
+    given = chosen(metric=description.get("metric"), dtype=description.get("dtype"))
+    return session.client.galleries.create(gallery, model_version=version, exist_ok=True, **given)
 
 
 def doctor_of(read_store: ReadStore | None) -> Callable[..., None]:
@@ -205,16 +272,15 @@ def doctor_of(read_store: ReadStore | None) -> Callable[..., None]:
 
         Exits with 1 if an import would refuse some of it.
         """
-        from gallery_upgrade.arrays import read_vectors
         from gallery_upgrade.examining import add_store, examine
 
-        if _is_url(source):
+        if is_url(source):
             began = time.monotonic()
-            store = _opened(read_store, source)
+            store = opened_store(read_store, source)
             found = examine(store.tables)
             add_store(found, store.description, store.faults, time.monotonic() - began)
         else:
-            found = examine(read_vectors(_existing(source), _EXAMINED_AT_ONCE))
+            found = examine(read_tables(source))
         session.show({name: value for name, value in vars(found).items() if session.as_json or name != "advice"})
         if not session.as_json:
             for sentence in found.advice:
@@ -225,21 +291,24 @@ def doctor_of(read_store: ReadStore | None) -> Callable[..., None]:
     return doctor
 
 
-def _is_url(source: str) -> bool:
+def is_url(source: str) -> bool:
+    """Return whether a source is a store's URL, and no path and no name."""
     return "://" in source
 
 
-def _existing(source: str) -> Path:
+def existing_path(source: str) -> Path:
+    """Return a path that is there. Ends with 2 where it is not."""
     path = Path(source).expanduser()
     if not path.exists():
         fail(f"There is no {source}.", USAGE)
     return path
 
 
-def _opened(read_store: ReadStore | None, url: str) -> OpenedStore:
+def opened_store(read_store: ReadStore | None, url: str, *, described: bool = False) -> OpenedStore:
+    """Open a store by its URL. Ends with 2 where this application reads none."""
     if read_store is None:
         fail(_NO_STORES, USAGE)
-    return read_store(url, _EXAMINED_AT_ONCE)
+    return read_store(url, _READ_AT_ONCE, described=described)
 
 
 def export(

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from service.connectors.opening import open_store
 from service.connectors.pgvector import PgvectorStore
-from service.connectors.store import Rows, StoreAway, StoreRefused
+from service.connectors.store import KeyRange, Rows, StoreAway, StoreRefused
 from tests.store_contract import (
     ALL,
     DIM,
@@ -473,3 +473,22 @@ def test_a_password_is_in_no_error(place: Table) -> None:
 
         told = "".join(traceback.format_exception(refused.value))
         assert "heim" not in f"{told} {refused.value!r}".replace(url, "")
+
+
+def test_what_its_other_columns_say_is_read_without_vectors(database_url: str) -> None:
+    more = ", made timestamptz DEFAULT '2026-01-02 03:04:05+00', tags text[] DEFAULT ARRAY['a', 'b'], thumb vector(2)"
+    for place in make_table(database_url, side=True, more=more):
+        keys = place.keys(10)
+        place.put(some_rows(place, keys))
+        place.run("UPDATE {} SET label = 'cat', thumb = '[1,2]' WHERE id = %s", int(keys[2]))
+        store = opened(place)
+        store.prepare()
+
+        found = store.payloads(KeyRange(keys[1], keys[3]))
+
+        assert {key: (said["label"], said["tags"]) for key, said in found.items()} == {
+            keys[2]: ("cat", ["a", "b"]),
+            keys[3]: (None, ["a", "b"]),
+        }
+        assert set(found[keys[2]]) == {"label", "made", "tags"}
+        store.close()

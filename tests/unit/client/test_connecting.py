@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from datetime import date
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
@@ -65,7 +68,7 @@ def invoke(*arguments: str, app: typer.Typer = main) -> Result:
 def app_with(store: OpenedStore) -> typer.Typer:
     """Return the commands of an application that reads this store, whatever the URL."""
     app = typer.Typer()
-    mount(app, lambda url, rows: store)
+    mount(app, lambda url, rows, described=False: store)
     return app
 
 
@@ -140,3 +143,29 @@ def test_the_service_reads_a_store_by_its_url(tmp_path: Path) -> None:
     assert store.faults == []
     with pytest.raises(ValueError, match="A store's URL begins with one of"):
         read_store("ftp://x/y", 10)
+
+
+def test_what_a_store_says_of_its_items_is_metadata_label_and_place(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    table = vectors_table(["a", "b"], vectors, None).append_column("label", pa.array(["cat", None]))
+    table = table.append_column("image_uri", pa.array([None, "s3://x/b.png"]))
+    table = table.append_column("year", pa.array([2020, None])).append_column("raw", pa.array([b"x", b"y"]))
+    table = table.append_column("day", pa.array([date(2026, 1, 2)] * 2)).append_column("score", pa.array([nan, 0.5]))
+    pq.write_table(table, tmp_path / "gallery.parquet")
+
+    (found,) = read_store(f"file://{tmp_path}/gallery.parquet", 10, described=True).tables
+
+    assert found["label"].to_pylist() == ["cat", None]
+    assert found["image_uri"].to_pylist() == [None, "s3://x/b.png"]
+    assert [json.loads(said) for said in found["metadata"].to_pylist()] == [
+        {"year": 2020, "day": "2026-01-02"},
+        {"day": "2026-01-02", "score": 0.5},
+    ]
+
+
+def test_an_import_that_creates_needs_to_be_told_the_version(service: ScriptedService) -> None:
+    told = invoke("import", "g", "shop://x", "--create", "--url", service.url, app=app_with(of_rows(3)))
+
+    assert told.exit_code == 2
+    assert "--model-version" in told.output
+    assert service.asked == []

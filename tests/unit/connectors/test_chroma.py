@@ -9,7 +9,7 @@ import pytest
 
 from service.connectors.address import parse
 from service.connectors.opening import open_store
-from service.connectors.store import NewSide, Rows, StoreRefused
+from service.connectors.store import KeyRange, NewSide, Rows, StoreRefused
 from tests.store_contract import NEW_DIM, POINTS, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
 
@@ -78,3 +78,16 @@ def test_side_information_has_no_place(place: Collection) -> None:
 def test_a_collection_that_is_not_there_is_refused(place: Collection) -> None:
     with pytest.raises(StoreRefused, match="no collection 'none'"):
         open_store(place.url.replace("items", "none"))
+
+
+def test_what_it_says_of_its_items_is_read(place: Collection) -> None:
+    keys = place.keys(30)
+    place.put(some_rows(place, keys))
+    place.collection.update(keys[0], documents="a page")
+    store = open_store(place.url)
+
+    found = store.payloads(KeyRange(None, keys[3]))
+
+    labels = {key: {"label": f"of {key}"} if row % 2 else {} for row, key in enumerate(keys[:4])}
+    assert found == labels | {keys[0]: {"document": "a page"}}
+    store.close()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from service.connectors.opening import open_store
-from service.connectors.store import Rows, StoreRefused
+from service.connectors.store import KeyRange, Rows, StoreRefused
 from tests.store_contract import ALL, DIM, POINTS, SIDE_DIM, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
 
@@ -197,3 +197,15 @@ def test_who_may_read_the_file_may_read_the_new_one(tmp_path: Path) -> None:
     store.switch(h)
 
     assert place.path.stat().st_mode == mode
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "npy"])
+def test_what_the_other_columns_say_is_read_by_key(tmp_path: Path, kind: str) -> None:
+    place = Files(tmp_path / {"parquet": "g.parquet", "folder": "g", "npy": "g.npy"}[kind], kind)
+    keys = place.keys(40)
+    place.put(some_rows(place, keys))
+    ordered = sorted(keys, key=int if kind == "folder" else str)
+
+    found = open_store(place.url).payloads(KeyRange(ordered[1], ordered[4]))
+
+    assert found == ({} if kind == "npy" else {key: {"label": f"of {key}"} for key in ordered[2:5]})

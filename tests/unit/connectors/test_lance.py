@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from service.connectors.opening import open_store
-from service.connectors.store import Rows, StoreRefused
+from service.connectors.store import KeyRange, Rows, StoreRefused
 from tests.store_contract import DIM, NEW_DIM, SIDE_DIM, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
 
@@ -122,3 +122,12 @@ def test_what_is_not_there_is_refused(place: Table, change: str) -> None:
 
     with pytest.raises(StoreRefused):
         open_store(f"{place.url.split('?')[0]}?{'&'.join([*kept, change])}")
+
+
+def test_what_its_other_columns_say_is_read(place: Table) -> None:
+    keys = place.keys(10)
+    place.put(some_rows(place, keys))
+
+    found = open_store(place.url).payloads(KeyRange(keys[1], keys[3]))
+
+    assert found == {key: {"label": f"of {key}"} for key in keys[2:4]}

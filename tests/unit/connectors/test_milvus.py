@@ -9,7 +9,7 @@ import pytest
 from pymilvus import DataType, MilvusClient
 
 from service.connectors.opening import open_store
-from service.connectors.store import Rows, StoreAway, StoreRefused
+from service.connectors.store import KeyRange, Rows, StoreAway, StoreRefused
 from tests.milvus_lite import milvus_lite
 from tests.store_contract import DIM, SIDE_DIM, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
@@ -116,3 +116,14 @@ def test_a_password_is_in_no_error() -> None:
         open_store("milvus+http://me:geheim@127.0.0.1:1/?collection=items&key=id&embedding=vector&colour=red")
 
     assert "geheim" not in f"{refused.value!r}"
+
+
+def test_what_its_other_fields_say_is_read(place: Alias) -> None:
+    keys = place.keys(10)
+    place.put(some_rows(place, keys))
+    store = open_store(place.url)
+
+    found = store.payloads(KeyRange(keys[1], keys[3]))
+
+    assert found == {key: {"label": f"of {key}"} for key in keys[2:4]}
+    store.close()

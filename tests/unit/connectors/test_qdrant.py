@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.connectors.opening import open_store
-from service.connectors.store import Rows, StoreAway, StoreRefused
+from service.connectors.store import KeyRange, Rows, StoreAway, StoreRefused
 from tests.store_contract import DIM, SIDE_DIM, StoreContract, bring_all, h, new_side, some_rows
 
 qdrant_client = pytest.importorskip("qdrant_client", reason="qdrant-client is not installed")
@@ -129,3 +129,13 @@ def test_an_api_key_is_in_no_error_and_no_repr() -> None:
         open_store("qdrant+http://127.0.0.1:1/?collection=items&api_key=geheim")
 
     assert "geheim" not in f"{refused.value!r} {refused.value.__cause__!r}"
+
+
+def test_what_it_says_of_its_points_is_read(place: Alias) -> None:
+    place.put(some_rows(place, place.keys(5)))
+    store = open_store(place.url)
+
+    found = store.payloads(KeyRange("7", "21"))
+
+    assert found == {"14": {"label": "14"}, "21": {"label": "21"}}
+    store.close()
