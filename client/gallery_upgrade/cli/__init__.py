@@ -5,7 +5,7 @@ Here nothing is imported but typer: what a command runs with is imported when it
 
 import typer
 
-from gallery_upgrade.cli import configuring, connecting, galleries, networks, upgrades, work
+from gallery_upgrade.cli import configuring, connecting, galleries, networks, pairs, upgrades, work
 from gallery_upgrade.cli.galleries import ReadStore
 from gallery_upgrade.cli.session import command
 
@@ -22,6 +22,7 @@ def mount(app: typer.Typer, read_store: ReadStore | None = None) -> None:
     app.add_typer(networks.versions, name="versions")
     app.add_typer(networks.transformations, name="transformations")
     command(app, "train")(networks.train)
+    app.add_typer(pairs.commands_of(read_store), name="pairs")
     app.add_typer(upgrades.upgrade, name="upgrade")
     app.add_typer(connecting.connect, name="connect")
     app.add_typer(work.backfill, name="backfill")
