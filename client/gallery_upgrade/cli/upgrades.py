@@ -122,6 +122,8 @@ def references(
 ) -> None:
     """Print the ids of items whose images let the upgrade be judged; with --folder, send those that are there, with
     --vectors what the new model version gives for them."""
+    if folder is not None and vectors is not None:
+        raise typer.BadParameter("give one of --folder and --vectors")
     found = session.client.upgrade(upgrade_id)
     if vectors is not None:
         given = found.give_reference_vectors(vectors)

@@ -81,6 +81,9 @@ class Tenants:
         elif method == "POST" and template in FORMS:
             options["files"] = [("files", ("image-0.png", image_bytes(0), "image/png"))]
             options["data"] = {"name": "q", "queries": QUERIES} if "query-sets" in template else {}
+        elif template.endswith("/networks"):
+            options["files"] = {"embedding_model": ("phi", encoder_bytes(8, seed=2))}
+            options["data"] = {"spec": json.dumps({"embedding_dim": 8, "preprocessing": PREPROCESSING})}
         elif template.endswith("/search"):
             options["files"] = {"file": ("query.png", image_bytes(1))}
         elif method == "POST" and template.endswith(("/embeddings", "{external_id}/references")):
@@ -234,6 +237,19 @@ def test_what_all_share_is_seen_by_each_and_changed_by_an_operator_alone(tenants
 
     assert (refused.status_code, made.status_code, taken.status_code) == (403, 201, 409)
     assert (seen.json()["shared"], kept.status_code) == (True, 403)
+
+
+def test_networks_of_a_version_that_all_share_are_added_by_an_operator_alone(tenants: Tenants) -> None:
+    client = tenants.client
+    form = {"name": (None, "common"), "spec": (None, '{"embedding_dim": 6}'), "shared": (None, "true")}
+    assert client.post("/v1/model-versions", files=form, headers=bearer(ADMIN_KEY)).status_code == 201
+    data = {"spec": json.dumps({"embedding_dim": 6, "preprocessing": PREPROCESSING})}
+    files = {"embedding_model": ("phi", encoder_bytes(6, seed=1))}
+
+    refused = client.put("/v1/model-versions/common/networks", data=data, files=files, headers=tenants.a)
+    added = client.put("/v1/model-versions/common/networks", data=data, files=files, headers=bearer(ADMIN_KEY))
+
+    assert (refused.status_code, added.status_code) == (403, 200)
 
 
 def test_a_key_for_some_galleries_touches_no_others(tenants: Tenants) -> None:

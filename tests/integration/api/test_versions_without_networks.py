@@ -1,6 +1,7 @@
 """Model versions without networks: what their galleries take and answer, and what changes once there are some."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
+from sqlalchemy import text
 
 from service.settings import Settings
 from tests.judged import (
@@ -49,8 +51,8 @@ TYPE = "urn:gallery-upgrade:version-without-networks"
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """As every test has them, with a place below which images are read."""
-    return settings.model_copy(update={"images": "https://images.example/"})
+    """As every test has them, with a place below which images are read, and every query shadowed."""
+    return settings.model_copy(update={"images": "https://images.example/", "shadow_share": 1.0})
 
 
 @pytest.fixture
@@ -167,6 +169,51 @@ def test_networks_of_another_kind_than_the_version_says_are_refused(client: Test
     )
     check_problem(wide, 422, "embedding_model")
     assert client.get("/v1/model-versions/v1").json()["embedding_model_digest"] is None
+
+
+def test_of_two_who_add_networks_at_once_one_does(client: TestClient) -> None:
+    register_without_networks(client, "v1")
+
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda turn: add_networks(client, "v1", turn), (SAME, TURN)))
+
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    added = next(answer for answer in answers if answer.status_code == 200)
+    assert client.get("/v1/model-versions/v1").json() == added.json()
+
+
+def test_the_console_says_what_it_has_none_for_and_offers_to_add_them(gallery: TestClient) -> None:
+    browser = {"Accept": "text/html"}
+    versions, page = (gallery.get(path, headers=browser).text for path in ("/console/versions", "/console/galleries/g"))
+
+    assert "/v1/model-versions/v1/networks" in versions
+    assert "Vectors alone" in page
+    assert "Search by a picture" not in page
+    add_networks(gallery, "v1", SAME)
+    versions, page = (gallery.get(path, headers=browser).text for path in ("/console/versions", "/console/galleries/g"))
+    assert "/v1/model-versions/v1/networks" not in versions
+    assert "Search by a picture" in page
+
+
+def test_a_bake_and_shadowing_leave_out_what_cannot_be_asked(client: TestClient, worker: WorkerParts) -> None:
+    assert post_version(client, "v1", onnx_encoder_bytes(DIM, seed=1, turn=SAME), embedding_dim=DIM).is_success
+    create_gallery(client)
+    post_class_images(client, range(30))
+    register_without_networks(client, "v2")
+    register_h(client, TURN)
+    upgrade_id = start_upgrade(client, "v2", bake={"minutes": 60, "share": 1.0})
+    run_until(worker, client, upgrade_id, "ready")
+    assert search_vector(client, SAME, 7) == "7.png"
+
+    answers = [search_image(client, number) for number in range(5)]
+    cut_over(client, worker, upgrade_id)
+    refused = search_image(client, 7)
+
+    assert {answer.status_code for answer in answers} == {200}
+    check_problem(refused, 409, "'v2' has no networks")
+    with worker.database.session_scope() as session:
+        for table in ("shadowed_queries", "baked_queries"):
+            assert session.scalars(text(f"SELECT count(*) FROM {table}")).one() == 0
 
 
 def test_its_gallery_is_upgraded_by_vectors_and_judged_by_vectors(gallery: TestClient, worker: WorkerParts) -> None:
