@@ -161,8 +161,8 @@ def _saved_bytes(index: Any) -> int:
 
 
 def _direct_searches(mapped: Any) -> dict[str, Search]:
-    """FAISS's own search of an IDMap whose ids are positions, by what its kind can be told."""
-    index = faiss.downcast_index(mapped.index)
+    """FAISS's own search of an IDMap, by what its kind can be told; of rows with equal codes a graph finds one."""
+    index, ids = faiss.downcast_index(mapped.index), faiss.vector_to_array(mapped.id_map)
     parameters: dict[str, Any]
     if hasattr(index, "hnsw"):
         parameters = {f"efSearch {ef}": faiss.SearchParametersHNSW(efSearch=ef) for ef in _EF_SEARCH}
@@ -172,7 +172,7 @@ def _direct_searches(mapped: Any) -> dict[str, Search]:
         parameters = {"exact": None}
 
     def search(chosen: Any, queries: Vectors) -> Ids:
-        found: Ids = index.search(queries, K, params=chosen)[1]
+        found: Ids = ids[index.search(queries, K, params=chosen)[1]]
         return found
 
     return {name: partial(search, chosen) for name, chosen in parameters.items()}

@@ -3,7 +3,8 @@
 The sealed part never changes. A row that is replaced or removed becomes a tombstone, which searches of the sealed part
 leave out; a new row goes to the tail. Inside the sealed part a row is a position, so that which rows take part is one
 mask, and no search or addition sorts or hashes as many ids as the gallery has. How rows are searched depends on the
-kind of the sealed index (`service.index.kinds`); that a removed or replaced row is not found does not.
+kind of the sealed index (`service.index.kinds`), and a graph has one node for all copies of a row
+(`service.index.copies`); that a removed or replaced row is not found does not depend on either.
 """
 
 import math
@@ -15,8 +16,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.copies import Members, Scored
 from service.index.gpu import rows_on
-from service.index.kinds import ApproximateRows, BuiltIndex, Scored
+from service.index.kinds import ApproximateRows, BuiltIndex
 from service.index.locks import ReadWriteLock
 from service.index.protocol import (
     NO_ID,
@@ -55,15 +57,20 @@ class _Sealed:
     def __init__(self, metric: Metric, built: BuiltIndex, device: str) -> None:
         self._metric = metric
         self._rows = rows_on(device, built.rows)
-        self._ids: Ids = faiss.vector_to_array(built.index.id_map)
-        is_sorted = bool((self._ids[1:] > self._ids[:-1]).all())  # as a build streams them: then no copies are needed
-        self._order = None if is_sorted else np.argsort(self._ids)
-        self._sorted_ids = self._ids if self._order is None else self._ids[self._order]
-        self._live = np.ones(len(self._ids), bool)
-        self.live_count = len(self._ids)
+        self._copies = built.copies
+        self._ids = built.ids
+        own = len(self._ids) - len(built.copies)
+        self._lookups = [_Lookup(self._ids[:own], 0)]
+        if len(built.copies):
+            self._lookups.append(_Lookup(self._ids[own:], own))
+        self._live = Members.of(np.ones(len(self._ids), bool), len(self._ids), built.copies)
+
+    @property
+    def live_count(self) -> int:
+        return self._live.count
 
     def live_ids(self) -> Ids:
-        return self._ids[self._live]
+        return self._ids[self._live.rows]
 
     @property
     def buried_count(self) -> int:
@@ -71,49 +78,47 @@ class _Sealed:
 
     def bury(self, ids: Ids) -> None:
         """Make tombstones of those of (N,) ids that are here."""
-        self._live[self._live_positions(ids)] = False
-        self.live_count = int(np.count_nonzero(self._live))
+        live = self._live.rows
+        live[self._live_positions(ids)] = False
+        self._live = Members.of(live, int(np.count_nonzero(live)), self._copies)
 
     def search(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
         """Return up to k nearest live rows, among the unique `allowed` ids only when given."""
         if allowed is None:
-            among, count = self._live, self.live_count
+            among = self._live
         else:
             positions = self._live_positions(allowed)
-            among, count = np.zeros(len(self._ids), bool), len(positions)
-            among[positions] = True
-        if count <= max(_GATHERED_ROWS, _GATHERED_SHARE * len(among)):
-            return self._gather(queries, k, among)
-        scores, found, is_exact = self._nearest(queries, k, among, count)
+            rows = np.zeros(len(self._ids), bool)
+            rows[positions] = True
+            among = Members.of(rows, len(positions), self._copies)
+        if among.count <= max(_GATHERED_ROWS, _GATHERED_SHARE * len(among.rows)):
+            return self._gather(queries, k, among.rows)
+        scores, nodes, is_exact = self._nearest(queries, k, among)
+        scores, found = among.expanded(scores, nodes, k)
         distances = from_faiss(self._metric, scores)
         distances[found == NO_ID] = np.inf
         return SearchResult(np.where(found == NO_ID, NO_ID, self._ids[found]), distances, is_exact)
 
     def _live_positions(self, ids: Ids) -> NDArray[np.int64]:
-        if len(self._ids) == 0:
-            return np.empty(0, np.int64)
-        places = np.minimum(np.searchsorted(self._sorted_ids, ids), len(self._ids) - 1)
-        places = places[self._sorted_ids[places] == ids]
-        positions = places if self._order is None else self._order[places]
-        live: NDArray[np.int64] = positions[self._live[positions]]
+        positions = np.concatenate([lookup.positions(ids) for lookup in self._lookups])
+        live: NDArray[np.int64] = positions[self._live.rows[positions]]
         return live
 
-    def _nearest(
-        self, queries: Vectors, k: int, among: NDArray[np.bool_], count: int
-    ) -> tuple[Vectors, NDArray[np.int64], bool]:
-        """Return FAISS's (Q, k) scores and positions of the nearest of the `count` rows `among`, and whether every one
-        was compared. Rows are scanned where an approximate search would compare as many."""
-        rows = self._rows
+    def _nearest(self, queries: Vectors, k: int, among: Members) -> tuple[Vectors, NDArray[np.int64], bool]:
+        """Return FAISS's (Q, k) scores and positions of the nearest nodes `among` those that take part, and whether
+        every one was compared. They are scanned where an approximate search would compare as many."""
+        rows, count = self._rows, among.node_count
         if isinstance(rows, ApproximateRows):
-            fetch = k if count == len(among) else math.ceil((2 * k + 20) * len(among) / count)
+            total = len(among.nodes)
+            fetch = k if count == total else math.ceil((2 * k + 20) * total / count)
             width = rows.width_for(fetch)
             if rows.rows_compared(width) < count:
-                scores, found = _passing(among, k, *rows.search(queries, fetch, width))
+                scores, found = _passing(among.nodes, k, *rows.search(queries, fetch, width))
                 missed = found[:, k - 1] == NO_ID
                 if missed.any():
-                    scores[missed], found[missed] = self._scan(queries[missed], k, among)
+                    scores[missed], found[missed] = self._scan(queries[missed], k, among.nodes)
                 return scores, found, bool(missed.all())
-        return *self._scan(queries, k, among), True
+        return *self._scan(queries, k, among.nodes), True
 
     def _scan(self, queries: Vectors, k: int, among: NDArray[np.bool_]) -> Scored:
         selector = None if among.all() else faiss.IDSelectorBitmap(np.packbits(among, bitorder="little"))
@@ -125,10 +130,31 @@ class _Sealed:
         best = no_rows(queries)
         for start in range(0, len(rows), _BLOCK_ROWS):
             block = rows[start : start + _BLOCK_ROWS]
-            distances = exact_distances(self._metric, queries, self._rows.vectors(block))
+            nodes = self._copies.nodes_of(block, len(self._ids) - len(self._copies))
+            distances = exact_distances(self._metric, queries, self._rows.vectors(nodes))
             ids = np.broadcast_to(self._ids[block], distances.shape)
             best = nearest(np.hstack([best.ids, ids]), np.hstack([best.distances, distances]), k)
         return best
+
+
+class _Lookup:
+    """Where each of (N,) ids is, counted from `start`; where they are in order, as a build streams them, without copies
+    of them."""
+
+    def __init__(self, ids: Ids, start: int) -> None:
+        is_sorted = bool((ids[1:] > ids[:-1]).all())
+        self._order = None if is_sorted else np.argsort(ids)
+        self._sorted_ids = ids if self._order is None else ids[self._order]
+        self._start = start
+
+    def positions(self, ids: Ids) -> NDArray[np.int64]:
+        """Return the positions of those that are here."""
+        if len(self._sorted_ids) == 0:
+            return np.empty(0, np.int64)
+        places = np.minimum(np.searchsorted(self._sorted_ids, ids), len(self._sorted_ids) - 1)
+        places = places[self._sorted_ids[places] == ids]
+        positions: NDArray[np.int64] = self._start + (places if self._order is None else self._order[places])
+        return positions
 
 
 class FaissIndex:

@@ -1,4 +1,5 @@
-"""Building a sealed index, and its file.
+"""Building a sealed index, and its file: what FAISS writes, and behind it the copies of a graph's rows
+(`service.index.copies`) where there are any.
 
 `save_index` takes the steps of `write_atomically`, each with the crash point after it: 1. write under a temporary name
 in the same folder (`index.written`); 2. fsync (`index.synced`); 3. rename (`index.renamed`); 4. fsync the folder
@@ -17,6 +18,7 @@ import numpy as np
 
 from service.crash_points import crash_point
 from service.durable import Step, file_sha256, write_atomically
+from service.index.copies import Copies, Grouping, append_copies, map_copies
 from service.index.faiss_index import FaissIndex
 from service.index.kinds import BuiltIndex, empty_index, faiss_metric
 from service.index.protocol import Ids, IndexKind, Metric, Vectors, normalized
@@ -41,9 +43,14 @@ def build_index(
     started = time.monotonic()
     learnt_from = np.empty((0, dim), np.float32) if training is None else _prepared(metric, training)
     mapped = faiss.IndexIDMap(empty_index(kind, metric, dim, learnt_from))
+    grouping = Grouping(mapped) if kind == "hnsw" else None
     for ids, vectors in rows:
-        mapped.add_with_ids(_prepared(metric, vectors), ids)
-    return BuiltIndex(mapped, time.monotonic() - started)
+        if grouping is not None:
+            grouping.add(ids, _prepared(metric, vectors))
+        else:
+            mapped.add_with_ids(_prepared(metric, vectors), ids)
+    copies = Copies.none() if grouping is None else grouping.copies()
+    return BuiltIndex(mapped, time.monotonic() - started, copies)
 
 
 def save_index(built: BuiltIndex, path: Path) -> str:
@@ -63,7 +70,11 @@ def save_index(built: BuiltIndex, path: Path) -> str:
             case "renamed":  # 3.
                 crash_point("index.renamed")
 
-    write_atomically(path, lambda part: faiss.write_index(built.index, str(part)), after)  # 1. to 4.
+    def write(part: Path) -> None:
+        faiss.write_index(built.index, str(part))
+        append_copies(part, built.copies)
+
+    write_atomically(path, write, after)  # 1. to 4.
     return digest
 
 
@@ -89,7 +100,10 @@ def read_index(path: Path, metric: Metric, dim: int, sha256: str) -> BuiltIndex:
         raise IndexFileError(f"This FAISS cannot read the index file {path.name}.") from error
     if (index.d, index.metric_type) != (dim, faiss_metric(metric)):
         raise IndexFileError(f"The index file {path.name} is not one of {dim} dimensions and metric {metric}.")
-    return BuiltIndex(index)
+    try:
+        return BuiltIndex(index, copies=map_copies(path))
+    except ValueError as error:
+        raise IndexFileError(f"The index file {path.name} is of another version of the service: {error}") from error
 
 
 def _prepared(metric: Metric, vectors: Vectors) -> Vectors:

@@ -18,7 +18,8 @@ from typing import Any
 
 import faiss
 
-from service.index.kinds import FlatRows, ListRows, Rows, Scored
+from service.index.copies import Scored
+from service.index.kinds import FlatRows, ListRows, Rows
 from service.index.protocol import Vectors
 
 _MOST_NEIGHBOURS = 2048  # of one search, and lists probed: FAISS's limits on a GPU

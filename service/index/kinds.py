@@ -14,16 +14,15 @@ difference from its list's centre, float16, or 8 bits over the range that a trai
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from service.index.copies import Copies, Scored
 from service.index.protocol import Ids, IndexKind, Metric, Vectors
-
-Scored = tuple[Vectors, NDArray[np.int64]]  # FAISS's own (Q, k) scores, and positions, padded with -1
 
 _LINKS = 32
 _EF_CONSTRUCTION = 80
@@ -43,7 +42,8 @@ def bytes_per_row(kind: IndexKind, dim: int) -> int:
 
 
 class Rows(ABC):
-    """The rows of a FAISS index that `owner` owns. A row is a position: how many were added before it."""
+    """The rows of a FAISS index that `owner` owns, or of a graph its nodes. A row is a position: how many were added
+    before it."""
 
     kind: IndexKind
 
@@ -201,24 +201,45 @@ class ListRows(ApproximateRows):
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """A sealed FAISS index: an IDMap of one of the kinds. `seconds` is what building took; 0 for one from a file."""
+    """A sealed FAISS index: an IDMap of one of the kinds, and the copies that a graph has no nodes for. `seconds` is
+    what building took; 0 for one from a file."""
 
     index: Any
     seconds: float = 0.0
+    copies: Copies = field(default_factory=Copies.none)
 
     @property
     def rows(self) -> Rows:
-        """The rows, as positions. Raises ValueError for a FAISS index of no kind that is known here."""
+        """What FAISS has, as positions. Raises ValueError for a FAISS index of no kind that is known here."""
         inner = faiss.downcast_index(self.index.index)
         for type_, rows in _ROWS_OF.items():
             if isinstance(inner, type_):
                 return rows(inner, self.index)
         raise ValueError(f"{type(inner).__name__} is no kind of index that is searched here.")
 
+    def __len__(self) -> int:
+        return int(self.index.ntotal) + len(self.copies)
+
+    @property
+    def ids(self) -> Ids:
+        """The id of each position: a copy of (N,)."""
+        own: Ids = faiss.vector_to_array(self.index.id_map)
+        return np.concatenate([own, self.copies.ids]) if len(self.copies) else own
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What is recorded of the index, for people."""
+        copies = {"copies": len(self.copies)} if len(self.copies) else {}
+        return {**self.rows.parameters, **copies}
+
+    def vectors(self, positions: NDArray[np.int64]) -> Vectors:
+        """Return (N, D) float32 vectors, as the codes have them."""
+        return self.rows.vectors(self.copies.nodes_of(positions, self.index.ntotal))
+
     def all_rows(self, known: Iterable[tuple[Ids, Vectors]], chunk: int) -> Iterator[tuple[Ids, Vectors]]:
         """Yield every row that is here once, as (n,) ids and (n, D) vectors: first those that `known` has, with its
         vectors; then the others in chunks, with the vectors of their codes."""
-        own: Ids = faiss.vector_to_array(self.index.id_map)
+        own = self.ids
         if len(own) == 0:
             return
         order = np.argsort(own)
@@ -231,7 +252,7 @@ class BuiltIndex:
         others = np.flatnonzero(~is_known)
         for start in range(0, len(others), chunk):
             part = others[start : start + chunk]
-            yield own[part], self.rows.vectors(part)
+            yield own[part], self.vectors(part)
 
 
 _ROWS_OF: dict[Any, type[Rows]] = {

@@ -1,7 +1,6 @@
 """Means of the nearest rows of a sealed index: what database-side augmentation adds to a row (Turcot and Lowe, ICCV
 Workshops 2009; Arandjelović and Zisserman, CVPR 2012)."""
 
-import faiss
 import numpy as np
 
 from service.index.faiss_index import FaissIndex
@@ -16,8 +15,8 @@ class Neighbourhoods:
 
     def __init__(self, metric: Metric, dim: int, built: BuiltIndex) -> None:
         self._index = FaissIndex(metric, dim, built)
-        self._rows = built.rows
-        ids: Ids = faiss.vector_to_array(built.index.id_map)
+        self._built = built
+        ids = built.ids
         self._order: Ids = np.argsort(ids)
         self._sorted_ids = ids[self._order]
 
@@ -36,7 +35,7 @@ class Neighbourhoods:
         others = (found != ids[:, None]) & (found != NO_ID)
         others &= np.cumsum(others, axis=1) <= count  # an approximate search may miss the row itself
         rows, columns = np.nonzero(others)
-        near = self._rows.vectors(self._order[np.searchsorted(self._sorted_ids, found[rows, columns])])
+        near = self._built.vectors(self._order[np.searchsorted(self._sorted_ids, found[rows, columns])])
 
         sums = np.zeros(vectors.shape, np.float64)
         np.add.at(sums, rows, near)

@@ -162,12 +162,12 @@ class FaissEngine(IndexEngine):
                 return None
 
         # 2.
-        before = built.rows.parameters
+        before = built.parameters
         size = self._settings.batch_items
         rows = built.all_rows(stream_rows(self._database, stored, revision, size), size)
-        recall = choose_width(built, stored.metric, sample, _watched(rows, built.index.ntotal, build.progress))
+        recall = choose_width(built, stored.metric, sample, _watched(rows, len(built), build.progress))
         built = replace(built, seconds=recorded["seconds"])
-        published = (name, sha256) if built.rows.parameters == before else None
+        published = (name, sha256) if built.parameters == before else None
         return _Built(built, revision, sample.describe(recall), published)
 
     def _publish(self, build: Build, built: "_Built") -> Json:
@@ -185,8 +185,8 @@ class FaissEngine(IndexEngine):
         crash_point("index.published")
 
         # 4.
-        rows, count = built.index.rows, built.index.index.ntotal
-        recorded = IndexRecord(rows.kind, count, built.index.seconds, built.recall, rows.parameters).as_json()
+        index, count = built.index, len(built.index)
+        recorded = IndexRecord(index.rows.kind, count, index.seconds, built.recall, index.parameters).as_json()
         with self._database.session_scope() as session:
             record_progress(session, build.job_id, BuildProgress(count, count))
             end_build(session, build, recorded)
