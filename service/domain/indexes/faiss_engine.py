@@ -136,7 +136,7 @@ class FaissEngine(IndexEngine):
 
         # 2.
         recall = choose_width(built, stored.metric, sample, _watched(rows(), count, build.progress))
-        return _Built(built, gallery.revision, sample.describe(recall))
+        return _Built(built, gallery.revision, recall)
 
     def _with_other_width(self, build: Build) -> "_Built | None":
         """Do steps 1 and 2 with the file that is there: only its width is chosen anew. None if it cannot be read.
@@ -168,7 +168,7 @@ class FaissEngine(IndexEngine):
         recall = choose_width(built, stored.metric, sample, _watched(rows, len(built), build.progress))
         built = replace(built, seconds=recorded["seconds"])
         published = (name, sha256) if built.parameters == before else None
-        return _Built(built, revision, sample.describe(recall), published)
+        return _Built(built, revision, recall, published)
 
     def _publish(self, build: Build, built: "_Built") -> Json:
         """Do steps 3 and 4; return what was recorded."""

@@ -45,7 +45,7 @@ from service.domain.indexes.sources import read_states, warm
 from service.errors import Unavailable
 from service.index.milvus import Collections, Kind
 from service.index.protocol import Ids, IndexAway, Vectors
-from service.index.recall import find_others, measure_recall
+from service.index.recall import find_others, recall_of
 from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
@@ -153,12 +153,14 @@ class MilvusEngine(IndexEngine):
             total = count_rows(session, stored)
             first_missing = first_missing_between(session, stored.key, 0, reached.gallery_revision)
             sample = draw_recall_sample(session, stored, self._settings)
+        dim = stored.vector_format.embedding_dim
+        sample = sample.with_points_between(stored.metric, np.empty((0, dim), np.float32))
 
         # 2. Else a graph at any size: Milvus scans what is too small for one, and a collection may grow.
         kind: Kind = "flat" if gallery.index == "flat" else "hnsw"
         name = collection_name(generation)
         self._collections.drop(name)
-        index = self._collections.create(name, stored.metric, stored.vector_format.embedding_dim, kind)
+        index = self._collections.create(name, stored.metric, dim, kind)
 
         # 3.
         def rows() -> Iterator[tuple[Ids, Vectors]]:
@@ -173,12 +175,12 @@ class MilvusEngine(IndexEngine):
         crash_point("index.streamed")
 
         # 4.
-        recall = measure_recall(stored.metric, sample, [find_others(index, sample)], rows())[0]
+        recall = recall_of(stored.metric, sample, find_others(index, sample), rows())
         crash_point("index.built")
 
         # 5.
         seconds = time.monotonic() - started
-        recorded = IndexRecord(kind, count, seconds, sample.describe(recall), {"engine": "milvus"}).as_json()
+        recorded = IndexRecord(kind, count, seconds, recall, {"engine": "milvus"}).as_json()
         with self._database.session_scope() as session:
             name_index(session, stored.id, name, None, reached.followed_before(first_missing), recorded)
         crash_point("index.named")

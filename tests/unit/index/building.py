@@ -43,4 +43,4 @@ def built_and_measured(metric: Metric, ids: Ids, vectors: Vectors, kind: IndexKi
     """Build an index, choose its width by 100 of its rows, and return it with its recall."""
     index = built(metric, ids, vectors, kind)
     sample = np.random.default_rng(1).permutation(len(ids))[:100]
-    return index, choose_width(index, metric, Sample(ids[sample], vectors[sample]), [(ids, vectors)])
+    return index, choose_width(index, metric, Sample(ids[sample], vectors[sample]), [(ids, vectors)]).recall_at_10

@@ -214,6 +214,7 @@ def test_a_build_records_what_it_made_and_is_not_repeated(gallery: TestClient, w
         "recall_at_10": 1.0,
         "recall_sample": "rows",
         "recall_sample_size": 20,
+        "recalls": {"rows": 1.0, "between": 1.0},
     }
     assert result == parameters == again
     assert progress["total"] == 20
