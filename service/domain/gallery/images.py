@@ -6,9 +6,11 @@ Encoding happens before the transaction; if an upgrade began or ended meanwhile,
 generations that are there now.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from tempfile import SpooledTemporaryFile
 from typing import Literal
 
 from sqlalchemy.orm import Session
@@ -24,6 +26,8 @@ from service.networks.encoders import Encoded, EncodingFailed, VersionEncoder, c
 from service.networks.images import InvalidImage, ReducedImage
 from service.vectors.rows import EmbeddingRows, Origin, Vectors
 from service.vectors.storing import NotStorable, to_storage
+
+_THUMBNAIL_BYTES_IN_MEMORY = 8 * 2**20
 
 
 class NoImageAccepted(Unprocessable):
@@ -61,6 +65,25 @@ class _Read:
     position: int
     image: ReducedImage
     file_bytes: int
+
+
+class _Thumbnails:
+    """Thumbnails between an image and the database, in a file if they are many: a request may bring ten thousand."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(max_size=_THUMBNAIL_BYTES_IN_MEMORY)  # noqa: SIM115 - it goes with this
+
+    def keep(self, thumbnail: bytes | None) -> Callable[[], bytes] | None:
+        """Return how to read it."""
+        if thumbnail is None:
+            return None
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(thumbnail)
+        return partial(self._read, start, len(thumbnail))
+
+    def _read(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(size)
 
 
 @dataclass(frozen=True)
@@ -121,13 +144,15 @@ def _encode_some(
 
 
 def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], invalid: dict[int, str], target: Target) -> _Encoded:
-    """Reduce and encode a few images at a time: memory holds one decoded image, and the inputs of one batch. `invalid`
-    are the positions of items that cannot be stored, with the reasons. Raises `VersionWithoutNetworks` (409)."""
+    """Reduce and encode a few images at a time: memory holds one decoded image, the inputs of one batch, and of each
+    image its vectors. `invalid` are the positions of items that cannot be stored, with the reasons. Raises
+    `VersionWithoutNetworks` (409)."""
     generations = _encoding_generations(target)
     encoders = {generation.id: writer.encoders.get(generation.version) for generation in generations}
     items: list[NewItem] = []
     rejected = dict(invalid)
     originals: Originals = {}
+    thumbnails = _Thumbnails()
     chunks: dict[int, list[EmbeddingRows]] = {generation.id: [] for generation in generations}
     for few in _few_at_a_time(writer, uploads, target, list(encoders.values()), rejected):
         for images, encoded in _encode_chunk(encoders, generations, few, rejected):
@@ -142,7 +167,7 @@ def _encode(writer: GalleryWriter, uploads: Sequence[ImageUpload], invalid: dict
                 upload = uploads[read.position]
                 if read.file_bytes <= MAX_BYTES:
                     originals[len(items)] = upload.read
-                items.append(replace(upload.item, thumbnail=read.image.thumbnail))
+                items.append(replace(upload.item, thumbnail=thumbnails.keep(read.image.thumbnail)))
 
     by_generation = {id_: EmbeddingRows.concatenate(rows) for id_, rows in chunks.items()} if items else {}
     return _Encoded(items, by_generation, originals=originals, rejected=rejected)

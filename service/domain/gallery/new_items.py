@@ -8,7 +8,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,8 @@ def shown_id(external_id: str) -> str:
 
 @dataclass(frozen=True)
 class NewItem:
-    """What is stored of one item besides its vectors: what a user says about it, and its thumbnail as JPEG. Its id is
-    canonical, however it was given.
+    """What is stored of one item besides its vectors: what a user says about it, and its thumbnail as JPEG, which is
+    read when it is written. Its id is canonical, however it was given.
 
     `image_uri` says where the image is kept; it need not be one that this service may read.
     """
@@ -48,7 +48,7 @@ class NewItem:
     metadata: dict[str, Any] = field(default_factory=dict)
     label: str | None = None
     image_uri: str | None = None
-    thumbnail: bytes | None = None
+    thumbnail: Callable[[], bytes] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "external_id", canonical_id(self.external_id))

@@ -289,7 +289,8 @@ def _stage_items(session: Session, items: Sequence[NewItem], first: int) -> None
     ):
         for position, item in enumerate(items, first):
             metadata = json.dumps(item.metadata)
-            copy.write_row((position, item.external_id, metadata, item.label, item.image_uri, item.thumbnail))
+            thumbnail = None if item.thumbnail is None else item.thumbnail()
+            copy.write_row((position, item.external_id, metadata, item.label, item.image_uri, thumbnail))
 
 
 def delete_items(session: Session, gallery_id: int, external_ids: Sequence[str]) -> tuple[int, int]:
