@@ -36,6 +36,16 @@ _ARROW_FILE = "application/vnd.apache.arrow.file"
 _PARQUET = "application/vnd.apache.parquet"
 
 
+# Checks of which methods an address takes, and addresses that another path of the description has too: "delete" may be
+# an item's id, what ends in /thumbnail is refused as one, and "train" as the id of a transformation.
+_OF_METHODS = ("unsupported_method", "allow_header_conformance")
+_OF_TWO_KINDS = (
+    "/v1/galleries/{name}/items/{item_id}/thumbnail",
+    "/v1/galleries/{name}/items/delete",
+    "/v1/transformations/train",
+)
+
+
 @dataclass
 class Fuzzed:
     """How many requests were made, and what was wrong of the answers: each failure once for its operation, with a
@@ -85,6 +95,8 @@ def _note(event: events.ScenarioFinished, found: Fuzzed) -> None:
         for check in checks:
             if check.status is Status.FAILURE and check.failure_info is not None:
                 failure = check.failure_info
+                if check.name in _OF_METHODS and str(failure.failure.operation).endswith(_OF_TWO_KINDS):
+                    continue
                 found.failures.setdefault(
                     f"{failure.failure.operation}: {check.name}", f"{failure.failure}\n{failure.code_sample[:2_000]}"
                 )

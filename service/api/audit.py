@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 from fastapi import APIRouter, Depends, Header, Query, Response
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
 from service import audit, identity
 from service.api.dependencies import SessionDependency
@@ -35,6 +35,16 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+def _not_a_number(value: object) -> object:
+    """Refuse seconds since 1970, which pydantic takes for a time and the description does not."""
+    if isinstance(value, str) and not value[4:5] == "-":
+        raise ValueError("a time is written as 2026-11-30T12:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_not_a_number)]
+
+
 class EntryView(BaseModel):
     """`hash` is the SHA-256 over the entry before and the canonical JSON of this one without it."""
 
@@ -57,8 +67,8 @@ async def _wanted(
     action: Act | None = None,
     subject_kind: Annotated[str | None, Query(max_length=64, description="as gallery or upgrade")] = None,
     subject: Annotated[str | None, Query(max_length=512, description="its name, or its id")] = None,
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
 ) -> Wanted:
     """Not `def`, which would wait for a thread."""
     return Wanted(identity.current.get().tenant, action, subject_kind, subject, since, until)

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import IdPath, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.event_streams import EventStream, TooManyStreams, stream_news
 from service.api.images import OF_IMAGES, image_uploads
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.speed import NewSpeed, Speed
@@ -55,10 +55,8 @@ from service.tables import Backfill, BackfillSource
 router = APIRouter(tags=["backfills"], route_class=JsonRoute)
 
 
-class BudgetView(BaseModel):
+class BudgetView(Body):
     """At most one of: how many items; a share of all that are worth it; seconds of workers' time."""
-
-    model_config = ConfigDict(extra="forbid")
 
     items: Annotated[int, Field(ge=1, le=2**53)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -71,14 +69,12 @@ class BudgetView(BaseModel):
         return self
 
 
-class NewBackfill(BaseModel):
+class NewBackfill(Body):
     """`generation` is the candidate of an upgrade that is ready (`next`) or the one that answers (`active`). `source`
     says where images come from: `uri`, the items' own; `client`, which leases items and sends their images;
     `thumbnails`, where the references show that these beat h. `order` `auto` takes the one whose curve on the
     references is best. `stop` `knee` ends where more of it is hardly worth its time. `seed` draws the random order.
     With `dry_run` nothing is written: the answer says what a backfill would be worth."""
-
-    model_config = ConfigDict(extra="forbid")
 
     generation: Literal["next", "active"]
     source: BackfillSource

@@ -3,20 +3,19 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from service.api.json_bodies import Body
 from service.domain.judging.baked_queries import KEPT
 from service.domain.judging.guardrails import Bake, Guardrails
 from service.domain.upgrade.trials import Outcome
 from service.tables import Upgrade
 
 
-class GuardrailsView(BaseModel):
+class GuardrailsView(Body):
     """What rolls an upgrade back while it is baked: the `errors` (share of queries that the new generation alone
     fails), `empty_answers` (share that finds nothing any more), `p99_ratio` (of how long both take) that may be at
     most, and the mean `overlap`@10 of both answers that must be at least; null watches nothing."""
-
-    model_config = ConfigDict(extra="forbid")
 
     errors: Annotated[float, Field(ge=0, le=1)] | None = 0.01
     p99_ratio: Annotated[float, Field(ge=1, le=1_000, allow_inf_nan=False)] | None = 2.0
@@ -24,11 +23,9 @@ class GuardrailsView(BaseModel):
     overlap: Annotated[float, Field(ge=0, le=1)] | None = 0.2
 
 
-class NewBake(BaseModel):
+class NewBake(Body):
     """For `minutes` after the cutover, a `share` of image queries is asked of the previous generation too, off their
     path; from `least_queries` of them on, a guardrail that breaks rolls the upgrade back."""
-
-    model_config = ConfigDict(extra="forbid")
 
     minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)]
     share: Annotated[float, Field(gt=0, le=1)] = 0.05

@@ -3,12 +3,12 @@
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from service.access.tenancy import NotYourGallery
 from service.api.dependencies import Name, SessionDependency
 from service.api.jobs import JobView, job_view
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.refusals import refusals
 from service.domain.erasure.erasures import MAX_IDS, UnknownTenant, WantedErasure, plan_erasure
 from service.domain.gallery.galleries import GalleryBusy, UnknownGallery
@@ -20,10 +20,8 @@ router = APIRouter(prefix="/erasures", tags=["audit"], route_class=JsonRoute)
 ItemId = Annotated[str, StringConstraints(min_length=1)]
 
 
-class NewErasure(BaseModel):
+class NewErasure(Body):
     """Items of a gallery by their `ids`, known or not; without `ids`, the gallery; or every gallery of a `tenant`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     gallery: Name | None = None
     ids: Annotated[list[ItemId], Field(min_length=1, max_length=MAX_IDS)] | None = None

@@ -8,13 +8,13 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.access.operations import require
 from service.api.bodies import TABLE, body_of
 from service.api.dependencies import IdPath, Name, Parts, PartsDependency, Session, SessionDependency
 from service.api.event_streams import EventStream, TooManyStreams, stream_news
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.judging import EvaluationView, NewEvaluation
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
@@ -70,12 +70,10 @@ class StoresAnswer(BaseModel):
     items: list[StoreView]
 
 
-class NewExternalUpgrade(BaseModel):
+class NewExternalUpgrade(Body):
     """`store` is a name of the operator's. `transformation` is the id of one to use; else one is chosen. `cutover`
     `auto` switches the store by itself once its report passes. `speed` is the share of the time that each worker works
     on it. With `dry_run` nothing is written, here or there: the answer says what the upgrade would take."""
-
-    model_config = ConfigDict(extra="forbid")
 
     store: Name
     from_version: Name

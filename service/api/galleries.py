@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.domain.gallery import galleries
@@ -25,14 +25,12 @@ ProbeImages = Annotated[int, Field(ge=0, le=MAX_PROBE_IMAGES)]
 router = APIRouter(prefix="/galleries", tags=["galleries"], route_class=JsonRoute)
 
 
-class NewGallery(BaseModel):
+class NewGallery(Body):
     """Smaller distance is closer for every metric: Euclidean, 1 - cosine, or the negative inner product. `index` is the
     kind that is built for it; `auto` is exact search for a small gallery and a graph (HNSW) for a large one. `task` is
     what the gallery is searched for: one certain item, which no upgrade may make indistinguishable from others, or any
     item of a class. With `probe_images`, up to so many image files of a random sample of its items are kept, of at
     most 1 MiB each: they judge later upgrades, and show whether an encoder gives what it gave."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: Name
     model_version: Name
@@ -44,10 +42,10 @@ class NewGallery(BaseModel):
     probe_images: ProbeImages = 0
 
 
-class GalleryChange(BaseModel):
+class GalleryChange(Body):
     """What is to change; at least one of them."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     index: IndexOption | SkipJsonSchema[None] = None
     task: Task | SkipJsonSchema[None] = None

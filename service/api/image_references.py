@@ -3,12 +3,12 @@
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from service.api.bodies import TABLE, body_of
 from service.api.dependencies import NamePath, PartsDependency, SessionDependency
 from service.api.jobs import JobView, job_view
-from service.api.json_bodies import is_json, parse_json
+from service.api.json_bodies import Body, is_json, parse_json
 from service.api.refusals import refusals
 from service.api.uploads import spooled_body
 from service.domain.gallery.galleries import UnknownGallery
@@ -20,10 +20,8 @@ from service.networks.encoders import VersionWithoutNetworks
 router = APIRouter(prefix="/galleries", tags=["images"])
 
 
-class ImageReference(BaseModel):
+class ImageReference(Body):
     """An image that is read from where `image_uri` says that it is kept."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str
     image_uri: str

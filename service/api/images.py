@@ -5,13 +5,13 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
 from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NamePath, PartsDependency
 from service.api.file_names import readable_name
-from service.api.json_bodies import parse_json
+from service.api.json_bodies import Body, parse_json
 from service.api.refusals import refusals
 from service.api.spooled_form import Form
 from service.api.uploads import UploadForm, text_part
@@ -45,10 +45,8 @@ OF_IMAGES = (
 )
 
 
-class ItemDescription(BaseModel):
+class ItemDescription(Body):
     """What is said about one file; `id` defaults to the file's name."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)

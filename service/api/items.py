@@ -5,10 +5,10 @@ from typing import Annotated, Any, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.api.dependencies import NamePath, PartsDependency, Session, SessionDependency
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.prefixes import address
 from service.api.refusals import refusals
@@ -45,11 +45,9 @@ class ItemView(BaseModel):
     created_at: datetime
 
 
-class ItemChanges(BaseModel):
+class ItemChanges(Body):
     """What is said of an item anew: a key that is left out changes nothing, a null label or image_uri removes it, and
     metadata replaces all of it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     label: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -60,10 +58,8 @@ class ItemChanges(BaseModel):
         return cast("Description", {name: getattr(self, name) for name in self.model_fields_set})
 
 
-class ItemsToDelete(BaseModel):
+class ItemsToDelete(Body):
     """Items by their `ids`, or those that a `filter` of searches selects, one of the two."""
-
-    model_config = ConfigDict(extra="forbid")
 
     ids: Annotated[list[str], Field(min_length=1, max_length=selections.MAX_IDS)] | None = None
     filter: dict[str, Any] | None = None

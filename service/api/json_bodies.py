@@ -5,6 +5,7 @@ of its own. What is large is read by one thread at a time. An object that has a 
 values would be ignored.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from jiter import from_json
+from pydantic import BaseModel, ConfigDict, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
@@ -32,6 +34,24 @@ class TooManyValues(TooLarge):
     """The JSON has more lists and objects than one request may bring."""
 
 
+class Body(BaseModel):
+    """What comes in as JSON: its own fields and no others, each a value of its own type. True is no number and "1" is
+    none, 1 is not true; a number without a fraction is an integer however it is written."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: int(value) if _is_whole(value) else value for name, value in values.items()}
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
 class JsonRoute(APIRoute):
     """A route whose body of JSON is read by `parse_json`; FastAPI would read it on the event loop."""
 
@@ -43,9 +63,21 @@ class JsonRoute(APIRoute):
                 is_large = len(body) > _LARGE_BYTES
                 # Where Starlette keeps what it read, for `Request.json`.
                 request._json = await run_in_threadpool(parse_json, body) if is_large else parse_json(body)
+                if b"\\u0000" in body:
+                    _refuse_nul(request._json)
             return await answer(request)
 
         return read_and_answer
+
+
+def _refuse_nul(value: Any) -> None:
+    """Raise `NotJson` (422) where a text has the one character that PostgreSQL has no place for."""
+    if isinstance(value, str) and "\0" in value:
+        raise NotJson("The body has a text with a NUL character, which cannot be stored.")
+    for each in (
+        value if isinstance(value, list) else itertools.chain(*value.items()) if isinstance(value, dict) else ()
+    ):
+        _refuse_nul(each)
 
 
 def is_json(headers: Headers) -> bool:

@@ -7,13 +7,13 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.api.bodies import FILE, TABLE, body_of, form_of
 from service.api.decisions import DecisionView, decision_on
 from service.api.dependencies import IdPath, PartsDependency, Session, SessionDependency
 from service.api.images import OF_IMAGES, image_uploads
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.report_page import EXAMPLES_SHOWN, SECURITY_POLICY, render_report
@@ -56,10 +56,8 @@ class ReferencesAnswer(BaseModel):
     results: list[ReferenceResultView]
 
 
-class NewEvaluation(BaseModel):
+class NewEvaluation(Body):
     """`seed` is that of what is drawn: the same rows and seed give the same report, to the byte."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: Seed = 0
 
@@ -90,10 +88,8 @@ class ReportView(ReportLine):
     decision: DecisionView | None
 
 
-class NewVote(BaseModel):
+class NewVote(Body):
     """On the two answers to the item `id`, as they stand on the console's blind comparison: which side is better."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: Annotated[str, Field(min_length=1)]
     better: Side

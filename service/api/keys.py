@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, Field, SecretStr, StringConstraints
 
 from service import identity
 from service.access import keys, sessions
@@ -12,7 +12,7 @@ from service.access.keys import DEFAULT_DAYS, InvalidKeyRequest, KeyEnded, NewKe
 from service.access.operations import Scope
 from service.api.access import COOKIE, cookie_of
 from service.api.dependencies import PartsDependency, SessionDependency
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.prefixes import address
 from service.api.refusals import refusals
@@ -24,16 +24,14 @@ KeyId = Annotated[str, Path(pattern=r"^[A-Za-z0-9]{8}$")]
 Pattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._*?-]{1,128}$")]
 
 
-class WantedKey(BaseModel):
+class WantedKey(Body):
     """`scopes` say what the key may do; `admin` is all of them. `galleries` are patterns of the names of those that it
     may touch, in which `*` and `?` stand for any characters. It is valid for `days`. `tenant` is its maker's unless an
     admin of the default tenant says otherwise."""
 
-    model_config = ConfigDict(extra="forbid")
-
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
     scopes: Annotated[list[Scope], Field(min_length=1)]
-    galleries: Annotated[list[Pattern], Field(min_length=1, max_length=100)] = ["*"]
+    galleries: Annotated[list[Pattern], Field(min_length=1, max_length=100)] = Field(default=["*"])
     tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
     days: Annotated[int, Field(ge=1, le=3_650)] = DEFAULT_DAYS
 
@@ -61,10 +59,8 @@ class NewKeyView(KeyView):
     key: str
 
 
-class ShownKey(BaseModel):
+class ShownKey(Body):
     """The key that a browser shows."""
-
-    model_config = ConfigDict(extra="forbid")
 
     key: SecretStr
 

@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from service.api.bodies import FILES, SHARED, body_of, form_of
 from service.api.dependencies import NamePath, PartsDependency, SessionDependency
+from service.api.json_bodies import Body
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.spooled_form import Form
@@ -57,11 +58,9 @@ OfChannels = Annotated[list[float], AfterValidator(_one_or_three)]
 Edges = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 
-class PreprocessingSpec(BaseModel):
+class PreprocessingSpec(Body):
     """As `models.preprocessing.Preprocessing`: `size` is an edge or [height, width]; `mean` and `std` have a number for
     each channel, and are left out only for values from 0 to 255 that are taken as they are."""
-
-    model_config = ConfigDict(extra="forbid")
 
     size: int | Edges
     resize: int | None = None
@@ -71,10 +70,8 @@ class PreprocessingSpec(BaseModel):
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bilinear"
 
 
-class InputSpec(BaseModel):
+class InputSpec(Body):
     """What both networks take. What is not given is as their files say, or the usual: nchw, rgb, float32, [0, 1]."""
-
-    model_config = ConfigDict(extra="forbid")
 
     layout: Layout | None = None
     channels: Channels | None = None
@@ -87,19 +84,15 @@ class InputSpec(BaseModel):
         return ImageInput(self.layout, self.channels, self.dtype, self.range, self.name)
 
 
-class OutputSpec(BaseModel):
+class OutputSpec(Body):
     """Of several outputs, the one that is meant."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1)
 
 
-class ModelVersionSpec(BaseModel):
+class ModelVersionSpec(Body):
     """What the part `spec` holds, as JSON. `side_information_output` is as `output` unless it is given, if ψ has one of
     that name. `preprocessing` is left out of a version without networks."""
-
-    model_config = ConfigDict(extra="forbid")
 
     embedding_dim: Dim
     side_information_dim: Dim | None = None

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from starlette.datastructures import UploadFile
 
 from service.api.bodies import FILE, TABLE, body_of, form_of
 from service.api.dependencies import Name, NamePath, PartsDependency, SessionDependency
 from service.api.images import OF_IMAGES, DescriptionsForm, InvalidUpload, id_of, read_descriptions, read_file
+from service.api.json_bodies import Body
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.spooled_form import Form
@@ -35,10 +36,8 @@ class InvalidQuerySet(Unprocessable):
     """The parameters do not fit the body."""
 
 
-class QueryDescription(BaseModel):
+class QueryDescription(Body):
     """What is said about one image; `id` defaults to the file's name."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str | None = None
     item_id: str | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
@@ -18,7 +18,7 @@ from service.api.bodies import FILE, body_of, form_of
 from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
 from service.api.images import OF_IMAGES
 from service.api.items import thumbnail_url
-from service.api.json_bodies import JsonRoute, parse_json
+from service.api.json_bodies import Body, JsonRoute, parse_json
 from service.api.refusals import refusals
 from service.api.uploads import is_form, read_upload_form, texts_of
 from service.domain.gallery.galleries import UnknownGallery
@@ -99,12 +99,10 @@ class BatchAnswer(BaseModel):
     neighbors: list[list[NeighborView]]
 
 
-class VectorsQuery(BaseModel):
+class VectorsQuery(Body):
     """With `model_version`, 409 unless the generation that answers is under it. Neighbours farther than `max_distance`
     are left out, and so are the item `exclude_id`, and of each vector those of its list in `exclude_ids`. All vectors
     together have at most 100,000 neighbours, those that are left out included."""
-
-    model_config = ConfigDict(extra="forbid")
 
     vectors: Annotated[
         list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=_MAX_DIM)]],
@@ -126,11 +124,9 @@ class VectorsQuery(BaseModel):
         return self
 
 
-class ItemsQuery(BaseModel):
+class ItemsQuery(Body):
     """Items of the gallery to find the neighbours of, at most 100,000 in all; with `exclude_self`, no item is its own
     neighbour."""
-
-    model_config = ConfigDict(extra="forbid")
 
     ids: Annotated[list[str], Field(min_length=1, max_length=_MAX_QUERIES)]
     k: K = 10

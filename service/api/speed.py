@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from service.api.json_bodies import Body
 
 Speed = Annotated[float, Field(ge=0, le=1)]
 
 
-class NewSpeed(BaseModel):
+class NewSpeed(Body):
     """`speed` is the share of the time that each worker works on it; 0 stops it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     speed: Speed

@@ -7,13 +7,13 @@ from typing import Annotated, Any, BinaryIO, Literal, Self
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from service.api.bodies import FILE, FILES, SHARED, body_of, form_of
 from service.api.dependencies import IdPath, Name, PartsDependency, SessionDependency
 from service.api.jobs import JobView, job_view
-from service.api.json_bodies import JsonRoute, NotJson, is_json, parse_json
+from service.api.json_bodies import Body, JsonRoute, NotJson, is_json, parse_json
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.uploads import (
@@ -70,14 +70,12 @@ class TransformationView(BaseModel):
     created_at: datetime
 
 
-class TrainingOptions(BaseModel):
+class TrainingOptions(Body):
     """What is not given is as the recipe says. `inner_dim` "auto" trains h of 256, 512, 1,024 and 2,048 side by side,
     and takes the narrowest that is as good as the widest on rows that none of them learned from. With `chained`, a
     training from images also learns from what a gallery holds that was upgraded: from what the transformation from each
     other version into `from_version` gives for them (the one that an upgrade would take, with a g, and not one that
     draws items to classes where the task is "instance")."""
-
-    model_config = ConfigDict(extra="forbid")
 
     recipe: Literal["paper", "default"] = "default"
     task: Task = "instance"
@@ -99,11 +97,9 @@ class TrainingOptions(BaseModel):
         return self
 
 
-class NewTraining(BaseModel):
+class NewTraining(Body):
     """`dataset` is a path below the folder that the operator set (GALLERY_DATASETS): class folders of images, Parquet
     with columns image and label, or Parquet of paired vectors. It is left out where paired vectors are uploaded."""
-
-    model_config = ConfigDict(extra="forbid")
 
     from_version: Name
     to_version: Name
@@ -112,20 +108,16 @@ class NewTraining(BaseModel):
     options: TrainingOptions = TrainingOptions()
 
 
-class NamedOutput(BaseModel):
+class NamedOutput(Body):
     """Of several outputs, the one that is meant."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1)
 
 
-class NetworkSpec(BaseModel):
+class NetworkSpec(Body):
     """How h or g is run: `inputs` are the names of its inputs, the embedding's first."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    inputs: list[str] = []
+    inputs: list[str] = Field(default=[])
     output: NamedOutput | None = None
 
     @property
@@ -133,19 +125,15 @@ class NetworkSpec(BaseModel):
         return NetworkForm(tuple(self.inputs), None if self.output is None else self.output.name)
 
 
-class TransformationSpec(BaseModel):
+class TransformationSpec(Body):
     """What the part `spec` holds, as JSON."""
-
-    model_config = ConfigDict(extra="forbid")
 
     h: NetworkSpec = NetworkSpec()
     g: NetworkSpec = NetworkSpec()
 
 
-class TransformationChange(BaseModel):
+class TransformationChange(Body):
     """`default` says whether the transformation is taken, of several between its versions, unless one is named."""
-
-    model_config = ConfigDict(extra="forbid")
 
     default: bool
 

@@ -16,7 +16,7 @@ from service.api.bakes import BakeView, NewBake, bake_view
 from service.api.decisions import DecisionView, decision_view
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.event_streams import EventStream, TooManyStreams, stream_news
-from service.api.json_bodies import JsonRoute
+from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.speed import Speed
@@ -51,26 +51,22 @@ router = APIRouter(tags=["upgrades"], route_class=JsonRoute)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class GateRuleView(BaseModel):
+class GateRuleView(Body):
     """`metric` must not be below `limit`; of one slice (`attribute=value`, `cmc_at_1` alone) where there is one."""
-
-    model_config = ConfigDict(extra="forbid")
 
     metric: GateMetric
     limit: Annotated[float, Field(ge=-1_000, le=1, allow_inf_nan=False)]
     slice: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
 
 
-class SmoothingView(BaseModel):
+class SmoothingView(Body):
     """Each row that h makes becomes (1 - `share`) of itself and `share` of the mean of its `neighbors` nearest rows."""
-
-    model_config = ConfigDict(extra="forbid")
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.3
     neighbors: Annotated[int, Field(ge=1, le=200)] = 20
 
 
-class NewUpgrade(BaseModel):
+class NewUpgrade(Body):
     """`transformation` is the id of one to use; else the path of fewest hops is found. `cutover` `auto` goes live by
     itself once its report passes. `speed` is the share of the time that each worker works on it. `gates` replace or add
     to the default ones; with `observe` the upgrade is judged, and no verdict holds it up. `bake` watches it after its
@@ -78,29 +74,23 @@ class NewUpgrade(BaseModel):
     searched for any item of a class, and costs how often an item is found by its own image. With `dry_run` nothing is
     written: the answer says what the upgrade would take."""
 
-    model_config = ConfigDict(extra="forbid")
-
     to_version: Name
     transformation: Annotated[int, Field(ge=1, le=2**53)] | None = None
     cutover: CutoverOption = "manual"
     speed: Speed = 1.0
-    gates: Annotated[list[GateRuleView], Field(max_length=100)] = []
+    gates: Annotated[list[GateRuleView], Field(max_length=100)] = Field(default=[])
     observe: bool = False
     bake: NewBake | None = None
     smoothing: SmoothingView | None = None
     dry_run: bool = False
 
 
-class Override(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Override(Body):
     reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1_000)]
 
 
-class NewCutover(BaseModel):
+class NewCutover(Body):
     """`override` lets an upgrade go live although gates of its newest report failed; its reason is recorded."""
-
-    model_config = ConfigDict(extra="forbid")
 
     override: Override | None = None
 
@@ -112,11 +102,11 @@ class VerdictView(BaseModel):
     verdict: Verdict
 
 
-class UpgradeChangeView(BaseModel):
+class UpgradeChangeView(Body):
     """What is to change; at least one of them. `canary` is the share of image queries that the candidate answers while
     the upgrade is ready. With `bake` null the upgrade is not baked, or not any more."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     speed: Speed | SkipJsonSchema[None] = None
     canary: Share | SkipJsonSchema[None] = None
