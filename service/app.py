@@ -50,6 +50,7 @@ from service.api.limits import BodyLimitMiddleware, RequestIdMiddleware, RoomMid
 from service.api.parameters import refuse_unknown_parameters
 from service.api.prefixes import PrefixMiddleware
 from service.api.problems import install_problem_handlers
+from service.api.process_metrics import metrics_port
 from service.api.refusals import add_refusals
 from service.api.request_logs import name_subject
 from service.api.request_metrics import HandlerMiddleware, RequestMetricsMiddleware
@@ -161,13 +162,23 @@ def make_parts(settings: Settings, open_store: OpenStore = open_store) -> Parts:
     )
 
 
-def create_app(settings: Settings, make_parts: Callable[[Settings], Parts] = make_parts) -> FastAPI:
-    """Return the application; it connects when it starts, not here."""
+def serve_at_once(_: Parts) -> None:
+    """Answer while galleries are still being loaded, as a process does that is alone on its port."""
+
+
+def create_app(
+    settings: Settings,
+    make_parts: Callable[[Settings], Parts] = make_parts,
+    before_serving: Callable[[Parts], None] = serve_at_once,
+) -> FastAPI:
+    """Return the application; it connects when it starts, not here. Nothing is answered before `before_serving`, which
+    runs in a thread, has returned."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parts = app.state.parts = make_parts(settings)
         async with _running(parts):
+            await run_in_threadpool(before_serving, parts)
             yield
 
     app = FastAPI(
@@ -210,7 +221,8 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     parts.shadowing.start()
     parts.drift.start()
     parts.figures.start()
-    yield
+    with metrics_port(parts):
+        yield
     await run_in_threadpool(parts.figures.stop)
     await run_in_threadpool(news.stop)
     await run_in_threadpool(parts.drift.stop)

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     trusted_proxies: str = ""
     keep_alive_seconds: int = Field(default=75, ge=1)
 
+    # How many API processes `api` and `serve` start on one port. What is said below to be of a process, each has.
+    processes: int = Field(default=1, ge=1, le=256)
+
     # By which records of upgrades are signed: the base64 of an Ed25519 key's 32 bytes (`gallery-upgrade record key`).
     signing_key: str | None = Field(default=None, repr=False, pattern=r"^[A-Za-z0-9+/]{43}=$")
 
@@ -198,10 +201,14 @@ class Settings(BaseSettings):
     log_format: LogFormat = "text"
     # Metrics: every so many seconds the rows are read for them (0: never); and how many galleries have labels of their
     # own there, the oldest ones. On which port a worker serves its own: 0 for any, which its log names; unset, on none.
+    # API processes serve theirs at `/metrics`; with a port here on that too, and of several the first one on this port,
+    # and each other one on the next.
     metrics_every_seconds: float = Field(default=5.0, ge=0)
     metrics_galleries: int = Field(default=100, ge=0)
     worker_metrics_port: int | None = Field(default=None, ge=0, le=65535)
     worker_metrics_host: str = "127.0.0.1"
+    api_metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    api_metrics_host: str = "127.0.0.1"
 
     @field_validator("stores")
     @classmethod

@@ -228,6 +228,10 @@ class MetricsOfAll(Forbidden):
     """The key is of another tenant than the default one, or for some galleries alone."""
 
 
+class MetricsOfOne(Conflict):
+    """Several processes share the port, and whichever answers knows its own metrics alone."""
+
+
 class MissingPart(Unprocessable):
     """A part that is needed is not in the form."""
 
@@ -678,6 +682,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:key-of-another-request": KeyOfAnotherRequest,
     "urn:gallery-upgrade:location-not-allowed": LocationNotAllowed,
     "urn:gallery-upgrade:metrics-of-all": MetricsOfAll,
+    "urn:gallery-upgrade:metrics-of-one": MetricsOfOne,
     "urn:gallery-upgrade:missing-part": MissingPart,
     "urn:gallery-upgrade:missing-scope": MissingScope,
     "urn:gallery-upgrade:no-artifact": NoArtifact,

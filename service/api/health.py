@@ -3,15 +3,16 @@
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from service import identity
 from service.api.dependencies import PartsDependency, SessionDependency
+from service.api.process_metrics import registry_of
 from service.api.refusals import refusals
 from service.db import ping
 from service.disk import shortage
-from service.errors import Forbidden, Unavailable
+from service.errors import Conflict, Forbidden, Unavailable
 from service.identity import DEFAULT_TENANT, EVERY_GALLERY
 
 router = APIRouter(tags=["health"])
@@ -22,6 +23,10 @@ _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}
 
 class MetricsOfAll(Forbidden):
     """The key is of another tenant than the default one, or for some galleries alone."""
+
+
+class MetricsOfOne(Conflict):
+    """Several processes share the port, and whichever answers knows its own metrics alone."""
 
 
 class Health(BaseModel):
@@ -52,17 +57,20 @@ def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
     return Health(status="ok") if lack is None else Health(status="no_room", detail=lack)
 
 
-@router.get("/metrics", response_class=Response, responses=_METRICS | refusals(MetricsOfAll))
+@router.get("/metrics", response_class=Response, responses=_METRICS | refusals(MetricsOfAll, MetricsOfOne))
 def metrics(parts: PartsDependency) -> Response:
     """Return metrics in the Prometheus text format: of this process and its requests, and what was last found in rows;
     docs/operations/metrics.md lists them. It asks no other server, and answers while the database is away. They are of
-    all galleries and tenants: 403 for a key of another tenant than the default one, or for some galleries."""
+    all galleries and tenants: 403 for a key of another tenant than the default one, or for some galleries. Where
+    several processes share the port it is 409: each serves its own on a port of its own, GALLERY_API_METRICS_PORT."""
     who = identity.current.get()
     if who.tenant != DEFAULT_TENANT or who.galleries != EVERY_GALLERY:
         raise MetricsOfAll(
             "Metrics are of every tenant and gallery: a key of the default tenant for all galleries reads them."
         )
-    found = CollectorRegistry()
-    found.register(parts.figures)
-    registries = (REGISTRY, parts.image_query_metrics.registry, found)
-    return Response(b"".join(map(generate_latest, registries)), media_type=CONTENT_TYPE_LATEST)
+    if parts.settings.processes > 1:
+        raise MetricsOfOne(
+            f"{parts.settings.processes} processes share this port, and each counts what it did itself: ask each on a"
+            " port of its own, from GALLERY_API_METRICS_PORT on."
+        )
+    return Response(generate_latest(registry_of(parts)), media_type=CONTENT_TYPE_LATEST)

@@ -6,6 +6,8 @@ installed: what the other commands run with is imported when they run."""
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,8 +27,6 @@ main.add_typer(audit, name="audit")
 main.add_typer(record, name="record")
 main.add_typer(keys, name="keys")
 
-# How long requests that run, event streams among them, keep the API from stopping.
-_SHUTDOWN_SECONDS = 10
 _PRIVATE = 0o077  # what is stored is closed to other users
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -35,6 +35,9 @@ Certificate = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="PEM of a certificate chain: listen with TLS.")
 ]
 CertificateKey = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="PEM of its private key.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, max=256, help="How many API processes share the port [default: 1].")
+]
 
 
 @main.command()
@@ -44,20 +47,19 @@ def serve(
     data: Annotated[Path | None, typer.Option(help="Folder for everything that is kept [default: ./data].")] = None,
     ssl_certfile: Certificate = None,
     ssl_keyfile: CertificateKey = None,
+    processes: Processes = None,
 ) -> None:
     """Start PostgreSQL, Valkey, a worker and the API; stop them all on Ctrl-C or SIGTERM.
 
     With GALLERY_DATABASE_URL and GALLERY_BROKER_URL set, those servers are used instead of embedded ones.
     """
-    from service.embedded.supervisor import Address, ServeError, serve_everything
+    from service.embedded.addresses import Address
+    from service.embedded.supervisor import serve_everything
     from service.settings import Settings
 
-    settings = Settings() if data is None else Settings(data=data)
-    try:
+    settings = _with_processes(Settings() if data is None else Settings(data=data), processes)
+    with _sentences():
         serve_everything(settings, Address(host, port, ssl_certfile, ssl_keyfile))
-    except ServeError as error:
-        typer.echo(f"gallery-upgrade: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 @main.command()
@@ -66,40 +68,46 @@ def api(
     port: Port = 8000,
     ssl_certfile: Certificate = None,
     ssl_keyfile: CertificateKey = None,
+    processes: Processes = None,
 ) -> None:
     """Run the HTTP API alone, against GALLERY_DATABASE_URL, GALLERY_BROKER_URL and GALLERY_BLOB_URL."""
-    import uvicorn
-
-    from service import crash_points
-    from service.api.wire import WireLimits, connections_within_descriptors, limited_protocol
-    from service.app import create_app
+    from service.embedded.addresses import Address
+    from service.embedded.api_processes import serve_processes
     from service.logs import configure_logging
-    from service.tracing import start_tracing
 
-    settings = _external_settings()
+    settings = _with_processes(_external_settings(), processes)
+    address = Address(host, port, ssl_certfile, ssl_keyfile)
     os.umask(_PRIVATE)
     configure_logging(settings.log_format)
-    start_tracing("gallery-upgrade-api")
     _migrate(settings)
     settings = _with_keys(settings, host)
-    crash_points.arm(settings.crash_at)
-    limits = WireLimits(
-        connections_within_descriptors(settings.max_connections), settings.header_seconds, settings.body_seconds
-    )
-    uvicorn.run(
-        create_app(settings),
-        http=limited_protocol(limits),
-        ws="none",
-        host=host,
-        port=port,
-        ssl_certfile=ssl_certfile,
-        ssl_keyfile=ssl_keyfile,
-        proxy_headers=False,  # `service.app` reads them
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
-        timeout_keep_alive=settings.keep_alive_seconds,
-    )
+    if settings.processes == 1:
+        from service.cli.api import run_api
+
+        run_api(settings, address)
+    else:
+        with _sentences():
+            serve_processes(settings.processes, address, {**os.environ, **settings.environment()})
+
+
+@main.command("api-process", hidden=True)
+def api_process(
+    number: Annotated[int, typer.Option(min=0)],
+    gate: Annotated[int, typer.Option(min=0)],
+    listener: Annotated[list[int], typer.Option(min=0)],
+    ssl_certfile: Certificate = None,
+    ssl_keyfile: CertificateKey = None,
+) -> None:
+    """Run one of several API processes, as `api --processes` starts it: with a database that is migrated, sockets that
+    are bound, and a gate to wait at."""
+    from service.cli.api import run_one_of_several
+    from service.logs import configure_logging
+    from service.settings import Settings
+
+    settings = Settings()
+    os.umask(_PRIVATE)
+    configure_logging(settings.log_format)
+    run_one_of_several(settings, number, gate, listener, (ssl_certfile, ssl_keyfile))
 
 
 @main.command()
@@ -142,6 +150,31 @@ if find_spec("gallery_upgrade") is not None:
     from service.cli.stores import read_store
 
     mount(main, read_store)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Print why nothing is served, and exit with 1."""
+    from service.embedded.addresses import ServeError
+
+    try:
+        yield
+    except ServeError as error:
+        typer.echo(f"gallery-upgrade: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _with_processes(settings: "Settings", processes: int | None) -> "Settings":
+    """Return settings with what the command line says of processes; end this one where they cannot be several."""
+    settings = settings if processes is None else settings.model_copy(update={"processes": processes})
+    if settings.processes > 1 and settings.index_url is not None and settings.index_url.endswith(".db"):
+        typer.echo(
+            "gallery-upgrade: Milvus Lite opens a file in one process: serve it by `milvus-lite server`, and set"
+            " GALLERY_INDEX_URL to its http:// address, for several API processes.",
+            err=True,
+        )
+        raise typer.Exit(2)
+    return settings
 
 
 def _external_settings() -> "Settings":

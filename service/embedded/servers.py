@@ -56,7 +56,6 @@ _POSTGRES_OPTIONS = {
     "listen_addresses": "",
     "port": str(_PORT),
     "unix_socket_permissions": "0700",
-    "max_connections": "100",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
     "wal_level": "minimal",
@@ -88,8 +87,10 @@ def _valkey_binary() -> str:
 class EmbeddedServers:
     """Both servers of one data folder; also a context manager. Start it in the main thread (see `spawn`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, connections: int = 100) -> None:
+        """`connections` is how many PostgreSQL takes at once."""
         self._folder = folder.resolve()
+        self._connections = connections
         self._cluster = self._folder / "postgres"
         self._sockets = _socket_folder(self._folder)
         self._environment = servers_environment()
@@ -244,7 +245,11 @@ class EmbeddedServers:
         self._spawn("valkey", [_valkey_binary(), *arguments], death_signal=signal.SIGTERM)
 
     def _start_postgres(self) -> None:
-        options = {**_POSTGRES_OPTIONS, "unix_socket_directories": str(self._sockets)}
+        options = {
+            **_POSTGRES_OPTIONS,
+            "unix_socket_directories": str(self._sockets),
+            "max_connections": str(self._connections),
+        }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         command = [postgres_binary("postgres"), "-D", str(self._cluster), *arguments]
         self._spawn("postgres", command, death_signal=signal.SIGINT)  # the fast shutdown

@@ -6,82 +6,27 @@ fails, as it does on a full disk. One that cannot start at first ends `serve`.
 """
 
 import os
-import signal
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 
 from service import logs
-from service.embedded.processes import spawn, stop
+from service.embedded.addresses import Address, ServeError
+from service.embedded.children import Child, Stopped, ignore_stop_signals, stop_all, stop_on_signals
+from service.embedded.processes import spawn
 from service.embedded.servers import EmbeddedServerError, EmbeddedServers, ServerDied
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    import subprocess
 
 events = logs.Events(__name__)
 
 _START_SECONDS = 120
 _STOP_SECONDS = 30
-_RESTART_PAUSE_SECONDS = 1.0
 _RETRY_SECONDS = 5.0
-
-
-class ServeError(Exception):
-    """`serve` cannot start or go on, with a sentence for the operator."""
-
-
-class _Stop(Exception):
-    """SIGINT or SIGTERM arrived."""
-
-
-class _Child:
-    """A process that is started again when it dies."""
-
-    def __init__(self, name: str, start: Callable[[], "subprocess.Popen[bytes]"]) -> None:
-        self.name = name
-        self._start = start
-        self.process = start()
-
-    def restart_if_dead(self) -> None:
-        code = self.process.poll()
-        if code is not None:
-            events.warning("serve.child_died", child=self.name, code=code)
-            time.sleep(_RESTART_PAUSE_SECONDS)
-            self.process = self._start()
-
-    def stop(self) -> None:
-        stop(self.process, signal.SIGTERM, _STOP_SECONDS)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the API listens, and the files of its certificate, if it speaks TLS."""
-
-    host: str
-    port: int
-    certificate: Path | None = None
-    certificate_key: Path | None = None
-
-    @property
-    def options(self) -> list[str]:
-        """The options of `gallery-upgrade api`."""
-        files = {"--ssl-certfile": self.certificate, "--ssl-keyfile": self.certificate_key}
-        given = [part for name, path in files.items() if path is not None for part in (name, str(path))]
-        return ["--host", self.host, "--port", str(self.port), *given]
-
-    def url(self, host: str | None = None) -> str:
-        """Return the address of the server, as reached by another name; an IPv6 address stands in brackets."""
-        name = host or self.host
-        scheme = "http" if self.certificate is None else "https"
-        return f"{scheme}://[{name}]:{self.port}" if ":" in name else f"{scheme}://{name}:{self.port}"
+_CONNECTIONS_OF_API = 41  # its pool, and the one on which it hears of changes
+_OTHER_CONNECTIONS = 20
 
 
 def serve_everything(settings: Settings, address: Address) -> None:
@@ -91,16 +36,16 @@ def serve_everything(settings: Settings, address: Address) -> None:
     """
     logs.configure_logging(settings.log_format)
     _refuse_milvus_lite(settings.index_url)
-    _refuse_taken_port(address.host, address.port)
+    _refuse_taken_port(address)
     _make_data_folder(settings.data)
 
     servers: EmbeddedServers | None = None
-    children: list[_Child] = []
-    _on_stop_signals(_raise_stop)
+    children: list[Child] = []
+    stop_on_signals()
 
     try:
         if settings.database_url is None or settings.broker_url is None:
-            servers = EmbeddedServers(settings.data / "servers")
+            servers = EmbeddedServers(settings.data / "servers", _connections(settings))
             servers.start()
             settings = settings.model_copy(
                 update={
@@ -113,28 +58,33 @@ def serve_everything(settings: Settings, address: Address) -> None:
         print(f"gallery-upgrade is ready at {address.url()} (data in {settings.data.resolve()})", flush=True)
 
         _watch(children, servers)
-    except _Stop:
+    except Stopped:
         events.info("serve.stopping")
     except RuntimeError as error:  # what the embedded servers raise is written for the operator
         raise ServeError(str(error)) from error
     finally:
-        _on_stop_signals(signal.SIG_IGN)
+        ignore_stop_signals()
         for child in children:
-            child.stop()
+            stop_all([child], _STOP_SECONDS)
         if servers is not None:
             servers.stop()
 
 
-def _start_children(children: list[_Child], settings: Settings, address: Address) -> None:
+def _connections(settings: Settings) -> int:
+    """Return how many connections to PostgreSQL all processes may have, with some for commands."""
+    return max(100, settings.processes * _CONNECTIONS_OF_API + settings.batches_at_once + _OTHER_CONNECTIONS)
+
+
+def _start_children(children: list[Child], settings: Settings, address: Address) -> None:
     """Start the API, wait for it, and start the worker; each is in `children` from its start on, to be stopped."""
     environment = {**os.environ, **settings.environment()}
     api_command = [sys.executable, "-m", "service.cli", "api", *address.options]
-    api = _Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
+    api = Child("api", lambda: spawn(api_command, log_path=None, environment=environment))
     children.append(api)
     _wait_until_ready(api, address.url(_loopback(address.host)))
 
     log_path = settings.data / "worker.log"
-    children.append(_Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
+    children.append(Child("worker", lambda: spawn(worker_command(), log_path=log_path, environment=environment)))
 
 
 def worker_command() -> list[str]:
@@ -143,16 +93,7 @@ def worker_command() -> list[str]:
     return [sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options]
 
 
-def _on_stop_signals(act: "Callable[[int, object], None] | signal.Handlers") -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, act)
-
-
-def _raise_stop(_number: int, _frame: object) -> None:
-    raise _Stop
-
-
-def _watch(children: list[_Child], servers: EmbeddedServers | None) -> None:
+def _watch(children: list[Child], servers: EmbeddedServers | None) -> None:
     while True:
         time.sleep(0.5)
         for child in children:
@@ -178,7 +119,7 @@ def _restart_if_dead(servers: EmbeddedServers) -> None:
                 return
 
 
-def _wait_until_ready(api: _Child, url: str) -> None:
+def _wait_until_ready(api: Child, url: str) -> None:
     ends = time.monotonic() + _START_SECONDS
     while time.monotonic() < ends:
         if api.process.poll() is not None:
@@ -219,16 +160,9 @@ def _make_data_folder(folder: Path) -> None:
         ) from error
 
 
-def _refuse_taken_port(host: str, port: int) -> None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServeError(
-                f"Cannot listen on {host}, port {port}: {error.strerror}. Choose another --port."
-            ) from error
+def _refuse_taken_port(address: Address) -> None:
+    for listener in address.bind():
+        listener.close()
 
 
 def _loopback(host: str) -> str:

@@ -114,6 +114,7 @@ class Replicas:
         self._opening_seconds = opening_seconds
         self._galleries: dict[int, _GalleryReplica] = {}
         self._lock = threading.Lock()
+        self._tried = threading.Event()
         self._loaded = threading.Event()
         self._last_failures: dict[str, str] = {}
         self._changed: set[int] = set()
@@ -130,6 +131,12 @@ class Replicas:
     def is_loaded(self) -> bool:
         """Whether every gallery that there was at the start was loaded once."""
         return self._loaded.is_set()
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether it was tried once to load every gallery that there was at the start: one that cannot be loaded keeps
+        this process from being loaded, and no other gallery from being served."""
+        return self._tried.is_set()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -261,6 +268,7 @@ class Replicas:
                 del self._galleries[gallery_id]
         if self._follow_each(states) and not any(map(self._is_missing, states)):
             self._loaded.set()
+        self._tried.set()
 
     def _follow_changed(self) -> None:
         self._stopping.wait(_CHANGES_TOGETHER_SECONDS)  # of many writes in a row, one look sees several

@@ -778,7 +778,8 @@ def livez() -> Call[models.Health]:
 def metrics() -> Call[str]:
     """Return metrics in the Prometheus text format: of this process and its requests, and what was last found in rows;
     docs/operations/metrics.md lists them. It asks no other server, and answers while the database is away. They are
-    of all galleries and tenants: 403 for a key of another tenant than the default one, or for some galleries.
+    of all galleries and tenants: 403 for a key of another tenant than the default one, or for some galleries. Where
+    several processes share the port it is 409: each serves its own on a port of its own, GALLERY_API_METRICS_PORT.
     """
     return Call(method="GET", path="/metrics", answers={200: None}, text=True)
 

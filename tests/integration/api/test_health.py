@@ -5,6 +5,7 @@ import threading
 import pytest
 from fastapi.testclient import TestClient
 
+from service.api.dependencies import Parts
 from service.app import create_app
 from service.settings import Settings
 from tests.fakes import Call
@@ -68,3 +69,26 @@ def test_a_process_is_ready_when_every_gallery_is_loaded(client: TestClient, set
         wait_for(lambda: second.get("/readyz").status_code == 200)
 
     assert before == 503
+
+
+def test_a_gallery_that_cannot_be_loaded_was_tried_and_keeps_no_other_from_being_served(
+    gallery: TestClient, settings: Settings
+) -> None:
+    create_gallery(gallery, "other")
+    parts, source = watched_parts(settings)
+    opened: list[Call] = []
+
+    def fail_to_open_the_first(call: Call) -> None:
+        if call == "open":
+            opened.append(call)
+            if len(opened) % 2:
+                raise OSError("its file is away")
+
+    def wait_until_tried(parts: Parts) -> None:
+        wait_for(lambda: parts.replicas.has_tried)
+
+    source.before = fail_to_open_the_first
+    with TestClient(create_app(settings, lambda _: parts, wait_until_tried)):
+        tried = len(opened)
+
+    assert tried >= 2

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from service.api.transformations import TrainingOptions
 from service.cli.commands import main
-from service.embedded.supervisor import Address
+from service.embedded.addresses import Address
 from tests.scripted_service import ScriptedService
 from tests.served import free_port
 
@@ -133,6 +133,20 @@ def test_serve_refuses_milvus_lite_before_it_starts_anything(monkeypatch: pytest
     assert refused.returncode == 1
     assert "run `milvus-lite server --data-dir vectors.db` and set GALLERY_INDEX_URL" in refused.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_several_processes_refuse_a_file_that_one_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "DATABASE_URL": "postgresql://nowhere/x",
+        "BROKER_URL": "memory://",
+        "INDEX_URL": "v.db",
+    }.items():
+        monkeypatch.setenv(f"GALLERY_{name}", value)
+
+    refused = run_apart("api", "--processes", "2")
+
+    assert refused.returncode == 2
+    assert "Milvus Lite opens a file in one process" in refused.stderr
 
 
 @pytest.mark.parametrize(
