@@ -60,6 +60,7 @@ bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, s
 	$(BIN)/python -m benchmarks.evaluating
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.serving --width 96 --clients 64
+	$(BIN)/python -m benchmarks.several_processes
 	$(BIN)/python -m benchmarks.news
 	$(BIN)/python -m benchmarks.querying --items 100000 --items 1000000
 	$(BIN)/python -m benchmarks.shadowing

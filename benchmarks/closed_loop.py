@@ -22,6 +22,7 @@ class Load:
     clients: int
     warm_seconds: float
     seconds: float
+    content_type: str = "image/png"
 
 
 @dataclass
@@ -33,15 +34,15 @@ class Answered:
 
 
 @contextmanager
-def load_process(images: Sequence[bytes]) -> Iterator[ProcessPoolExecutor]:
+def load_process(bodies: Sequence[bytes]) -> Iterator[ProcessPoolExecutor]:
     """A process to submit `ask(load)` to."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_keep, initargs=(images,)) as process:
+    with ProcessPoolExecutor(1, context, initializer=_keep, initargs=(bodies,)) as process:
         yield process
 
 
 def ask(load: Load) -> Answered:
-    """POST images, each client's in turn, until the time is over."""
+    """POST bodies, each client's in turn, until the time is over."""
     answered = Answered()
     begins = time.perf_counter() + load.warm_seconds
     clients = [
@@ -54,19 +55,19 @@ def ask(load: Load) -> Answered:
     return answered
 
 
-_images: Sequence[bytes] = ()
+_bodies: Sequence[bytes] = ()
 
 
-def _keep(images: Sequence[bytes]) -> None:
-    global _images
-    _images = images
+def _keep(bodies: Sequence[bytes]) -> None:
+    global _bodies
+    _bodies = bodies
 
 
 def _client(load: Load, number: int, begins: float, answered: Answered) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", load.port, timeout=120)
     came = time.perf_counter()
     while came < begins + load.seconds:
-        connection.request("POST", load.path, _images[number % len(_images)], {"Content-Type": "image/png"})
+        connection.request("POST", load.path, _bodies[number % len(_bodies)], {"Content-Type": load.content_type})
         answer = connection.getresponse()
         answer.read()
         left = time.perf_counter()
