@@ -122,7 +122,7 @@ def test_a_training_has_the_options_that_rest_takes(service: ScriptedService) ->
 
     assert asked.exit_code == 0, asked.output
     assert json.loads(service.asked[0][2])["options"] == options
-    assert TrainingOptions(**options).model_dump(exclude_unset=True) == options
+    assert TrainingOptions.model_validate(options).model_dump(exclude_unset=True) == options
 
 
 def test_serve_refuses_milvus_lite_before_it_starts_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
