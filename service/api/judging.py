@@ -92,7 +92,7 @@ class NewVote(Body):
     """On the two answers to the item `id`, as they stand on the console's blind comparison: which side is better."""
 
     id: Annotated[str, Field(min_length=1)]
-    better: Side
+    better: Annotated[Side, Field(strict=False)]
 
 
 class TallyView(BaseModel):

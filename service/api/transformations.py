@@ -174,6 +174,8 @@ async def _training(request: Request) -> AsyncIterator[tuple[NewTraining, Binary
         values: dict[str, Any] = dict(texts_of(form, but=frozenset({"pairs"})))
         if "options" in values:
             values["options"] = parse_json(values["options"], "The part 'options'")
+        if "with_g" in values:
+            values["with_g"] = flag_part(form, "with_g")
         yield _checked(values), optional_open_part(form, "pairs")
 
 

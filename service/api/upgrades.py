@@ -54,7 +54,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class GateRuleView(Body):
     """`metric` must not be below `limit`; of one slice (`attribute=value`, `cmc_at_1` alone) where there is one."""
 
-    metric: GateMetric
+    metric: Annotated[GateMetric, Field(strict=False)]
     limit: Annotated[float, Field(ge=-1_000, le=1, allow_inf_nan=False)]
     slice: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
 

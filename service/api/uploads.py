@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
 from service.api.dependencies import Name
+from service.api.json_bodies import parse_json
 from service.api.spooled_form import Form, SpooledForm, TooMuchText
 from service.errors import GalleryError, TooLarge, Unprocessable
 from service.networks.trials import pack
@@ -98,9 +99,13 @@ def flag_part(form: Form, name: str) -> bool:
 
 
 def spec_part(form: Form, shape: type[Spec]) -> Spec:
-    """Return the JSON of the text part `spec`, or raise `MissingPart` or `InvalidSpec` (422), saying where."""
+    """Return the JSON of the text part `spec`. Raises `MissingPart` and `InvalidSpec` (422), which says where, `NotJson`
+    (422) for a key that stands twice, and `TooManyValues` (413)."""
+    text = text_part(form, "spec")
     try:
-        return shape.model_validate_json(text_part(form, "spec"))
+        found = shape.model_validate_json(text)
+        parse_json(text, "The spec")  # pydantic takes the last of equal keys
+        return found
     except ValidationError as error:
         errors: list[dict[str, object]] = [
             {"location": list(e["loc"]), "detail": e["msg"]} for e in error.errors(include_context=False)
