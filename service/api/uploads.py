@@ -99,8 +99,8 @@ def flag_part(form: Form, name: str) -> bool:
 
 
 def spec_part(form: Form, shape: type[Spec]) -> Spec:
-    """Return the JSON of the text part `spec`. Raises `MissingPart` and `InvalidSpec` (422), which says where, `NotJson`
-    (422) for a key that stands twice, and `TooManyValues` (413)."""
+    """Return the JSON of the text part `spec`. Raises `MissingPart`, `InvalidSpec`, which says where, and `NotJson` for
+    a key that stands twice, all 422, and `TooManyValues` (413)."""
     text = text_part(form, "spec")
     try:
         found = shape.model_validate_json(text)
