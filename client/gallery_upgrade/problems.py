@@ -385,7 +385,7 @@ class OtherSource(Conflict):
 
 
 class OtherSpace(Conflict):
-    """The vectors were said to be of another model version than the active one."""
+    """What the store holds cannot be what the model version gives."""
 
 
 class OtherUpgradeFirst(Conflict):

@@ -18,11 +18,13 @@ from service.api.browsers import content_policy
 from service.api.decisions import decision_on
 from service.api.prefixes import address
 from service.api.report_chart import Chart, chart_of
+from service.domain.external.progress import ExternalDetails
+from service.domain.external.reports import content_of
 from service.domain.judging.examples import Example, ExampleKind, Examples
 from service.domain.judging.gates import GateMetric, Outcome
 from service.domain.upgrade.progress import UpgradeDetails
 from service.domain.verdict import Verdict
-from service.tables import Report
+from service.tables import ExternalReport, Report
 
 EXAMPLES_SHOWN = 3
 # Nothing of a page may run, be loaded or be sent, whatever a value on it says.
@@ -119,6 +121,21 @@ def render_report(
         thumbnails={key: _data_uri(jpeg) for key, jpeg in thumbnails.items()},
         about=[(_ABOUT.get(name, name), value) for name, value in content["about"].items() if name != "revision"],
         unseen=what_was_not_seen(content["measurements"], report.evidence),
+    )
+
+
+def render_external_report(details: ExternalDetails, report: ExternalReport) -> str:
+    """Return what stands on the page of an upgrade of another store of its report."""
+    content = content_of(report)
+    gates = [_gate_row(gate) for gate in content["gates"]]
+    return _EXTERNAL.render(
+        report=report,
+        from_version=details.from_version,
+        to_version=details.to_version,
+        verdict_sentence=_VERDICTS[report.verdict],
+        content=content,
+        gates=gates,
+        chart=_chart(content["gates"], gates),
     )
 
 
@@ -285,6 +302,8 @@ def _make_environment() -> Environment:
     return environment
 
 
-_TEMPLATE = _make_environment().get_template("report.html")
+_ENVIRONMENT = _make_environment()
+_TEMPLATE = _ENVIRONMENT.get_template("report.html")
+_EXTERNAL = _ENVIRONMENT.get_template("external_report.html")
 # Of the template, not of what is rendered: nothing that a report shows can add to it.
 SECURITY_POLICY = content_policy((_FOLDER / "report_alone.html").read_text())

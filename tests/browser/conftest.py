@@ -1,18 +1,23 @@
 """One real service and one real browser for the whole run; every test has a fresh page, and none may leave an error in
 its console."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.external_upgrades import drawn
 from tests.scenario import create_gallery, post_images, register_transformation, register_version
 from tests.served import Served
 
 CHROMIUM = shutil.which("chromium")
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+STORES = ("shop", "spare")
 Open = Callable[..., Page]
 _MOST_MS = (
     60_000  # that anything is waited for: it comes in a fraction of that, but not on a machine that does much else
@@ -21,10 +26,21 @@ _MOST_MS = (
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    service = Served(tmp_path_factory.mktemp("browser") / "data")
+    folder = tmp_path_factory.mktemp("browser")
+    stores = {name: f"file://{_store_of_v1(folder / name)}?side_information=side_information" for name in STORES}
+    service = Served(folder / "data", stores=json.dumps(stores))
     service.start()
     yield service
     assert service.stop() == 0
+
+
+def _store_of_v1(path: Path) -> Path:
+    """Make a Parquet file of 30 rows whose vectors could be v1's; return where it is."""
+    embedding, side_information = drawn(30)
+    ids = [f"row-{number:02}" for number in range(30)]
+    table = pa.table({"id": ids, "embedding": list(embedding), "side_information": list(side_information)})
+    pq.write_table(table, path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,9 @@ PAGES = (
     "/console/upgrades/{upgrade}/compare?blind=1",
     "/console/upgrades/{upgrade}/report",
     "/console/upgrades/{upgrade}/backfill",
+    "/console/external-upgrades",
+    "/console/external-upgrades/{external}",
+    "/console/stores/spare?from_version=v1&to_version=v2",
     "/console/audit",
     "/console/jobs",
     "/console/versions",
@@ -58,15 +61,26 @@ def upgrade(filled: Served) -> Iterator[int]:
     assert filled.client.post(f"/v1/upgrades/{upgrade_id}/cancel").status_code == 200
 
 
+@pytest.fixture(scope="module")
+def paths(filled: Served, upgrade: int) -> Iterator[list[str]]:
+    """The pages' addresses, of that upgrade, and of one of another store that is ready and judged."""
+    wanted = {"store": "shop", "from_version": "v1", "to_version": "v2"}
+    external: int = filled.client.post("/v1/external-upgrades", json=wanted).raise_for_status().json()["id"]
+    place = f"/v1/external-upgrades/{external}"
+    wait_for(lambda: filled.client.get(place).json()["state"] == "ready", seconds=60)
+    yield [path.format(upgrade=upgrade, external=external) for path in PAGES]
+    assert filled.client.post(f"{place}/cancel").status_code == 200
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_no_page_breaks_a_rule_of_accessibility_or_is_wider_than_its_screen(
-    opened: Open, upgrade: int, served: Served, errors: list[str], size: str, scheme: str
+    opened: Open, paths: list[str], served: Served, errors: list[str], size: str, scheme: str
 ) -> None:
     page, broken = opened("/", size, color_scheme=scheme), dict[str, list[str]]()
 
-    for path in PAGES:
-        page.goto(f"http://127.0.0.1:{served.port}{path.format(upgrade=upgrade)}")
+    for path in paths:
+        page.goto(f"http://127.0.0.1:{served.port}{path}")
         found = Axe().run(page)
         assert found.response["passes"], path
         if found.violations_count:
@@ -97,24 +111,24 @@ def test_what_users_write_stays_text(opened: Open, upgrade: int, served: Served)
         assert page.locator("main script, main img[src=x]").count() == 0
 
 
-def test_pages_ask_no_other_host(opened: Open, upgrade: int, served: Served) -> None:
+def test_pages_ask_no_other_host(opened: Open, paths: list[str], served: Served) -> None:
     page, asked = opened("/"), set[str]()
 
     def note(request: Request) -> None:
         asked.add(request.url.split("/")[2] if request.url.startswith("http") else request.url.split(":")[0])
 
     page.on("request", note)
-    for path in PAGES[:-1]:
-        page.goto(f"http://127.0.0.1:{served.port}{path.format(upgrade=upgrade)}")
+    for path in paths[:-1]:
+        page.goto(f"http://127.0.0.1:{served.port}{path}")
 
     assert asked <= {f"127.0.0.1:{served.port}", "data", "blob"}
 
 
-def test_pages_read_without_javascript(opened: Open, upgrade: int, served: Served) -> None:
+def test_pages_read_without_javascript(opened: Open, paths: list[str], served: Served) -> None:
     page = opened("/", java_script_enabled=False)
 
-    for path in PAGES[:-1]:
-        page.goto(f"http://127.0.0.1:{served.port}{path.format(upgrade=upgrade)}")
+    for path in paths[:-1]:
+        page.goto(f"http://127.0.0.1:{served.port}{path}")
         assert page.locator("h1").count() == 1, path
         assert page.locator("main").inner_text().strip(), path
     page.goto(f"http://127.0.0.1:{served.port}/console/galleries/shown")

@@ -10,7 +10,7 @@ from service.api.dependencies import IdPath, SessionDependency
 from service.domain import jobs
 from service.domain.gallery.galleries import gallery_names
 from service.domain.job_state import UNFINISHED
-from service.domain.upgrade.upgrades import count_batches, count_upgrades
+from service.domain.upgrade.upgrades import count_open_batches
 from service.domain.upgrade.work_ahead import work_ahead
 from service.tables import Json
 
@@ -31,8 +31,7 @@ def show_jobs(
         has_more=len(found) > _JOBS_SHOWN,
         galleries=gallery_names(session),
         ahead=work_ahead(session),
-        batches=count_batches(session),
-        upgrades=count_upgrades(session),
+        batches=count_open_batches(session),
     )
 
 

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from service.api.console import assets, audit, galleries, jobs, keys, styleguide, upgrades, versions
+from service.api.console import assets, audit, external, galleries, jobs, keys, styleguide, upgrades, versions
 
-PAGES = (assets, audit, galleries, jobs, keys, styleguide, upgrades, versions)
+PAGES = (assets, audit, external, galleries, jobs, keys, styleguide, upgrades, versions)
 
 router = APIRouter(include_in_schema=False)
 for module in PAGES:

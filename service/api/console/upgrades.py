@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.console.charts import curve_chart
 from service.api.console.comparisons import Comparison, compare, compare_example
 from service.api.console.rendering import PageRoute, render
+from service.api.console.squares import work_of
 from service.api.dependencies import IdPath, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.report_page import EXAMPLES_SHOWN, render_report
 from service.domain import registry
@@ -30,7 +31,7 @@ from service.domain.upgrade.planning import WantedUpgrade
 from service.domain.upgrade.progress import UpgradeDetails, describe_upgrades
 from service.domain.upgrade_state import OPEN, State
 from service.errors import Conflict, GalleryError, NotFound
-from service.tables import BackfillSource
+from service.tables import BackfillSource, UpgradeBatch
 
 router = APIRouter(route_class=PageRoute)
 
@@ -116,13 +117,14 @@ def show_dry_run(
 def show_upgrade(request: Request, upgrade_id: IdPath, session: SessionDependency) -> Response:
     """Show an upgrade as it is now, and what each action would do."""
     details = _details(session, upgrade_id)
-    batches = upgrades.list_batches(session, upgrade_id, _BATCHES_SHOWN)
+    batches = sorted(upgrades.list_batches(session, upgrade_id, _BATCHES_SHOWN), key=lambda batch: batch.id)
     return render(
         request,
         "pages/upgrade.html",
         details=details,
         consequences=consequences_of(session, details),
-        batches=sorted(batches, key=lambda batch: batch.id),
+        batches=batches,
+        work=work_of(batches, _batch_words),
         events=upgrades.events_of(session, upgrade_id),
         is_open=details.upgrade.state in OPEN,
         is_running=details.upgrade.state in OPEN | {State.LIVE},
@@ -206,6 +208,10 @@ def show_comparison(
         tally=tally,
         is_open=details.upgrade.state in OPEN,
     )
+
+
+def _batch_words(batch: UpgradeBatch) -> str:
+    return f"{batch.phase.replace('_', ' ')}, items {batch.first_item_id} to {batch.last_item_id}"
 
 
 def _details(session: Session, upgrade_id: int) -> UpgradeDetails:

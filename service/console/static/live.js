@@ -1,7 +1,7 @@
 // What is new: the page is fetched again, and the parts of it that are marked `data-live` take their new form.
 const PAUSE_MS = 700;
 const seen = new Map(); // what the service last said of each part, by its id
-let timer, source, last = 0, busy = false;
+let timer, clock, source, last = 0, busy = false;
 
 export async function refresh() {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
@@ -13,7 +13,9 @@ export async function refresh() {
     seen.set(part.id, next.innerHTML);
     replace(part, next);
   }
-  if (source && !page.getElementById("main").dataset.events) source.close();
+  const { events, every } = page.getElementById("main").dataset;
+  if (source && !events) source.close();
+  lookEvery(every);
 }
 
 function isTypedIn(part) {
@@ -52,6 +54,11 @@ function say(text) {
   document.getElementById("connection").textContent = `${text}, ${time}`;
 }
 
+function lookEvery(seconds) {
+  clearInterval(clock);
+  if (seconds) clock = setInterval(() => { if (!document.hidden) refreshSoon(); }, 1000 * Number(seconds));
+}
+
 export function followNews() {
   for (const part of document.querySelectorAll("[data-live]")) seen.set(part.id, part.innerHTML);
   const { events, every } = document.getElementById("main").dataset;
@@ -63,5 +70,5 @@ export function followNews() {
       refreshSoon();
     });
   }
-  if (every) setInterval(() => { if (!document.hidden) refreshSoon(); }, 1000 * Number(every));
+  lookEvery(every);
 }

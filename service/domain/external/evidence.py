@@ -66,14 +66,15 @@ def draw_references(session: Session, upgrade: ExternalUpgrade, wanted: int, see
     of_upgrade = ExternalReference.upgrade_id == upgrade.id
     query = select(ExternalReference.key).where(of_upgrade, ExternalReference.embedding_to.is_(None))
     keys = sorted(session.scalars(query), key=lambda key: hashlib.sha256(f"{seed}\0{key}".encode()).digest())
-    drawn = session.scalar(select(func.count()).where(of_upgrade)) or 0
-    return DrawnReferences(keys[:wanted], count_references(session, upgrade), drawn)
+    given, drawn = count_references(session, upgrade)
+    return DrawnReferences(keys[:wanted], given, drawn)
 
 
-def count_references(session: Session, upgrade: ExternalUpgrade) -> int:
-    """Return of how many rows φ_new's vector is known."""
-    of_upgrade = ExternalReference.upgrade_id == upgrade.id
-    return session.scalar(select(func.count()).where(of_upgrade, ExternalReference.embedding_to.is_not(None))) or 0
+def count_references(session: Session, upgrade: ExternalUpgrade) -> tuple[int, int]:
+    """Return of how many rows φ_new's vector is known, and how many were drawn."""
+    counts = select(func.count(ExternalReference.embedding_to), func.count())
+    given, drawn = session.execute(counts.where(ExternalReference.upgrade_id == upgrade.id)).one()
+    return given, drawn
 
 
 def give_references(

@@ -1,13 +1,14 @@
 """Passes over the ranges of another store: beginning one, what one found, and when the new side has caught up."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import delete, func, insert, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.connectors.store import ExternalStore
-from service.domain.batch_state import UNFINISHED
+from service.domain.batch_state import UNFINISHED, BatchState
 from service.domain.external.ranges import NAMED_KEYS
 from service.domain.external.rows import Target, refusal_of
 from service.domain.external.upgrades import change_state, fail_external_upgrade, lock_state
@@ -22,6 +23,22 @@ _OVERWRITTEN = (
     "{ranges} ranges of the new side were other than they were left, in {tries} passes one after the other: something"
     " else writes there. Retry the upgrade when it does not any more, or cancel."
 )
+
+
+@dataclass(frozen=True)
+class RangeCounts:
+    """How many ranges of a pass are in which state, have rows that were refused, had been written meanwhile, and had to
+    be repaired; `rows_done` are those of the ranges that are done."""
+
+    states: dict[BatchState, int]
+    refused: int
+    changed: int
+    repaired: int
+    rows_done: int
+
+    @property
+    def left(self) -> int:
+        return sum(count for state, count in self.states.items() if state in UNFINISHED)
 
 
 def begin_pass(session: Session, upgrade_id: int, action: ExternalAction | None = None) -> ExternalUpgrade:
@@ -42,6 +59,23 @@ def begin_pass(session: Session, upgrade_id: int, action: ExternalAction | None 
     older = ExternalBatch.pass_number < upgrade.pass_number
     session.execute(delete(ExternalBatch).where(ExternalBatch.upgrade_id == upgrade_id, older))
     return upgrade
+
+
+def list_ranges(session: Session, upgrade: ExternalUpgrade, limit: int) -> list[ExternalBatch]:
+    """Return up to `limit` ranges of the newest pass, those that are not done first, else in their order."""
+    query = select(ExternalBatch).where(_of_pass(upgrade))
+    order = (ExternalBatch.state == BatchState.DONE, ExternalBatch.number)
+    return list(session.scalars(query.order_by(*order).limit(limit)))
+
+
+def count_ranges(session: Session, upgrade: ExternalUpgrade) -> RangeCounts:
+    """Return what is known of the newest pass."""
+    counted = [func.count().filter(ExternalBatch.state == state) for state in BatchState]
+    more = [func.count().filter(found) for found in (ExternalBatch.refused.is_not(None), ExternalBatch.changed)]
+    rows = func.coalesce(func.sum(ExternalBatch.rows).filter(ExternalBatch.state == BatchState.DONE), 0)
+    query = select(*counted, *more, func.count().filter(ExternalBatch.repaired), rows).where(_of_pass(upgrade))
+    *states, refused, changed, repaired, rows_done = session.execute(query).one()
+    return RangeCounts(dict(zip(BatchState, states, strict=True)), refused, changed, repaired, int(rows_done))
 
 
 def is_pass_done(session: Session, upgrade: ExternalUpgrade) -> bool:

@@ -110,6 +110,11 @@ def outline(session: Session, stores: NamedStores, settings: Settings, wanted: W
     return _outline(session, stores, settings, wanted)
 
 
+def switch_sentence(*, notices_writes: bool) -> str:
+    """Return what a cutover does to a store."""
+    return _NOTICED if notices_writes else _UNNOTICED
+
+
 def plan_external_upgrade(
     session: Session, stores: NamedStores, settings: Settings, wanted: WantedExternal
 ) -> ExternalUpgrade:
@@ -201,7 +206,7 @@ def _outline(session: Session, stores: NamedStores, settings: Settings, wanted: 
         description,
         len(ranges),
         description.rows * numbers * _NUMBER_BYTES[stored_dtype(description)],
-        _NOTICED if description.notices_writes else _UNNOTICED,
+        switch_sentence(notices_writes=description.notices_writes),
         cannot_judge,
     )
 

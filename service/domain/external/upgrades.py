@@ -55,6 +55,12 @@ def list_external_upgrades(session: Session, after_id: int, limit: int) -> list[
     return list(session.scalars(query.order_by(ExternalUpgrade.id).limit(limit)))
 
 
+def latest_external_upgrades(session: Session, before_id: int | None, limit: int) -> list[ExternalUpgrade]:
+    """Return up to `limit` upgrades of the tenant, with ids below `before_id` if there is one, newest first."""
+    query = select(ExternalUpgrade).where(own(ExternalUpgrade.tenant)).order_by(ExternalUpgrade.id.desc()).limit(limit)
+    return list(session.scalars(query if before_id is None else query.where(ExternalUpgrade.id < before_id)))
+
+
 def events_of(session: Session, upgrade_id: int) -> list[ExternalEvent]:
     """Return the changes of an upgrade's state, in order."""
     query = select(ExternalEvent).where(ExternalEvent.upgrade_id == upgrade_id).order_by(ExternalEvent.id)

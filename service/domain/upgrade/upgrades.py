@@ -311,3 +311,10 @@ def count_batches(session: Session) -> dict[str, int]:
     """Return how many batches are in each state that one is in."""
     rows = session.execute(select(UpgradeBatch.state, func.count()).group_by(UpgradeBatch.state))
     return {state.value: count for state, count in rows}
+
+
+def count_open_batches(session: Session) -> dict[str, int]:
+    """Return how many batches of open upgrades are in each state that one is in: not of all that ever were."""
+    open_upgrades = select(Upgrade.id).where(Upgrade.state.in_(OPEN))
+    of_open = select(UpgradeBatch.state, func.count()).where(UpgradeBatch.upgrade_id.in_(open_upgrades))
+    return {state.value: count for state, count in session.execute(of_open.group_by(UpgradeBatch.state))}

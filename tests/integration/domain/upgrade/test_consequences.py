@@ -4,7 +4,8 @@ those of the rows."""
 from fastapi.testclient import TestClient
 
 from service.db import Database
-from service.domain.upgrade.consequences import Consequence, consequences_of
+from service.domain.consequences import Consequence
+from service.domain.upgrade.consequences import consequences_of
 from service.domain.upgrade.progress import describe_upgrades
 from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import Action
@@ -21,13 +22,13 @@ from tests.working import cut_over, run_until
 from workers.app import WorkerParts
 
 
-def _consequences(database: Database, upgrade_id: int) -> dict[Action, Consequence]:
+def _consequences(database: Database, upgrade_id: int) -> dict[Action, Consequence[Action]]:
     with database.session_scope() as session:
         (details,) = describe_upgrades(session, [get_upgrade(session, upgrade_id)])
         return {each.action: each for each in consequences_of(session, details)}
 
 
-def _possible(found: dict[Action, Consequence]) -> set[Action]:
+def _possible(found: dict[Action, Consequence[Action]]) -> set[Action]:
     return {action for action, each in found.items() if each.is_possible}
 
 
