@@ -385,7 +385,7 @@ class OtherSource(Conflict):
 
 
 class OtherSpace(Conflict):
-    """What the store holds cannot be what the model version gives."""
+    """The vectors were said to be of another model version than the active one."""
 
 
 class OtherUpgradeFirst(Conflict):
@@ -434,6 +434,10 @@ class StillRead(Unavailable):
 
 class StoreAway(Unavailable):
     """The store does not answer, or refuses for a reason that passes; the same may succeed later."""
+
+
+class StoreOfOtherSpace(Conflict):
+    """What the store holds cannot be what the model version gives."""
 
 
 class StoreRefused(Conflict):
@@ -734,6 +738,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:smoothing-not-possible": SmoothingNotPossible,
     "urn:gallery-upgrade:still-read": StillRead,
     "urn:gallery-upgrade:store-away": StoreAway,
+    "urn:gallery-upgrade:store-of-other-space": StoreOfOtherSpace,
     "urn:gallery-upgrade:store-refused": StoreRefused,
     "urn:gallery-upgrade:store-taken": StoreTaken,
     "urn:gallery-upgrade:switched-elsewhere": SwitchedElsewhere,

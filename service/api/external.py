@@ -27,7 +27,7 @@ from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
 from service.domain.external import actions, evidence, planning, reports, upgrades
 from service.domain.external.actions import SwitchedElsewhere
 from service.domain.external.evidence import NoVectorAccepted
-from service.domain.external.planning import NoTransformation, OtherSpace, Outline, StoreTaken, WantedExternal
+from service.domain.external.planning import NoTransformation, Outline, StoreOfOtherSpace, StoreTaken, WantedExternal
 from service.domain.external.progress import ExternalDetails, ExternalNews, describe_external_upgrades, news_of
 from service.domain.external.reports import ExternalNotReady, UnknownExternalReport
 from service.domain.external.upgrades import ExternalUpgradeEnded, UnknownExternalUpgrade
@@ -281,7 +281,7 @@ def _store_view(parts: Parts, name: str) -> StoreView:
         UnknownVersion,
         UnknownTransformation,
         StoreTaken,
-        OtherSpace,
+        StoreOfOtherSpace,
         NoTransformation,
         AmbiguousTransformation,
         NoSoundTransformation,

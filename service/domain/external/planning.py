@@ -45,7 +45,7 @@ class StoreTaken(Conflict):
     """The store has an upgrade that is not ended, or whose new side is not removed yet."""
 
 
-class OtherSpace(Conflict):
+class StoreOfOtherSpace(Conflict):
     """What the store holds cannot be what the model version gives."""
 
 
@@ -120,7 +120,7 @@ def plan_external_upgrade(
 ) -> ExternalUpgrade:
     """Record an upgrade, and have a worker begin it; the store is read and not changed.
 
-    Raises `UnknownStore`, `UnknownVersion` and `UnknownTransformation` (404), `StoreTaken`, `OtherSpace`,
+    Raises `UnknownStore`, `UnknownVersion` and `UnknownTransformation` (404), `StoreTaken`, `StoreOfOtherSpace`,
     `NoTransformation`, `AmbiguousTransformation`, `NoSoundTransformation` and `StoreRefused` (409), and
     `StoreAway` (503).
     """
@@ -224,7 +224,7 @@ def _transformation(session: Session, before: ModelVersion, after: ModelVersion,
 
 def _check_dims(name: str, description: Description, version: ModelVersion) -> None:
     if description.embedding_dim != version.embedding_dim:
-        raise OtherSpace(
+        raise StoreOfOtherSpace(
             _DIMS.format(
                 store=name, found=description.embedding_dim, version=version.name, wanted=version.embedding_dim
             )
@@ -232,18 +232,18 @@ def _check_dims(name: str, description: Description, version: ModelVersion) -> N
     found, wanted = description.side_information_dim, version.side_information_dim
     if wanted is not None and found != wanted:
         has = "none" if found is None else f"some of {found} numbers, not {wanted}"
-        raise OtherSpace(_NO_SIDE.format(version=version.name, store=name, found=has))
+        raise StoreOfOtherSpace(_NO_SIDE.format(version=version.name, store=name, found=has))
 
 
 def _check_norms(name: str, description: Description, version: ModelVersion, rows: Rows) -> list[str]:
-    """Return what cannot be told of the store. Raises `OtherSpace` for norms that the version does not give."""
+    """Return what cannot be told of the store. Raises `StoreOfOtherSpace` for norms that the version does not give."""
     if description.scales and not version.normalize:
-        raise OtherSpace(_SCALED.format(store=name, version=version.name))
+        raise StoreOfOtherSpace(_SCALED.format(store=name, version=version.name))
     norms = np.linalg.norm(rows.embedding[:_SAMPLE_ROWS].astype(np.float64), axis=1)
     norms = norms[np.isfinite(norms)]
     other = int((np.abs(norms - 1) > _UNIT).sum())
     if version.normalize and other:
-        raise OtherSpace(_NOT_UNIT.format(version=version.name, rows=len(norms), store=name, count=other))
+        raise StoreOfOtherSpace(_NOT_UNIT.format(version=version.name, rows=len(norms), store=name, count=other))
     cannot_judge = [
         f"Whether the embeddings are {version.name!r}'s: those of another model of {version.embedding_dim} numbers"
         " look alike, until references are given.",

@@ -108,7 +108,7 @@ def test_what_cannot_be_upgraded_is_refused_with_a_sentence(client: TestClient, 
     register_both(client)
     make_store(path, np.ones((3, 7), np.float32))
 
-    assert refusal(client)[:2] == (409, "other-space")
+    assert refusal(client)[:2] == (409, "store-of-other-space")
     assert "embeddings of 7 numbers, and model version 'v1' gives 6" in refusal(client)[2]
     assert refusal(client, store="https://example.com/x")[0] == 422
     assert refusal(client, store="nowhere")[:2] == (404, "unknown-store")
@@ -125,7 +125,7 @@ def test_side_information_that_h_reads_has_to_be_in_the_store(client: TestClient
 
     status, kind, detail = refusal(client)
 
-    assert (status, kind) == (409, "other-space")
+    assert (status, kind) == (409, "store-of-other-space")
     assert "has none" in detail
 
 
