@@ -166,7 +166,7 @@ def fill(app: FastAPI) -> None:
         post_images(client, range(4))
 
 
-def main(examples: int = 40, seed: int = 1) -> None:
+def main(examples: int = 60, seed: int = 1) -> None:
     """Fuzz for long, on embedded servers: every phase, requests that follow from each other among them."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedServers(Path(folder) / "servers") as servers:
         engine = create_database_engine(servers.database_url)
