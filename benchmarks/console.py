@@ -49,8 +49,10 @@ _ENDED = (
     " SELECT g.id, (SELECT max(id) FROM model_versions), true, 'dropped'"
     " FROM generate_series(1, :upgrades) n JOIN galleries g ON g.id = (SELECT min(id) FROM galleries) + n % :galleries",
     "INSERT INTO upgrades (gallery_id, from_generation_id, to_generation_id, legs, cutover, state, start_revision,"
-    " batches_planned_at, finished_at) SELECT g.id, g.active_generation_id, e.id, '[]', 'manual', 'cancelled', 0,"
-    " now(), now() FROM generations e JOIN galleries g ON g.id = e.gallery_id WHERE e.state = 'dropped'",
+    " batches_planned_at, finished_at) SELECT g.id, g.active_generation_id, e.id,"
+    " jsonb_build_array(jsonb_build_object('generation', g.active_generation_id, 'transformations',"
+    " jsonb_build_array((SELECT min(id) FROM transformations)))), 'manual', 'cancelled', 0, now(), now()"
+    " FROM generations e JOIN galleries g ON g.id = e.gallery_id WHERE e.state = 'dropped'",
     "INSERT INTO upgrade_batches (upgrade_id, phase, first_item_id, last_item_id, items, rows, state, done_at)"
     " SELECT u.id, 'transforming', n, n, 1, 1, 'done', now() FROM upgrades u, generate_series(1, 10) n",
     "INSERT INTO upgrade_events (upgrade_id, state) SELECT u.id, s FROM upgrades u,"
