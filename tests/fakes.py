@@ -81,8 +81,8 @@ class WatchedIndex:
     def remove(self, ids: Ids) -> None:
         self._index.remove(ids)
 
-    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
-        found = self._index.search(queries, k, allowed)
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None, *, exact: bool = False) -> SearchResult:
+        found = self._index.search(queries, k, allowed, exact=exact)
         self._after_search()
         return found
 

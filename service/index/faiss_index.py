@@ -82,8 +82,9 @@ class _Sealed:
         live[self._live_positions(ids)] = False
         self._live = Members.of(live, int(np.count_nonzero(live)), self._copies)
 
-    def search(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
-        """Return up to k nearest live rows, among the unique `allowed` ids only when given."""
+    def search(self, queries: Vectors, k: int, allowed: Ids | None, *, exact: bool) -> SearchResult:
+        """Return up to k nearest live rows, among the unique `allowed` ids only when given; with `exact`, after
+        comparing them all."""
         if allowed is None:
             among = self._live
         else:
@@ -93,7 +94,10 @@ class _Sealed:
             among = Members.of(rows, len(positions), self._copies)
         if among.count <= max(_GATHERED_ROWS, _GATHERED_SHARE * len(among.rows)):
             return self._gather(queries, k, among.rows)
-        scores, nodes, is_exact = self._nearest(queries, k, among)
+        if exact:
+            scores, nodes, is_exact = *self._scan(queries, k, among.nodes), True
+        else:
+            scores, nodes, is_exact = self._nearest(queries, k, among)
         scores, found = among.expanded(scores, nodes, k)
         distances = from_faiss(self._metric, scores)
         distances[found == NO_ID] = np.inf
@@ -203,8 +207,9 @@ class FaissIndex:
                 self._sealed.bury(ids)
             self._tail.drop(ids)
 
-    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
-        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given.
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None, *, exact: bool = False) -> SearchResult:
+        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given; with `exact`,
+        every row that may be found is compared, by its codes.
 
         Many queries are searched in parts, and between two parts whoever waits to add or remove has a turn.
         """
@@ -214,16 +219,16 @@ class FaissIndex:
         allowed = None if allowed is None else _ascending(allowed)
         at_once = max(1, min(_QUERIES_AT_ONCE, _NUMBERS_AT_ONCE // queries.shape[1]))
         starts = range(0, max(1, len(queries)), at_once)
-        parts = [self._search(queries[start : start + at_once], k, allowed) for start in starts]
+        parts = [self._search(queries[start : start + at_once], k, allowed, exact=exact) for start in starts]
         return SearchResult(
             np.concatenate([part.ids for part in parts]),
             np.concatenate([part.distances for part in parts]),
             all(part.is_exact for part in parts),
         )
 
-    def _search(self, queries: Vectors, k: int, allowed: Ids | None) -> SearchResult:
+    def _search(self, queries: Vectors, k: int, allowed: Ids | None, *, exact: bool) -> SearchResult:
         with self._lock.reading(), _one_thread():
-            sealed = self._sealed.search(queries, k, allowed) if self._sealed else no_rows(queries)
+            sealed = self._sealed.search(queries, k, allowed, exact=exact) if self._sealed else no_rows(queries)
             tail = self._tail.search(queries, k, self._in_tail(allowed))
         merged = nearest(np.hstack([sealed.ids, tail.ids]), np.hstack([sealed.distances, tail.distances]), k)
         return replace(merged, is_exact=sealed.is_exact)

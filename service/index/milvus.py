@@ -196,8 +196,16 @@ class MilvusIndex:
             with _answering():
                 self._client.delete(self._name, filter=_is_among(ids[part]), timeout=self._timeout_seconds)
 
-    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
-        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given.
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        allowed: Ids | None = None,
+        *,
+        exact: bool = False,  # noqa: ARG002 - Milvus scans no graph's rows
+    ) -> SearchResult:
+        """Return the k nearest of each of (Q, D) float32 queries, among `allowed` ids only when given; where there is a
+        graph, it is walked although `exact` is asked for.
 
         Few allowed rows are fetched and scored here. For many, Milvus is asked for more neighbours than k without a
         condition, and those that are allowed are kept. Queries that are left with fewer than k search again, with the

@@ -47,8 +47,9 @@ class VectorIndex(Protocol):
     def remove(self, ids: Ids) -> None:
         """Remove (N,) ids; unknown ones are ignored."""
 
-    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
-        """Return the k nearest of each of (Q, D) queries, among `allowed` ids only when given."""
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None, *, exact: bool = False) -> SearchResult:
+        """Return the k nearest of each of (Q, D) queries, among `allowed` ids only when given; with `exact` after
+        comparing every row that may be found, where the index can: the result says whether it did."""
 
     def ids(self) -> Ids:
         """Return every id, ascending."""

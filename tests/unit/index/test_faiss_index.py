@@ -395,6 +395,19 @@ def test_an_answer_says_whether_it_is_exact(clustered: Approximate) -> None:
     assert flat.search(clustered.queries, 10, clustered.ids[:5_500]).is_exact
 
 
+@pytest.mark.parametrize("share", [None, 0.9])
+def test_an_exact_search_compares_every_row_that_may_be_found(clustered: Approximate, share: float | None) -> None:
+    index, rows = clustered.index(), as_rows(clustered.ids, clustered.vectors)
+    index.remove(clustered.ids[:50])
+    passing = None if share is None else clustered.ids[: int(share * len(clustered.ids))]
+    left = {id_: rows[id_] for id_ in (clustered.ids[50:] if passing is None else passing[50:]).tolist()}
+
+    found = index.search(clustered.queries, 10, passing, exact=True)
+
+    assert found.is_exact
+    assert_is_nearest(found, clustered.metric, left, clustered.queries, 10, CODES[clustered.kind])
+
+
 def test_a_walk_that_all_queries_were_scanned_after_is_exact(clustered: Approximate) -> None:
     index = clustered.index()
     order = np.argsort(((clustered.vectors - clustered.queries[0]) ** 2).sum(axis=1))

@@ -53,7 +53,7 @@ class AwayIndex:
     def remove(self, ids: Ids) -> None:
         raise IndexAway("it does not answer")
 
-    def search(self, queries: Vectors, k: int, allowed: Ids | None = None) -> SearchResult:
+    def search(self, queries: Vectors, k: int, allowed: Ids | None = None, *, exact: bool = False) -> SearchResult:
         raise IndexAway("it does not answer")
 
 
