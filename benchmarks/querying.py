@@ -34,7 +34,7 @@ from service.app import create_app
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.builds import build_generation_index
-from service.domain.search.queries import Query
+from service.domain.search.answers import Query
 from service.tables import Gallery
 from workers.app import WorkerParts
 

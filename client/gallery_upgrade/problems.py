@@ -64,6 +64,10 @@ class CursorGone(Gone):
     """The rows that the cursor belongs to have changed, or are gone."""
 
 
+class CursorOutdated(Gone):
+    """What the pages are of is no more as it was at the first one."""
+
+
 class CutoverRefused(Conflict):
     """The worker found a reason why the generation cannot go live."""
 
@@ -136,12 +140,20 @@ class InvalidArtifact(Unprocessable):
     """The file is not a usable network."""
 
 
+class InvalidCursor(Unprocessable):
+    """The cursor was not given by this service, or not to this query."""
+
+
 class InvalidFilter(Unprocessable):
     """The filter is not in the grammar above."""
 
 
 class InvalidForm(BadRequest):
     """The body is not a readable multipart form."""
+
+
+class InvalidGrouping(Unprocessable):
+    """What to group by is no label and no path."""
 
 
 class InvalidImage(Unprocessable):
@@ -460,6 +472,10 @@ class ThumbnailsUnproven(Conflict):
     """Nothing says that thumbnails are better than h."""
 
 
+class TooDeep(Unprocessable):
+    """The pages of a query end before what the cursor asks for."""
+
+
 class TooFarBehind(Conflict):
     """More was written than a cutover may look at while writers wait: catch up first."""
 
@@ -645,6 +661,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:chain-broken": ChainBroken,
     "urn:gallery-upgrade:collection-busy": CollectionBusy,
     "urn:gallery-upgrade:cursor-gone": CursorGone,
+    "urn:gallery-upgrade:cursor-outdated": CursorOutdated,
     "urn:gallery-upgrade:cutover-refused": CutoverRefused,
     "urn:gallery-upgrade:dataset-refused": DatasetRefused,
     "urn:gallery-upgrade:encoding-failed": EncodingFailed,
@@ -663,8 +680,10 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:images-too-busy": ImagesTooBusy,
     "urn:gallery-upgrade:index-busy": IndexBusy,
     "urn:gallery-upgrade:invalid-artifact": InvalidArtifact,
+    "urn:gallery-upgrade:invalid-cursor": InvalidCursor,
     "urn:gallery-upgrade:invalid-filter": InvalidFilter,
     "urn:gallery-upgrade:invalid-form": InvalidForm,
+    "urn:gallery-upgrade:invalid-grouping": InvalidGrouping,
     "urn:gallery-upgrade:invalid-image": InvalidImage,
     "urn:gallery-upgrade:invalid-import": InvalidImport,
     "urn:gallery-upgrade:invalid-item": InvalidItem,
@@ -744,6 +763,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:switched-elsewhere": SwitchedElsewhere,
     "urn:gallery-upgrade:table-too-large": TableTooLarge,
     "urn:gallery-upgrade:thumbnails-unproven": ThumbnailsUnproven,
+    "urn:gallery-upgrade:too-deep": TooDeep,
     "urn:gallery-upgrade:too-far-behind": TooFarBehind,
     "urn:gallery-upgrade:too-many-exports": TooManyExports,
     "urn:gallery-upgrade:too-many-files": TooManyFiles,

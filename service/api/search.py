@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import orjson
@@ -24,18 +25,11 @@ from service.api.uploads import is_form, read_upload_form, texts_of
 from service.domain.gallery.galleries import UnknownGallery
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import InvalidItem
-from service.domain.search.filters import InvalidFilter
-from service.domain.search.queries import (
-    MAX_K,
-    Answer,
-    InvalidQuery,
-    Neighbor,
-    NoCurrentEmbedding,
-    NoNextGeneration,
-    NoSuchGeneration,
-    Query,
-    WrongSpace,
-)
+from service.domain.search.answers import MAX_K, Answer, InvalidQuery, Neighbor, Query
+from service.domain.search.cursors import MAX_TEXT, CursorOutdated, InvalidCursor, TooDeep
+from service.domain.search.filters import MAX_PATH, InvalidFilter
+from service.domain.search.groups import InvalidGrouping, check_grouping
+from service.domain.search.queries import NoCurrentEmbedding, NoNextGeneration, NoSuchGeneration, WrongSpace
 from service.errors import Unprocessable
 from service.networks.micro_batching import NotTried
 
@@ -46,6 +40,8 @@ router = APIRouter(prefix="/galleries", tags=["search"], route_class=JsonRoute)
 
 K = Annotated[int, Field(ge=1, le=MAX_K)]
 MaxDistance = Annotated[float, Field(allow_inf_nan=False)]
+Cursor = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+GroupBy = Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
 GenerationId = Annotated[int, Field(ge=1, lt=2**63)]
 Which = Literal["active", "next"] | GenerationId
 _MAX_QUERIES = 1000
@@ -53,6 +49,7 @@ _MAX_NEIGHBORS = 100_000
 _MAX_DIM = 16_000
 _MAX_EXCLUDED = 100  # items of a query
 _MAX_KEY = 512
+_PAGES = (InvalidCursor, TooDeep, CursorOutdated)
 
 
 class InvalidSearch(Unprocessable):
@@ -62,7 +59,8 @@ class InvalidSearch(Unprocessable):
 class NeighborView(BaseModel):
     """`hops` counts the transformations since the item's pixels, or its import. `uncertainty` is the squared error (l2)
     that h expects of its embedding, null where no h made it or h does not say. `thumbnail_url` is null for an item
-    without one: it was imported, or the gallery keeps none."""
+    without one: it was imported, or the gallery keeps none. `group` comes with `group_by`: the value of which it is the
+    best neighbour, null where it has none and is a group by itself."""
 
     id: str
     distance: float
@@ -73,13 +71,16 @@ class NeighborView(BaseModel):
     metadata: dict[str, Any]
     image_uri: str | None
     thumbnail_url: str | None
+    group: str | bool | float | None = None
 
 
 class ImageAnswer(BaseModel):
     """Neighbours of the image, nearest first, and the one generation that they all come from.
 
     `exact` is true when all vectors that pass the filter were compared with the query, as the index holds them (float16
-    in a graph), and false when a graph was walked, which may miss a few of the nearest.
+    in a graph), and false when a graph was walked, which may miss a few of the nearest. `next_cursor` comes with
+    `cursor`, null on the last page. `complete` comes with `group_by`: false where fewer groups than k were found among
+    as many neighbours as are looked at.
     """
 
     model_version: str
@@ -87,22 +88,26 @@ class ImageAnswer(BaseModel):
     revision: int
     exact: bool
     neighbors: list[NeighborView]
+    next_cursor: str | None = None
+    complete: bool | None = None
 
 
 class BatchAnswer(BaseModel):
-    """The same, with one list of neighbours per query; `exact` when it is so of all of them."""
+    """The same, with one list of neighbours, and one `complete`, per query; `exact` when it is so of all of them."""
 
     model_version: str
     generation: int
     revision: int
     exact: bool
     neighbors: list[list[NeighborView]]
+    next_cursor: str | None = None
+    complete: list[bool] | None = None
 
 
 class VectorsQuery(Body):
     """With `model_version`, 409 unless the generation that answers is under it. Neighbours farther than `max_distance`
     are left out, and so are the item `exclude_id`, and of each vector those of its list in `exclude_ids`. All vectors
-    together have at most 100,000 neighbours, those that are left out included."""
+    together have at most 100,000 neighbours, those that are left out included. With a `cursor` there is one vector."""
 
     vectors: Annotated[
         list[Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(max_length=_MAX_DIM)]],
@@ -114,6 +119,8 @@ class VectorsQuery(Body):
     exclude_id: str | None = None
     exclude_ids: list[Annotated[list[str], Field(max_length=_MAX_EXCLUDED)]] | None = None
     model_version: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] | None = None
+    cursor: Cursor | None = None
+    group_by: GroupBy | None = None
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
@@ -126,13 +133,15 @@ class VectorsQuery(Body):
 
 class ItemsQuery(Body):
     """Items of the gallery to find the neighbours of, at most 100,000 in all; with `exclude_self`, no item is its own
-    neighbour."""
+    neighbour. With a `cursor` there is one item."""
 
     ids: Annotated[list[str], Field(min_length=1, max_length=_MAX_QUERIES)]
     k: K = 10
     filter: dict[str, Any] | None = None
     max_distance: MaxDistance | None = None
     exclude_self: bool = True
+    cursor: Cursor | None = None
+    group_by: GroupBy | None = None
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
@@ -164,6 +173,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "type": "string",
         "maxLength": _MAX_KEY,
         "description": "queries of one key are answered by one generation, while an upgrade has a canary",
+    },
+    "cursor": {
+        "type": "string",
+        "maxLength": MAX_TEXT,
+        "description": "* asks for the first page, next_cursor for the one after",
+    },
+    "group_by": {
+        "type": "string",
+        "maxLength": MAX_PATH,
+        "description": "label or metadata.<path>: the best neighbour of each value",
     },
 }
 _BODY = {
@@ -215,7 +234,9 @@ def _with_options(data: bytes, options: Mapping[str, object]) -> ImageQuery:
         _condition(options.get("filter")),
         max_distance=_max_distance(options.get("max_distance")),
         exclude_id=_exclude_id(options.get("exclude_id")),
-        canary_key=_canary_key(options.get("canary_key")),
+        canary_key=_text(options, "canary_key", _MAX_KEY),
+        cursor=_text(options, "cursor", MAX_TEXT),
+        group_by=_grouping(_text(options, "group_by", MAX_PATH)),
     )
     return ImageQuery(data, query)
 
@@ -244,10 +265,18 @@ def _exclude_id(value: object) -> str | None:
     return value or None
 
 
-def _canary_key(value: object) -> str | None:
-    if value is not None and (not isinstance(value, str) or len(value) > _MAX_KEY):
-        raise InvalidSearch(f"canary_key is text of at most {_MAX_KEY} characters.")
+def _text(options: Mapping[str, object], name: str, most: int) -> str | None:
+    value = options.get(name)
+    if value is not None and (not isinstance(value, str) or len(value) > most):
+        raise InvalidSearch(f"{name} is text of at most {most} characters.")
     return value or None
+
+
+def _grouping(field: str | None) -> str | None:
+    """Return what to group by. Raises `InvalidGrouping` (422)."""
+    if field is not None:
+        check_grouping(field)
+    return field
 
 
 def _condition(value: object) -> dict[str, Any] | None:
@@ -268,7 +297,9 @@ def _condition(value: object) -> dict[str, Any] | None:
         NoSuchGeneration,
         InvalidSearch,
         InvalidFilter,
+        InvalidGrouping,
         InvalidQuery,
+        *_PAGES,
         TooManyQueries,
         NotTried,
         *OF_IMAGES,
@@ -284,15 +315,25 @@ def search_by_image(
     """Return the nearest items of an image; `generation=next` asks an open upgrade's candidate before its cutover, and
     `active` never does, and a generation's id is answered by that one while it is stored (410 after). Without it, the
     candidate answers the share that the upgrade's canary says."""
-    answer = parts.search.by_image(name, image.data, replace(image.options, generation=generation))
-    return _written(answer, _views(name, answer.neighbors[0]))
+    query = replace(image.options, generation=generation)
+    answer = parts.search.by_image(name, image.data, query)
+    complete = answer.complete and answer.complete[0]
+    return _written(answer, query, _views(name, answer.neighbors[0], query), complete)
 
 
 @router.post(
     "/{name}/search/vectors",
     response_model=BatchAnswer,
     responses=refusals(
-        UnknownGallery, NoNextGeneration, NoSuchGeneration, WrongSpace, InvalidItem, InvalidFilter, InvalidQuery
+        UnknownGallery,
+        NoNextGeneration,
+        NoSuchGeneration,
+        WrongSpace,
+        InvalidItem,
+        InvalidFilter,
+        InvalidGrouping,
+        InvalidQuery,
+        *_PAGES,
     ),
 )
 def search_by_vectors(
@@ -308,9 +349,11 @@ def search_by_vectors(
         body.max_distance,
         body.exclude_id,
         body.exclude_ids or (),
+        cursor=body.cursor,
+        group_by=_grouping(body.group_by),
     )
     answer = parts.search.by_vectors(name, body.vectors, query)
-    return _written(answer, [_views(name, neighbors) for neighbors in answer.neighbors])
+    return _written(answer, query, [_views(name, own, query) for own in answer.neighbors], answer.complete)
 
 
 @router.post(
@@ -324,19 +367,28 @@ def search_by_vectors(
         NoCurrentEmbedding,
         InvalidItem,
         InvalidFilter,
+        InvalidGrouping,
         InvalidQuery,
+        *_PAGES,
     ),
 )
 def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, generation: Which = "active") -> Response:
     """Return the nearest items of each item, by its embedding in the answering generation; 404 for an unknown id, and
     409 for an item that an open upgrade has yet to bring to `generation=next`. By its id, any generation that is stored
     answers (410 otherwise)."""
-    query = Query(body.k, body.filter, generation, max_distance=body.max_distance)
+    query = Query(
+        body.k,
+        body.filter,
+        generation,
+        max_distance=body.max_distance,
+        cursor=body.cursor,
+        group_by=_grouping(body.group_by),
+    )
     answer = parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self)
-    return _written(answer, [_views(name, neighbors) for neighbors in answer.neighbors])
+    return _written(answer, query, [_views(name, own, query) for own in answer.neighbors], answer.complete)
 
 
-def _written(answer: Answer, neighbors: list[Any]) -> Response:
+def _written(answer: Answer, query: Query, neighbors: list[Any], complete: bool | list[bool] | None) -> Response:
     """Return an `ImageAnswer` or a `BatchAnswer` as JSON, written in the thread that made it and from what there is:
     models would be made of it, and checked, only to be written."""
     view = {
@@ -346,12 +398,16 @@ def _written(answer: Answer, neighbors: list[Any]) -> Response:
         "exact": answer.is_exact,
         "neighbors": neighbors,
     }
+    if query.cursor is not None:
+        view["next_cursor"] = answer.next_cursor
+    if query.group_by is not None:
+        view["complete"] = complete
     return Response(orjson.dumps(view), media_type="application/json")
 
 
-def _views(gallery: str, neighbors: list[Neighbor]) -> list[dict[str, Any]]:
+def _views(gallery: str, neighbors: list[Neighbor], query: Query) -> list[dict[str, Any]]:
     """Return what is written of each `NeighborView`."""
-    return [
+    views = [
         {
             "id": item.id,
             "distance": neighbor.distance,
@@ -366,3 +422,8 @@ def _views(gallery: str, neighbors: list[Neighbor]) -> list[dict[str, Any]]:
         for neighbor in neighbors
         for item in [neighbor.item]
     ]
+    if query.group_by is not None:
+        for view, neighbor in zip(views, neighbors, strict=True):
+            value = neighbor.group
+            view["group"] = orjson.Fragment(str(value)) if isinstance(value, Decimal) else value
+    return views

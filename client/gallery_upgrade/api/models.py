@@ -98,12 +98,14 @@ class BakeView(Answer):
 
 
 class BatchAnswer(Answer):
-    """The same, with one list of neighbours per query; `exact` when it is so of all of them."""
+    """The same, with one list of neighbours, and one `complete`, per query; `exact` when it is so of all of them."""
 
+    complete: list[bool] | None = None
     exact: bool
     generation: int
     model_version: str
     neighbors: list[list[NeighborView]]
+    next_cursor: str | None = None
     revision: int
 
 
@@ -396,13 +398,17 @@ class ImageAnswer(Answer):
     """Neighbours of the image, nearest first, and the one generation that they all come from.
 
     `exact` is true when all vectors that pass the filter were compared with the query, as the index holds them
-    (float16 in a graph), and false when a graph was walked, which may miss a few of the nearest.
+    (float16 in a graph), and false when a graph was walked, which may miss a few of the nearest. `next_cursor`
+    comes with `cursor`, null on the last page. `complete` comes with `group_by`: false where fewer groups than k
+    were found among as many neighbours as are looked at.
     """
 
+    complete: bool | None = None
     exact: bool
     generation: int
     model_version: str
     neighbors: list[NeighborView]
+    next_cursor: str | None = None
     revision: int
 
 
@@ -526,10 +532,12 @@ class ModelVersionView(Answer):
 class NeighborView(Answer):
     """`hops` counts the transformations since the item's pixels, or its import. `uncertainty` is the squared error
     (l2) that h expects of its embedding, null where no h made it or h does not say. `thumbnail_url` is null for an
-    item without one: it was imported, or the gallery keeps none.
+    item without one: it was imported, or the gallery keeps none. `group` comes with `group_by`: the value of which
+    it is the best neighbour, null where it has none and is a group by itself.
     """
 
     distance: float
+    group: str | bool | float | None = None
     hops: int
     id: str
     image_uri: str | None

@@ -1162,6 +1162,8 @@ def search_by_image(
     max_distance: float | Unset = UNSET,
     exclude_id: str | Unset = UNSET,
     canary_key: str | Unset = UNSET,
+    cursor: str | Unset = UNSET,
+    group_by: str | Unset = UNSET,
     file: Upload | Unset = UNSET,
     content: Upload | Unset = UNSET,
     content_type: Literal["image/*"] | Unset = UNSET,
@@ -1181,11 +1183,15 @@ def search_by_image(
             "max_distance": max_distance,
             "exclude_id": exclude_id,
             "canary_key": canary_key,
+            "cursor": cursor,
+            "group_by": group_by,
         },
         form={
             "canary_key": canary_key,
+            "cursor": cursor,
             "exclude_id": exclude_id,
             "filter": filter,
+            "group_by": group_by,
             "k": k,
             "max_distance": max_distance,
         },
@@ -1200,8 +1206,10 @@ def search_by_items(
     name: str,
     ids: Sequence[str],
     generation: Literal["active", "next"] | int | Unset = UNSET,
+    cursor: str | Unset | None = UNSET,
     exclude_self: bool | Unset = UNSET,
     filter: Mapping[str, Any] | Unset | None = UNSET,
+    group_by: str | Unset | None = UNSET,
     k: int | Unset = UNSET,
     max_distance: float | Unset | None = UNSET,
 ) -> Call[models.BatchAnswer]:
@@ -1214,7 +1222,17 @@ def search_by_items(
         path=f"/v1/galleries/{quoted(name)}/search/items",
         answers={200: "BatchAnswer"},
         query={"generation": generation},
-        body=given({"exclude_self": exclude_self, "filter": filter, "ids": ids, "k": k, "max_distance": max_distance}),
+        body=given(
+            {
+                "cursor": cursor,
+                "exclude_self": exclude_self,
+                "filter": filter,
+                "group_by": group_by,
+                "ids": ids,
+                "k": k,
+                "max_distance": max_distance,
+            }
+        ),
     )
 
 
@@ -1223,9 +1241,11 @@ def search_by_vectors(
     name: str,
     vectors: Sequence[Sequence[float]],
     generation: Literal["active", "next"] | int | Unset = UNSET,
+    cursor: str | Unset | None = UNSET,
     exclude_id: str | Unset | None = UNSET,
     exclude_ids: Sequence[Sequence[str]] | Unset | None = UNSET,
     filter: Mapping[str, Any] | Unset | None = UNSET,
+    group_by: str | Unset | None = UNSET,
     k: int | Unset = UNSET,
     max_distance: float | Unset | None = UNSET,
     model_version: str | Unset | None = UNSET,
@@ -1240,9 +1260,11 @@ def search_by_vectors(
         query={"generation": generation},
         body=given(
             {
+                "cursor": cursor,
                 "exclude_id": exclude_id,
                 "exclude_ids": exclude_ids,
                 "filter": filter,
+                "group_by": group_by,
                 "k": k,
                 "max_distance": max_distance,
                 "model_version": model_version,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from service.domain.judging.examples import Example, FoundItem
-from service.domain.search.queries import Answer, Neighbor, Which
+from service.domain.search.answers import Answer, Neighbor, Which
 from service.errors import Conflict, Gone
 
 _ROW = 100  # the height of a row in the picture of the lines

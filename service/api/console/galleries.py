@@ -15,7 +15,7 @@ from service.api.search import ImageQuery, image_query
 from service.domain import registry
 from service.domain.gallery import galleries, items
 from service.domain.gallery.galleries import GalleryDetails
-from service.domain.search import queries
+from service.domain.search import answers
 from service.domain.search.rates import SearchRate
 from service.domain.search.selections import list_selected
 from service.domain.upgrade.progress import UpgradeDetails, describe_upgrades
@@ -180,9 +180,9 @@ def compare_item(parts: Parts, details: GalleryDetails, external_id: str) -> Com
     """Return an item's neighbours, in the candidate too where one is loaded."""
     name = details.gallery.name
 
-    def ask(generation: queries.Which) -> queries.Answer:
+    def ask(generation: answers.Which) -> answers.Answer:
         return parts.search.by_items(
-            name, [external_id], queries.Query(_NEIGHBORS, None, generation), exclude_self=True
+            name, [external_id], answers.Query(_NEIGHBORS, None, generation), exclude_self=True
         )
 
     return compare(ask, "active", _candidate(parts, details.gallery.id))
@@ -200,13 +200,13 @@ def search(
         gallery = galleries.get_gallery(session, name)
         (line,) = gallery_lines(session, parts, [galleries.describe_gallery(session, gallery)])
 
-    def ask(generation: queries.Which) -> queries.Answer:
-        return parts.search.by_image(name, image.data, queries.Query(_NEIGHBORS, None, generation))
+    def ask(generation: answers.Which) -> answers.Answer:
+        return parts.search.by_image(name, image.data, answers.Query(_NEIGHBORS, None, generation))
 
     found = compare(ask, "active", _candidate(parts, gallery.id))
     return render(request, "pages/found.html", line=line, found=found)
 
 
-def _candidate(parts: Parts, gallery_id: int) -> queries.Which | None:
+def _candidate(parts: Parts, gallery_id: int) -> answers.Which | None:
     """Return how to ask an open upgrade's candidate, where it is loaded."""
     return None if parts.replicas.loaded_next(gallery_id) is None else "next"

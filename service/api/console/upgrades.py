@@ -23,7 +23,7 @@ from service.domain.judging.examples import (
     read_examples,
     read_thumbnails,
 )
-from service.domain.search import queries
+from service.domain.search import answers
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.consequences import consequences_of
 from service.domain.upgrade.dry_run import DryRun
@@ -267,8 +267,8 @@ def _ask(parts: Parts, details: UpgradeDetails, external_id: str) -> Comparison:
     gallery answers with now."""
     upgrade = details.upgrade
 
-    def ask(generation: queries.Which) -> queries.Answer:
-        query = queries.Query(_NEIGHBORS, None, generation)
+    def ask(generation: answers.Which) -> answers.Answer:
+        query = answers.Query(_NEIGHBORS, None, generation)
         return parts.search.by_items(details.gallery, [external_id], query, exclude_self=True)
 
     generations = (upgrade.from_generation_id, upgrade.to_generation_id)

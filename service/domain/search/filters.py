@@ -60,6 +60,11 @@ def compile_filter(condition: object, generation_id: int) -> ColumnElement[bool]
     return _Compiler(generation_id).compile(condition, 0)
 
 
+def compile_field(key: str) -> ColumnElement[Any]:
+    """Return a field of `items`, as filters name it, as JSON; SQL NULL where it is missing. Raises `InvalidFilter`."""
+    return _field(key)
+
+
 class _Compiler:
     """Compiles one filter, and counts what each costs planning and a pass over rows: its comparisons, what stands empty
     in their place, and the values of all its lists."""

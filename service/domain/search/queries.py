@@ -1,14 +1,15 @@
 """Answering a query: one serving pair, its encoder, its index, and the items that it found."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -18,17 +19,19 @@ from service.domain.gallery.current_rows import read_current_vectors
 from service.domain.gallery.galleries import Bake, Serving, find_serving
 from service.domain.gallery.generations import GenerationKey, generation_stage, get_stored_generation
 from service.domain.gallery.items import UnknownItem
-from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.shadowed_queries import Shadowing
 from service.domain.registry import encoder_of
-from service.domain.search import bakes, canary
+from service.domain.search import bakes, canary, groups, pages
+from service.domain.search.answers import Answer, InvalidQuery, Neighbor, Query, Which
 from service.domain.search.canary_counts import CanaryCounts
+from service.domain.search.candidates import allowed_items, canonical_ids, excluded_items, nearest_of
+from service.domain.search.cursors import FIRST, Cursor, CursorOutdated, InvalidCursor, digest_of_query
 from service.domain.search.described_items import DescribedItem, DescribedItems
 from service.domain.search.filters import compile_filter
 from service.domain.search.rates import SearchRates
-from service.errors import Conflict, GalleryError, Gone, Unavailable, Unprocessable
+from service.errors import Conflict, GalleryError, Gone, Unavailable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
 from service.networks.encoders import (
@@ -39,12 +42,10 @@ from service.networks.encoders import (
     VersionWithoutNetworks,
 )
 from service.networks.micro_batching import ImageQueryMetrics
-from service.tables import Gallery, Item
+from service.tables import Item
 
-MAX_K = 1000
 _LONGEST = 1e18  # its square, and what is added to that, is within float32
 _ATTEMPTS = 3
-Which = Literal["active", "next"] | int
 
 events = logs.Events(__name__)
 
@@ -65,58 +66,14 @@ class NoCurrentEmbedding(Conflict):
     """A query by an item that the generation which answers has no current embedding of yet."""
 
 
-class InvalidQuery(Unprocessable):
-    """The query vectors do not fit the generation."""
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """An item that was found, and how far its embedding is from the query's."""
-
-    item: DescribedItem
-    distance: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Neighbours per query, nearest first, all of one generation at one revision.
-
-    `is_exact` says that every vector that may be a neighbour was compared with the query, as the index holds it: a
-    graph's are rounded to float16. When False, a graph was walked, and a few of the nearest may be missing.
-    """
-
-    model_version: str
-    generation: int
-    revision: int
-    is_exact: bool
-    neighbors: list[list[Neighbor]]
-
-
-@dataclass(frozen=True)
-class Query:
-    """What to search for besides the vectors; `max_distance` is inclusive.
-
-    `exclude_id` is an item that is never a neighbour, and `exclude_ids` are those that are none of each query vector;
-    one that does not exist is none anyway. Without a `generation` the active one answers, or the candidate those image
-    queries that its canary takes: the same for a `canary_key`. By its id, any that is stored answers.
-    """
-
-    k: int
-    condition: dict[str, Any] | None = None
-    generation: Which | None = None
-    model_version: str | None = None
-    max_distance: float | None = None
-    exclude_id: str | None = None
-    exclude_ids: Sequence[Sequence[str]] = ()
-    canary_key: str | None = None
-
-
 @dataclass(frozen=True)
 class _Probe:
-    """Query vectors (Q, D) float32, and the items that they are the embeddings of, (Q,) int64, to be left out."""
+    """Query vectors (Q, D) float32, and the items that they are the embeddings of, (Q,) int64, to be left out. Of a
+    page by an item, that item's `revision`."""
 
     vectors: Vectors
     own_ids: Ids | None = None
+    revision: int | None = None
 
 
 _Probing = Callable[[ServedGeneration], _Probe]
@@ -140,8 +97,11 @@ class Search:
         """Return the nearest items of an image, encoded by the generation's own model version.
 
         Its embedding may be kept as a sample, and a loaded candidate, or the previous generation of an upgrade that is
-        baked, be asked too, off this path. Raises `VersionWithoutNetworks` (409) where nothing encodes it.
+        baked, be asked too, off this path. Of a page it is encoded by itself, so that every page has the same vector.
+        Raises `VersionWithoutNetworks` (409) where nothing encodes it.
         """
+        if query.cursor is not None:
+            return self._page(gallery, query, ["image", hashlib.sha256(data).hexdigest()], partial(self._apart, data))
         serving = self._serving(gallery)
 
         def encoded(served: ServedGeneration) -> _Probe:
@@ -162,9 +122,13 @@ class Search:
 
         def checked(served: ServedGeneration) -> _Probe:
             array = _checked(served, vectors, query.model_version)
-            self.samples.note(served.gallery_id, served.version.id, array)
+            if query.cursor in (None, FIRST):
+                self.samples.note(served.gallery_id, served.version.id, array)
             return _Probe(array)
 
+        if query.cursor is not None:
+            _check_one(len(vectors))
+            return self._page(gallery, query, ["vector", *vectors[0]], checked)
         return self._answer(gallery, query, checked)
 
     def by_items(self, gallery: str, external_ids: Sequence[str], query: Query, *, exclude_self: bool) -> Answer:
@@ -173,15 +137,23 @@ class Search:
         With `exclude_self`, no item is its own neighbour. Raises `UnknownItem` (404) for an id without a live item, and
         `NoCurrentEmbedding` (409) for an item that an upgrade has yet to bring to the generation.
         """
-        external_ids = _canonical(external_ids)
+        external_ids = canonical_ids(external_ids)
 
         def stored(served: ServedGeneration) -> _Probe:
             with self.database.session_scope(snapshot=True) as session:
                 ids = _item_ids(session, gallery, served.gallery_id, external_ids)
                 vectors = _embeddings_of(session, served, ids, external_ids)
-            return _Probe(vectors, ids if exclude_self else None)
+                revision = None if query.cursor is None else _revision_of(session, ids[0])
+            return _Probe(vectors, ids if exclude_self else None, revision)
 
+        if query.cursor is not None:
+            _check_one(len(external_ids))
+            return self._page(gallery, query, ["item", external_ids[0], exclude_self], stored)
         return self._answer(gallery, query, stored)
+
+    def _apart(self, data: bytes, served: ServedGeneration) -> _Probe:
+        encoder = self.encoders.get(served.version)
+        return _Probe(encoder.encode_embedding_apart([self.encoders.images.reduce(data, [encoder.preprocessing])]))
 
     def _answer_of_candidate(self, serving: Serving, query: Query, probe_for: _Probing) -> Answer | None:
         """Return a canary's answer; None for a query that is none, and where the candidate cannot answer it: then the
@@ -211,7 +183,8 @@ class Search:
     def _answer_baked(self, gallery: str, serving: Serving, data: bytes, query: Query, probe_for: _Probing) -> Answer:
         """Search; where the query is one of a bake's share, have both generations compared off this path."""
         bake = serving.bake
-        is_comparable = query.generation in (None, "active") and query.max_distance is None
+        is_plain = query.max_distance is None and query.group_by is None
+        is_comparable = query.generation in (None, "active") and is_plain
         if bake is None or not is_comparable or not self.shadowing.draws(bake.share):
             return self._answer(gallery, query, probe_for, serving)
         try:
@@ -252,15 +225,48 @@ class Search:
         with self.database.reading() as connection:
             return find_serving(connection, gallery)
 
+    def _page(self, gallery: str, query: Query, asked: list[Any], probe_for: _Probing) -> Answer:
+        """Return a page of the neighbours of what was asked by, of the generation that answered the first page."""
+        if query.group_by is not None:
+            raise InvalidQuery("Groups have no pages: ask with group_by for more groups at once, or without a cursor.")
+        if query.condition is not None:
+            compile_filter(query.condition, 0)  # refused before it is digested
+        serving = self._serving(gallery)
+        digest = digest_of_query(serving.gallery_id, *asked, _options(query))
+        after = None if query.cursor == FIRST else Cursor.of(query.cursor or "", digest)
+        if after is not None and after.revision > serving.revision:
+            raise InvalidCursor(f"Gallery {gallery!r} has not come to the cursor's revision.")
+
+        def read(serving: Serving, served: ServedGeneration) -> Answer:
+            began = time.monotonic()
+            answer = self._page_from(serving, served, query, after, digest, probe_for)
+            self.rates.note(serving.gallery_id, time.monotonic() - began)
+            return answer
+
+        generation = query.generation if after is None else after.generation_id
+        return self._by_what_serves(gallery, generation, read, serving)
+
     def _answer(self, gallery: str, query: Query, probe_for: _Probing, known: Serving | None = None) -> Answer:
-        """Search; again, with the pair that is served by then, when the generation was dropped meanwhile. `known` is
-        what was read of the gallery just now."""
+        """Search the generation that the query is for; `known` is what was read of the gallery just now."""
+
+        def search(serving: Serving, served: ServedGeneration) -> Answer:
+            return self._noted(serving, served, query, probe_for)
+
+        return self._by_what_serves(gallery, query.generation, search, known)
+
+    def _by_what_serves(
+        self,
+        gallery: str,
+        generation: Which | None,
+        search: Callable[[Serving, ServedGeneration], Answer],
+        known: Serving | None,
+    ) -> Answer:
+        """Search; again, with the pair that is served by then, when the generation was dropped meanwhile."""
         for _ in range(_ATTEMPTS):
             serving, known = known or self._serving(gallery), None
             gallery_id = serving.gallery_id
             try:
-                served = self._pair(serving, query.generation)
-                return self._noted(serving, served, query, probe_for)
+                return search(serving, self._pair(serving, generation))
             except (ProgrammingError, GenerationGone, IndexGone, NotServed) as error:
                 events.info("search.repeated", gallery_id=gallery_id, reason=f"{type(error).__name__}: {error}")
                 with suppress(GenerationGone):
@@ -303,18 +309,89 @@ class Search:
             allowed, passed_at = None, serving.revision
             excluded = None if probe.own_ids is None else probe.own_ids[:, None]
             if query.condition is not None:
-                allowed, passed_at = _allowed(connection, served, query.condition)
+                allowed, passed_at = allowed_items(connection, served, query.condition)
             if query.exclude_id is not None or query.exclude_ids:
-                excluded = _excluded(connection, served.gallery_id, query, len(probe.vectors))
+                excluded = excluded_items(connection, served.gallery_id, query, len(probe.vectors))
+            grouped: groups.Groups | None = None
             with self.metrics.index_seconds.time():
-                found = _nearest(served, probe.vectors, query, allowed, excluded)
+                if query.group_by is None:
+                    found = nearest_of(served, probe.vectors, query, allowed, excluded)
+                else:
+                    grouped = _grouped(connection, served, probe.vectors, query, query.group_by, allowed, excluded)
+                    found = grouped.found
             with self.metrics.rows_seconds.time():
-                # Nothing said of an item is older than the filter that it passed, and the vector by which it is found.
-                is_active = served.generation_id == serving.active_generation_id
-                at = max(passed_at, served.revision) if is_active else None
-                key = GenerationKey(served.gallery_id, served.generation_id)
-                neighbors = _neighbors(found, self.described_items.of(connection, key, found.ids, at))
-        return Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
+                items = self._described(connection, serving, served, found.ids, passed_at)
+        neighbors = _neighbors(found, items)
+        answer = Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
+        if grouped is None:
+            return answer
+        values = {item.id: grouped.values[id_] for id_, item in items.items()}
+        best = [[replace(each, group=values[each.item.id]) for each in own] for own in neighbors]
+        return replace(answer, neighbors=best, complete=grouped.complete)
+
+    def _described(
+        self, connection: Connection, serving: Serving, served: ServedGeneration, ids: Ids, passed_at: int
+    ) -> dict[int, DescribedItem]:
+        """Return what is said of items: nothing older than the filter that they passed, and the vectors by which they
+        were found."""
+        is_active = served.generation_id == serving.active_generation_id
+        at = max(passed_at, served.revision) if is_active else None
+        key = GenerationKey(served.gallery_id, served.generation_id)
+        return self.described_items.of(connection, key, ids, at)
+
+    def _page_from(
+        self,
+        serving: Serving,
+        served: ServedGeneration,
+        query: Query,
+        after: Cursor | None,
+        digest: bytes,
+        probe_for: _Probing,
+    ) -> Answer:
+        """Read a page once the index has followed to its revision: the first page is of what was committed before."""
+        at_least = serving.revision if after is None else after.revision
+        if served.revision < at_least:
+            self.replicas.sync_generations(served.gallery_id)
+            served = self.replicas.loaded(served.gallery_id, served.generation_id) or served
+        if served.revision < at_least:
+            raise NotServed(f"Generation {served.generation_id} has yet to follow to revision {at_least} here.")
+        revision = served.revision if after is None else after.revision
+        probe = probe_for(served)
+        if probe.revision is not None and probe.revision > revision:
+            raise CursorOutdated("The item that is asked by was written since the first page; begin again with it.")
+
+        with self.database.reading() as connection:
+            allowed, passed_at = None, serving.revision
+            if query.condition is not None:
+                allowed, passed_at = allowed_items(connection, served, query.condition)
+            excluded = np.empty(0, np.int64) if probe.own_ids is None else probe.own_ids
+            if query.exclude_id is not None or query.exclude_ids:
+                excluded = excluded_items(connection, served.gallery_id, query, 1)[0]
+            key = GenerationKey(served.gallery_id, served.generation_id)
+            wanted = pages.Wanted(
+                probe.vectors[0],
+                key,
+                revision,
+                query.k,
+                after,
+                allowed,
+                excluded[excluded != NO_ID],
+                query.max_distance,
+            )
+            with self.metrics.index_seconds.time():
+                page = pages.read_page(connection, served.index, wanted)
+            with self.metrics.rows_seconds.time():
+                items = self._described(connection, serving, served, page.ids, passed_at)
+        neighbors = [
+            Neighbor(items[id_], distance)
+            for id_, distance in zip(page.ids.tolist(), page.distances.tolist(), strict=True)
+            if id_ in items
+        ]
+        ends = None
+        if page.has_more:
+            position, distance, item_id = wanted.position + len(page.ids), page.distances[-1], page.ids[-1]
+            ends = str(Cursor(served.generation_id, revision, position, float(distance), int(item_id), digest))
+        return Answer(served.version.name, served.generation_id, revision, page.is_exact, [neighbors], ends)
 
 
 def _is_fault(error: Exception) -> bool:
@@ -365,68 +442,41 @@ def _embeddings_of(session: Session, served: ServedGeneration, ids: Ids, externa
     return vectors[np.searchsorted(found, ids)]
 
 
-def _nearest(
-    served: ServedGeneration, vectors: Vectors, query: Query, allowed: Ids | None, excluded: Ids | None
-) -> SearchResult:
-    """Return the k nearest within the largest distance, of each query without its `excluded` items (Q, E)."""
-    if excluded is None:
-        found = served.index.search(vectors, query.k, allowed)
-    else:
-        found = _without(served.index.search(vectors, query.k + excluded.shape[1], allowed), excluded)
-    if query.max_distance is None:
-        return found
-    # In float64, where a distance of an earlier answer compares as equal to itself.
-    too_far = found.distances.astype(np.float64) > query.max_distance
-    return replace(found, ids=np.where(too_far, NO_ID, found.ids))
+def _check_one(queries: int) -> None:
+    if queries != 1:
+        raise InvalidQuery("A cursor goes through the neighbours of one query: ask by one vector, or by one item.")
 
 
-def _without(found: SearchResult, excluded: Ids) -> SearchResult:
-    """Return E neighbours fewer of each query: not its excluded ones (Q, E), else not its farthest."""
-    is_excluded = np.zeros(found.ids.shape, np.bool_)
-    for column in excluded.T:
-        is_excluded |= (found.ids == column[:, None]) & (column != NO_ID)[:, None]
-    first = np.argsort(is_excluded, axis=1, kind="stable")[:, : found.ids.shape[1] - excluded.shape[1]]
-    return replace(
-        found,
-        ids=np.take_along_axis(found.ids, first, axis=1),
-        distances=np.take_along_axis(found.distances, first, axis=1),
-    )
+def _options(query: Query) -> list[Any]:
+    """Return what a query is besides what it asks by: all but how many neighbours it wants at once, and the place."""
+    return [
+        query.condition,
+        query.generation,
+        query.model_version,
+        query.max_distance,
+        query.exclude_id,
+        [list(own) for own in query.exclude_ids],
+    ]
 
 
-def _allowed(connection: Connection, served: ServedGeneration, condition: dict[str, Any]) -> tuple[Ids, int]:
-    """Return the ids of the items that pass, in no order, and the gallery's revision at which they do; the ids as one
-    value, since a row each takes longer than a search."""
-    joined = func.string_agg(func.int8send(Item.id), literal(b""))
-    revision = select(Gallery.revision).where(Gallery.id == served.gallery_id).scalar_subquery()
-    passes = compile_filter(condition, served.generation_id)
-    query = select(joined, revision).where(Item.gallery_id == served.gallery_id, Item.deleted_at.is_(None), passes)
-    ids, at = connection.execute(query).one()
-    return np.frombuffer(ids or b"", ">i8").astype(np.int64), at or 0
+def _revision_of(session: Session, item_id: int) -> int:
+    return session.scalars(select(Item.revision).where(Item.id == int(item_id))).one()
 
 
-def _excluded(connection: Connection, gallery_id: int, query: Query, queries: int) -> Ids:
-    """Return the ids of the items that are left out of each query, (Q, E), filled up with no id."""
-    of_all = [] if query.exclude_id is None else [query.exclude_id]
-    wanted = [_canonical([*of_all, *own]) for own in query.exclude_ids or [()] * queries]
-    if len(wanted) != queries:
-        raise InvalidQuery(f"There are {queries} query vectors, and exclude_ids for {len(wanted)}.")
-    names = {name for own in wanted for name in own}
-    rows = connection.execute(
-        select(Item.external_id, Item.id).where(Item.gallery_id == gallery_id, Item.external_id.in_(names))
-    )
-    ids: dict[str, int] = {row.external_id: row.id for row in rows}
-    excluded = np.full((queries, max(map(len, wanted))), NO_ID, np.int64)
-    for place, own in enumerate(wanted):
-        excluded[place, : len(own)] = [ids.get(name, NO_ID) for name in own]
-    return excluded
+def _grouped(
+    connection: Connection,
+    served: ServedGeneration,
+    vectors: Vectors,
+    query: Query,
+    field: str,
+    allowed: Ids | None,
+    excluded: Ids | None,
+) -> groups.Groups:
+    def search(rows: Ids, count: int) -> SearchResult:
+        own = None if excluded is None else excluded[rows]
+        return nearest_of(served, vectors[rows], replace(query, k=count), allowed, own)
 
-
-def _canonical(external_ids: Sequence[str]) -> list[str]:
-    """Return the ids in the form that they are stored in. Raises `InvalidItem` (422)."""
-    names = list(map(canonical_id, external_ids))
-    for name in names:
-        check_external_id(name)
-    return names
+    return groups.find_groups(connection, field, query.k, len(vectors), search)
 
 
 def _neighbors(found: SearchResult, items: dict[int, DescribedItem]) -> list[list[Neighbor]]:

@@ -17,8 +17,9 @@ import service.domain.search.queries as module_of_queries
 from service.api.search import BatchAnswer
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import GenerationKey
+from service.domain.search.answers import Query
+from service.domain.search.candidates import nearest_of
 from service.domain.search.described_items import DescribedItem, DescribedItems
-from service.domain.search.queries import Query
 from service.domain.upgrade.cutover import request_cutover
 from tests.items import embedding_of, post_one
 from tests.scenario import DIMS, create_gallery, create_upgradable_gallery, post_images, register_version, start_upgrade
@@ -141,13 +142,13 @@ def test_an_item_is_described_as_it_was_found(gallery: TestClient, monkeypatch: 
     vectors = [embedding_of(gallery, 3)]
     body = {"vectors": vectors, "k": 8, "filter": {"label": "class 0"}}
     assert len(gallery.post("/v1/galleries/g/search/vectors", json=body).json()["neighbors"][0]) == 3
-    nearest = module_of_queries._nearest
+    nearest = nearest_of
 
     def after_a_write(*arguments: Any) -> Any:
         post_one(gallery, IDS[3], 3, label="changed while the index is searched")
         return nearest(*arguments)
 
-    monkeypatch.setattr(module_of_queries, "_nearest", after_a_write)
+    monkeypatch.setattr(module_of_queries, "nearest_of", after_a_write)
     answer = search.by_vectors("g", vectors, Query(8))
 
     labels = {neighbor.item.id: neighbor.item.label for neighbor in answer.neighbors[0]}
