@@ -152,7 +152,7 @@ class Search:
         return self._answer(gallery, query, stored)
 
     def _apart(self, data: bytes, served: ServedGeneration) -> _Probe:
-        encoder = self.encoders.get(served.version)
+        encoder = self._encoder_of(served)
         return _Probe(encoder.encode_embedding_apart([self.encoders.images.reduce(data, [encoder.preprocessing])]))
 
     def _answer_of_candidate(self, serving: Serving, query: Query, probe_for: _Probing) -> Answer | None:
