@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -16,6 +16,11 @@ from gallery_upgrade.core.answers import read_answer
 from gallery_upgrade.core.calls import Call, StreamCall, written
 from gallery_upgrade.core.events import Event, EventReader
 from gallery_upgrade.core.exchange import Lost, Pause, Received, Retries, exchange
+from gallery_upgrade.images import Image, query_of
+from gallery_upgrade.searching import FIRST_PAGE, found_by, search_call
+
+if TYPE_CHECKING:
+    from gallery_upgrade.api import models
 
 T = TypeVar("T")
 
@@ -61,6 +66,18 @@ class AsyncClient:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    async def search_pages(
+        self, gallery: str, query: Image, *, k: int = 100, filter: Mapping[str, Any] | None = None, **options: Any
+    ) -> "AsyncIterator[list[models.NeighborView]]":
+        """Give the neighbours of a query page by page, k on each, as `Gallery.search_pages` does; `options` are its
+        others. Raises what it raises."""
+        asked = query_of(query)
+        cursor: str | None = FIRST_PAGE
+        while cursor is not None:
+            answer = await self.perform(search_call(gallery, asked, k=k, filter=filter, cursor=cursor, **options))
+            yield found_by(asked, answer)[0]
+            cursor = answer.next_cursor
 
     async def perform(self, call: Call[T], retries: Retries | None = None) -> T:
         """Carry a call out, and return its answer. Raises `Problem`, `ServiceAway` or `NotTheService`."""

@@ -10,9 +10,10 @@ from gallery_upgrade.arrays import ARROW_STREAM, arrow_batches, arrow_stream, re
 from gallery_upgrade.core.calls import UNSET, Unset
 from gallery_upgrade.errors import Conflict
 from gallery_upgrade.hits import Hits
-from gallery_upgrade.images import Image, ItemQuery, VectorQuery, image_file, query_of
+from gallery_upgrade.images import Image, image_file, query_of
 from gallery_upgrade.ledger import ledger_path, opened_ledger
 from gallery_upgrade.progress import Show, shown
+from gallery_upgrade.searching import FIRST_PAGE, OneQuery, found_by, search_call
 from gallery_upgrade.upgrades import Upgrade
 from gallery_upgrade.uploading import Describe, FolderUpload, Uploaded, write_rejected
 
@@ -222,40 +223,63 @@ class Gallery:
         generation: Generation | Unset = UNSET,
         max_distance: float | Unset = UNSET,
         exclude_id: str | Unset = UNSET,
+        group_by: str | Unset = UNSET,
     ) -> Hits:
         """Return the nearest items of an image: a path, bytes, a PIL image or an array of uint8; of a vector (D,); or
         of an item, by its id. A string is the path of a file that is there, and else an id.
 
-        `filter` is a condition such as {"metadata.year": {"gte": 2020}}. Raises `UnknownItem`, TypeError for another
-        kind of query, and OSError for a file that cannot be read.
+        `filter` is a condition such as {"metadata.year": {"gte": 2020}}. With `group_by`, "label" or
+        "metadata.<path>", the nearest item of each value is returned, which is its `group`; `complete` says whether k
+        groups were found, or all. Raises `UnknownItem`, TypeError for another kind of query, and OSError for a file
+        that cannot be read.
         """
         asked = query_of(query)
-        if isinstance(asked, VectorQuery):
-            if not asked.single:
-                raise TypeError("Several vectors are searched for by search_vectors.")
-            return self.search_vectors(
-                asked.vectors, k=k, filter=filter, generation=generation, max_distance=max_distance
-            )[0]
-        if isinstance(asked, ItemQuery):
-            batch = self._client.api.search_by_items(
-                name=self.name,
-                ids=[asked.item_id],
+        call = search_call(
+            self.name,
+            asked,
+            k=k,
+            filter=filter,
+            generation=generation,
+            max_distance=max_distance,
+            exclude_id=exclude_id,
+            group_by=group_by,
+        )
+        return self._hits(asked, self._client.perform(call))
+
+    def search_pages(
+        self,
+        query: Image,
+        *,
+        k: int = 100,
+        filter: Filter | None = None,
+        generation: Generation | Unset = UNSET,
+        max_distance: float | Unset = UNSET,
+        exclude_id: str | Unset = UNSET,
+    ) -> Iterator[Hits]:
+        """Give the neighbours of a query page by page, k on each: all of one revision, none twice. A page is asked for
+        when it is wanted. Raises what `search` does, and while they are read `TooDeep` after 10,000 neighbours, and
+        `NoSuchGeneration` or `CursorOutdated` where they cannot go on.
+        """
+        asked = query_of(query)
+        cursor: str | None = FIRST_PAGE
+        while cursor is not None:
+            call = search_call(
+                self.name,
+                asked,
                 k=k,
                 filter=filter,
                 generation=generation,
                 max_distance=max_distance,
+                exclude_id=exclude_id,
+                cursor=cursor,
             )
-            return Hits(self._client, self.name, batch.neighbors[0], batch)
-        answer = self._client.api.search_by_image(
-            name=self.name,
-            file=asked.file,
-            k=k,
-            filter=UNSET if filter is None else filter,
-            generation=generation,
-            max_distance=max_distance,
-            exclude_id=exclude_id,
-        )
-        return Hits(self._client, self.name, answer.neighbors, answer)
+            answer = self._client.perform(call)
+            yield self._hits(asked, answer)
+            cursor = answer.next_cursor
+
+    def _hits(self, query: OneQuery, answer: "models.ImageAnswer | models.BatchAnswer") -> Hits:
+        neighbors, complete = found_by(query, answer)
+        return Hits(self._client, self.name, neighbors, answer, complete)
 
     def search_vectors(
         self,
@@ -266,6 +290,7 @@ class Gallery:
         generation: Generation | Unset = UNSET,
         max_distance: float | Unset = UNSET,
         model_version: str | Unset = UNSET,
+        group_by: str | Unset = UNSET,
     ) -> list[Hits]:
         """Return the nearest items of each vector: (Q, D), an array or lists, of the answering model version."""
         rows = vectors.astype(float).tolist() if hasattr(vectors, "astype") else vectors
@@ -277,8 +302,12 @@ class Gallery:
             generation=generation,
             max_distance=max_distance,
             model_version=model_version,
+            group_by=group_by,
         )
-        return [Hits(self._client, self.name, neighbors, batch) for neighbors in batch.neighbors]
+        return [
+            Hits(self._client, self.name, neighbors, batch, None if batch.complete is None else batch.complete[place])
+            for place, neighbors in enumerate(batch.neighbors)
+        ]
 
     # Upgrading.
 

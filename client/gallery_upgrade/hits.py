@@ -21,8 +21,9 @@ _PICTURES = 24
 class Hits(Sequence["models.NeighborView"]):
     """The neighbours of one query, nearest first; a smaller distance is closer for every metric.
 
-    All come from one generation: `model_version`, `generation` and `revision` name it. In a notebook the hits are shown
-    as pictures, where the gallery keeps thumbnails.
+    All come from one generation: `model_version`, `generation` and `revision` name it. `complete` says of groups
+    whether all that were wanted were found, and is None of other hits. In a notebook the hits are shown as pictures,
+    where the gallery keeps thumbnails.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Hits(Sequence["models.NeighborView"]):
         gallery: str,
         neighbors: "list[models.NeighborView]",
         answer: "models.ImageAnswer | models.BatchAnswer",
+        complete: bool | None = None,
     ) -> None:
         self._client = client
         self._gallery = gallery
@@ -39,6 +41,7 @@ class Hits(Sequence["models.NeighborView"]):
         self.generation = answer.generation
         self.revision = answer.revision
         self.exact = answer.exact
+        self.complete = complete
 
     def __len__(self) -> int:
         return len(self.neighbors)

@@ -136,16 +136,23 @@ def search(
     ] = None,
     generation: Generation = None,
     max_distance: Annotated[float | None, typer.Option(help="Leave out what is farther away.")] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="label or metadata.PATH: the nearest item of each value alone.")
+    ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show the pictures in a browser.")] = False,
 ) -> None:
     """Find the nearest items of an image or of an item, nearest first."""
-    given = chosen(generation=generation, max_distance=max_distance, filter=json_option(filter, "--filter"))
+    condition = json_option(filter, "--filter")
+    given = chosen(generation=generation, max_distance=max_distance, filter=condition, group_by=group_by)
     hits = session.client.galleries.get(gallery).search(
         query,
         k=k,
         **given,
     )
-    session.table(list(hits), ["id", "distance", "label", "origin", "image_uri"])
+    columns = ["id", "distance", "label", "origin", "image_uri"]
+    session.table(list(hits), columns if group_by is None else ["group", *columns])
+    if hits.complete is False and not session.as_json:
+        typer.echo(f"Fewer than {k} groups were found among the nearest items; there may be more.", err=True)
     if open_:
         page = Path(tempfile.mkstemp(prefix="hits-", suffix=".html")[1])
         page.write_text(f"<!doctype html><meta charset=utf-8><title>{gallery}</title>{hits._repr_html_()}")

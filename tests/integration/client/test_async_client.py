@@ -11,6 +11,22 @@ from gallery_upgrade.problems import UnknownGallery
 from tests.networks import image_bytes
 
 
+def test_pages_of_a_search_are_awaited(gallery: TestClient) -> None:
+    async def found() -> list[list[str]]:
+        transport = httpx.ASGITransport(gallery.app)
+        async with AsyncClient("http://testserver", transport=transport) as service:
+            files = [image_bytes(seed) for seed in range(5)]
+            await service.api.post_images(name="g", files=files, items=[{"id": str(seed)} for seed in range(5)])
+            pages = service.search_pages("g", image_bytes(2), k=2, exclude_id="3")
+            return [[hit.id for hit in page] async for page in pages]
+
+    pages = asyncio.run(found())
+
+    assert [len(page) for page in pages] == [2, 2]
+    assert pages[0][0] == "2"
+    assert sorted(id_ for page in pages for id_ in page) == ["0", "1", "2", "4"]
+
+
 def test_calls_are_awaited_and_streams_come(gallery: TestClient) -> None:
     async def journey() -> tuple[list[str], list[str], bytes]:
         transport = httpx.ASGITransport(gallery.app)

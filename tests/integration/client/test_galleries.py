@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import threading
 import unicodedata
@@ -13,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from gallery_upgrade import Client, Retries
 from gallery_upgrade.arrays import vectors_table
+from gallery_upgrade.cli import main
 from gallery_upgrade.errors import WouldDeleteMost
 from gallery_upgrade.galleries import Gallery
 from gallery_upgrade.problems import BadRows, GalleryExists, UnknownGallery, UnknownItem
@@ -274,6 +277,52 @@ def test_a_search_is_by_whatever_is_at_hand_and_answers_alike(photos: Gallery, f
     assert [len(hits) for hits in photos.search_vectors(np.stack([vector, vector]), k=2)] == [2, 2]
     with pytest.raises(UnknownItem):
         photos.search("nowhere.png")
+
+
+def test_a_search_goes_on_page_by_page(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder)
+    path = folder / "cats" / "3.png"
+    (batch,) = photos.vectors()
+    vector = np.array(batch["embedding"].to_pylist()[batch["id"].to_pylist().index("cats/3.png")], dtype=np.float32)
+    whole = photos.search(path, k=7).ids
+
+    pages = [list(photos.search_pages(query, k=3)) for query in (path, vector, "cats/3.png")]
+    few = list(photos.search_pages(path, k=3, filter={"id": {"in": ["é.png"]}}, exclude_id="cats/0.png"))
+
+    assert [[len(page) for page in own] for own in pages] == [[3, 3, 1], [3, 3, 1], [3, 3]]
+    assert [[id_ for page in own for id_ in page.ids] for own in pages] == [whole, whole, whole[1:]]
+    assert [page.ids for page in few] == [["é.png"]]
+    with pytest.raises(TypeError):
+        next(photos.search_pages(np.stack([vector, vector])))
+
+
+def test_a_search_finds_the_best_of_each_group(photos: Gallery, folder: Path) -> None:
+    upload(photos, folder, describe=lambda path: {"label": path.parent.name, "metadata": {"name": path.name}})
+    path = folder / "cats" / "3.png"
+
+    hits = photos.search(path, k=2, group_by="label")
+    more = photos.search(path, k=10, group_by="metadata.name")
+    (vectors,) = photos.search_vectors([[0.0] * 6], k=3, group_by="label")
+
+    assert (hits[0].id, hits[0].group) == ("cats/3.png", "cats")
+    assert [hit.group for hit in hits] == ["cats", "pictures"]
+    assert [hit.group for hit in more] == [hit.metadata["name"] for hit in photos.search(path, k=10)]
+    assert {hit.group for hit in vectors} == {"cats", "pictures"}
+    assert (hits.complete, more.complete, vectors.complete, photos.search(path).complete) == (True, True, True, None)
+
+
+def test_a_command_shows_the_best_of_each_group(photos: Gallery, folder: Path, url: str) -> None:
+    upload(photos, folder, describe=lambda path: {"label": path.parent.name})
+    arguments = ["search", "photos", str(folder / "cats" / "3.png"), "--group-by", "label", "--url", url]
+
+    told = CliRunner().invoke(main, arguments)
+    as_json = CliRunner().invoke(main, [*arguments, "--json"])
+
+    assert told.exit_code == as_json.exit_code == 0, told.output
+    assert [hit["group"] for hit in json.loads(as_json.stdout)] == ["cats", "pictures"]
+    assert "group" in told.stdout
+    assert told.stdout.count(".png") + told.stdout.count(".PNG") == 2
+    assert CliRunner().invoke(main, [*arguments[:-3], "colour", *arguments[-2:]]).exit_code == 1
 
 
 def test_hits_are_tables_arrays_and_pictures(photos: Gallery, folder: Path) -> None:
