@@ -48,6 +48,7 @@ chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000
 
 bench: $(VENV)/.installed ## Measure the budgets of docs/ (scale, reliability, search, load); leave the machine alone meanwhile
 	$(BIN)/python -m benchmarks.networks
+	$(BIN)/python -m benchmarks.confined
 	$(BIN)/python -m benchmarks.upgrade
 	$(BIN)/python -m benchmarks.upgrade --apart
 	$(BIN)/python -m benchmarks.scale --items 10000 --items 100000 --items 1000000
