@@ -17,7 +17,7 @@ from service.embedded.supervisor import worker_command
 from service.settings import Settings
 from tests.conftest import Servers, fresh_database, small_settings
 from tests.networks import image_bytes
-from tests.scenario import create_upgradable_gallery, post_images, search
+from tests.scenario import create_gallery, create_upgradable_gallery, post_images, search
 from tests.served import free_port, wait_for
 
 FROM_ROWS = 12
@@ -134,3 +134,28 @@ def test_both_fold_in_what_the_worker_rebuilds_and_go_on_agreeing(deployment: De
     wait_for(lambda: is_nearest(one, "image-40.png", 80))
     assert one.delete("/v1/galleries/g/items/image-41.png").status_code == 204
     deployment.agree_on(expected - names(41))
+
+
+def test_pages_go_on_in_either_process_whatever_is_written_to_the_other(deployment: Deployment) -> None:
+    both = (deployment.one, deployment.other)
+    create_gallery(both[0], "paged")
+    post_images(both[0], range(30), "paged")
+    left = [neighbor["id"] for neighbor in search(both[0], 3, "paged", k=30)["neighbors"]]
+    cursor, pages = "*", 0
+
+    while cursor is not None:
+        asked = both[pages % 2]
+        page = search(asked, 3, "paged", k=4, cursor=cursor)
+
+        assert [neighbor["id"] for neighbor in page["neighbors"]] == left[:4]
+        cursor, left, pages = page["next_cursor"], left[4:], pages + 1
+        gone, replaced = left[1:2], left[2:3]
+        for id_ in gone:  # the next page is at once asked for from the process that was not told
+            assert asked.delete(f"/v1/galleries/paged/items/{id_}").status_code == 204
+        for id_ in replaced:
+            files = [("files", (id_, image_bytes(200 + pages)))]
+            assert asked.post("/v1/galleries/paged/images", files=files).is_success
+        post_images(asked, [100 + pages], "paged")
+        left = [id_ for id_ in left if id_ not in gone + replaced]
+    assert left == []
+    assert pages >= 5

@@ -42,6 +42,21 @@ def check_answers(client: TestClient, worker: WorkerParts, gallery: str, version
                 expected = search_in_postgres(session, body["generation"], metric, query, k)
             assert [neighbor["id"] for neighbor in neighbors] == [id_ for id_, _ in expected]
             np.testing.assert_allclose([n["distance"] for n in neighbors], [d for _, d in expected], atol=1e-5)
+    query = queries[0].tolist()
+    with worker.database.session_scope() as session:
+        expected = search_in_postgres(session, body["generation"], metric, query, ITEMS)
+    assert pages_of(client, gallery, query) == expected
+
+
+def pages_of(client: TestClient, gallery: str, query: list[float]) -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    cursor: str | None = "*"
+    while cursor is not None:
+        body = {"vectors": [query], "k": 7, "cursor": cursor}
+        page = client.post(f"/v1/galleries/{gallery}/search/vectors", json=body).json()
+        found += [(neighbor["id"], neighbor["distance"]) for neighbor in page["neighbors"][0]]
+        cursor = page["next_cursor"]
+    return found
 
 
 @pytest.fixture
