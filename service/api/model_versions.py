@@ -76,7 +76,7 @@ class InputSpec(Body):
     layout: Layout | None = None
     channels: Channels | None = None
     dtype: InputDtype | None = None
-    range: tuple[float, float] | None = None
+    range: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     name: str | None = Field(default=None, min_length=1)
 
     @property

@@ -183,7 +183,7 @@ def test_a_rollback_says_how_many_rows_it_would_forget(
     refused = client.post(f"/v1/external-upgrades/{upgrade_id}/rollback")
     done = client.post(f"/v1/external-upgrades/{upgrade_id}/rollback", params={"accept_loss": True})
 
-    assert (refused.status_code, refused.json()["type"]) == (422, "urn:gallery-upgrade:store-refused")
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:gallery-upgrade:store-refused")
     assert "rows were written since the switch" in refused.json()["detail"]
     assert done.json()["state"] == "rolled_back"
     assert view(client, upgrade_id)["state"] == "rolled_back"
