@@ -40,6 +40,7 @@ def test_another_store_is_upgraded_and_rolled_back_by_buttons_and_keys(opened: O
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator("#state .tag").first).to_have_text("rolled back")
     expect(page.get_by_text("What it left in the store was removed")).to_be_visible()
+    expect(page.get_by_role("slider", name="Speed")).to_have_count(0)  # there is nothing left to throttle
 
     page.keyboard.type("gs")
     expect(page.get_by_role("heading", name="Other stores")).to_be_visible()

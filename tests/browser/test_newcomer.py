@@ -88,5 +88,6 @@ def test_a_gallery_is_made_upgraded_judged_and_rolled_back_by_buttons_alone(
     page.get_by_role("button", name="Roll back").click()
     expect(page.locator("#state .tag").first).to_have_text("rolled back")
     expect(page.get_by_text("Nothing more: the upgrade is rolled back.")).to_be_visible()
+    expect(page.get_by_role("slider", name="Speed")).to_have_count(0)  # there is nothing left to throttle
     page.get_by_role("link", name="Galleries").first.click()
     expect(page.locator("tr", has_text="newcomer")).to_contain_text("first")

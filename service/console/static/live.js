@@ -1,4 +1,5 @@
-// What is new: the page is fetched again, and the parts of it that are marked `data-live` take their new form.
+// What is new: the page is fetched again, the parts of it that are marked `data-live` take their new form, and those that
+// are marked `data-while` stay as they are until it is without them.
 const PAUSE_MS = 700;
 const seen = new Map(); // what the service last said of each part, by its id
 let timer, clock, source, last = 0, busy = false;
@@ -13,6 +14,7 @@ export async function refresh() {
     seen.set(part.id, next.innerHTML);
     replace(part, next);
   }
+  for (const part of document.querySelectorAll("[data-while]")) if (!page.getElementById(part.id)) part.remove();
   const { events, every } = page.getElementById("main").dataset;
   if (source && !events) source.close();
   lookEvery(every);
