@@ -9,20 +9,24 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
 from service.access.operations import ANY_KEY, PUBLIC, SCOPE_OF, SCOPES
 from service.connectors.store import Description
+from service.domain.external.reports import store_report
 from service.domain.external_state import ExternalState
-from service.domain.verdict import Verdict
-from service.settings import Settings
-from service.tables import ExternalReport, ExternalUpgrade, Transformation
+from service.settings import Settings, StoreSetting
+from service.tables import ExternalUpgrade, Transformation
 from tests.backfills import begin_backfill, make_candidate
 from tests.keys import ADMIN_KEY, bearer, guarded_client, make_key
 from tests.networks import PREPROCESSING, encoder_bytes, image_bytes
 from tests.scenario import create_gallery, register_version
 from workers.app import WorkerParts
+from workers.judging_external import judge_external
+
+STORE = "shop"
 
 # Operations that name nothing of anybody's: their answers are looked through for what is another tenant's.
 LISTS = [
@@ -95,8 +99,12 @@ class Tenants:
         return answer
 
 
+def _vectors() -> pa.Table:
+    return pa.table({"id": ["x"], "embedding": [[1.0] * 6], "side_information": [[1.0] * 5]})
+
+
 def _table() -> bytes:
-    table = pa.table({"id": ["x"], "embedding": [[0.0] * 6], "side_information": [[0.0] * 5]})
+    table = _vectors()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -105,11 +113,13 @@ def _table() -> bytes:
 
 
 def _key(template: str, parameter: str) -> str:
-    """Return what a parameter names: `name` is a gallery, a query set or a model version."""
+    """Return what a parameter names: `name` is a gallery, a query set, another store or a model version."""
     if parameter == "name" and "model-versions" in template:
         return "version"
     if parameter == "name" and "query-sets" in template:
         return "query_set"
+    if parameter == "name" and "stores" in template:
+        return "store"
     return {"name": "gallery", "part": "part" if "versions" in template else "part_of"}.get(parameter, parameter)
 
 
@@ -120,7 +130,7 @@ def external_upgrade(worker: WorkerParts, transformation_id: int) -> int:
         described = Description(1, 6, 5, "l2", "float32")
         upgrade = ExternalUpgrade(
             tenant="a",
-            store="shop",
+            store=STORE,
             side_name="new",
             from_version_id=transformation.from_version_id,
             to_version_id=transformation.to_version_id,
@@ -132,9 +142,19 @@ def external_upgrade(worker: WorkerParts, transformation_id: int) -> int:
         )
         session.add(upgrade)
         session.flush()
-        report = {"number": 1, "verdict": Verdict.NOT_JUDGED, "evidence": 0, "content": "{}", "seconds": 0.0}
-        session.add(ExternalReport(upgrade_id=upgrade.id, **report))
-        return upgrade.id
+        upgrade_id = upgrade.id
+    with worker.stores.opened(STORE) as store:
+        report = judge_external(worker, store, upgrade, findings={}, seed=1)
+    with worker.database.session_scope() as session:
+        store_report(session, upgrade_id, report)
+    return upgrade_id
+
+
+@pytest.fixture
+def settings(settings: Settings, tmp_path: Path) -> Settings:
+    shop = tmp_path / "shop.parquet"
+    pq.write_table(_vectors(), shop)
+    return settings.model_copy(update={"stores": {STORE: StoreSetting(url=f"file://{shop}", tenants=("a",))}})
 
 
 @pytest.fixture
@@ -156,7 +176,7 @@ def tenants(settings: Settings, worker: WorkerParts, tmp_path: Path) -> Iterator
         del client.headers["authorization"]
         ids = {"gallery": "g", "version": "v2", "query_set": "q", "item_id": "image-0.png", "number": "1"}
         ids |= {"upgrade_id": str(upgrade_id), "backfill_id": str(backfill_id), "job_id": str(job_id)}
-        ids |= {"external_id": str(external_id)}
+        ids |= {"external_id": str(external_id), "store": STORE}
         ids |= {"transformation_id": str(transformation["id"]), "part": "embedding_model", "part_of": "h"}
         yield Tenants(client, a, b, ids | {"key_id": made["id"]})
 
