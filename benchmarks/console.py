@@ -210,7 +210,8 @@ def visit(browser: Browser, address: str, visits: int, pid: int) -> list[Visit]:
         if answer is None or not answer.ok:
             raise RuntimeError(f"{address} did not answer.")
         page.wait_for_function(_IS_PAINTED)
-        found.append(Visit(*page.evaluate(_TIMES), _processor_ms(pid) - before))
+        paint_ms, service_ms, size_bytes = page.evaluate(_TIMES)
+        found.append(Visit(paint_ms, service_ms, size_bytes, _processor_ms(pid) - before))
         context.close()
     return found[1:]
 
