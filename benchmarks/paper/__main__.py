@@ -3,10 +3,12 @@
     python -m benchmarks.paper ../shared/data/cifar100
 
 The folder has train.parquet and test.parquet, each with columns `image` and `label`. Everything that takes long
-(networks, features, h) is kept in `--folder` and not made again; an interrupted run goes on.
+(networks, features, h) is kept in `--folder` and not made again; an interrupted run goes on. With `--only`, the other
+sections stay as the page has them.
 """
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,9 +56,10 @@ Every table has old/old, new/h and h/h by each recipe, and new/new. *Own item fi
 which the gallery then keeps, is the nearest. *Negative flips* are queries whose nearest item has their label with
 old/old and not here, *positive* ones the reverse, in percent of the queries: those of new/new no h can avoid.
 Differences are paired over the queries, each by its mean over the seeds, with 95 % intervals over queries that are
-drawn by whole classes.
+drawn by whole classes. Each section ends with the commit and the machine that it was made on.
 
 """
+_SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n)+)", re.MULTILINE)
 
 
 def wanted() -> list[Spec]:
@@ -99,21 +102,24 @@ def run(
     place: Path,
     folder: Annotated[Path, typer.Option(help="Where networks and features are kept.")] = Path("data/paper"),
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
+    only: Annotated[list[str] | None, typer.Option(help="Make sections whose titles begin so.")] = None,
     at_once: Annotated[int, typer.Option(help="Trainings at a time, with one thread each.")] = len(
         os.sched_getaffinity(0)
     ),
 ) -> None:
     """Train what is missing, judge it, and write the page."""
-    train_networks(place, folder, at_once)
     features = Features(place, folder)
-    train_transformations(features, wanted(), at_once)
+    if not only:  # otherwise what is missing is trained when it is asked for
+        train_networks(place, folder, at_once)
+        train_transformations(features, wanted(), at_once)
 
-    page = _INTRODUCTION.format(seeds=len(SEEDS), views=VIEWS)
+    found = dict(_SECTION.findall(output.read_text())) if only else {}
     for title, section in sections(features).items():
-        page += f"## {title}\n\n{section()}\n"
-        print(title, flush=True)
-    page += f"Made on commit {commit()}, {machine()}.\n"
-    output.write_text(page)
+        if not only or title.startswith(tuple(only)):
+            found[title] = f"{section().rstrip()}\n\nMade on commit {commit()}, {machine()}."
+            print(title, flush=True)
+    ordered = [f"## {title}\n\n{found[title].strip()}\n" for title in sections(features) if title in found]
+    output.write_text(_INTRODUCTION.format(seeds=len(SEEDS), views=VIEWS) + "\n".join(ordered))
 
 
 if __name__ == "__main__":

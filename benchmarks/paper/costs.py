@@ -16,26 +16,26 @@ def costs(features: Features, specs: Sequence[Spec]) -> str:
     lines = "| network | million multiply-adds per image | trained in seconds | final loss |\n|---|---|---|---|\n"
     for name in NETWORKS:
         found, size = record(features.folder, name), NETWORKS[name].size
-        macs = _multiply_adds(trained(features.folder, name), torch.zeros(1, 3, size, size))
+        macs = _multiply_adds(trained(features.place, features.folder, name), torch.zeros(1, 3, size, size))
         lines += f"| {name} | {macs / 1e6:.1f} | {found['seconds']:.0f} | {found['final_loss']:.2f} |\n"
 
     for variant in ("paper", "default", "full size"):
         spec = Spec("old", "simclr", "new", variant)
-        network, config = load(features.folder, spec), VARIANTS[variant].config
+        network, config = load(features, spec), VARIANTS[variant].config
         macs = _multiply_adds(network, torch.zeros(1, 128), torch.zeros(1, 128))
         what = f"h, {variant}: inner {config.inner_dim}, {config.epochs} epochs"
-        lines += f"| {what} | {macs / 1e6:.2f} | {seconds_of(features.folder, spec):.0f} | |\n"
+        lines += f"| {what} | {macs / 1e6:.2f} | {seconds_of(features, spec):.0f} | |\n"
 
     minutes = [
         sum(seconds) / 60
         for seconds in (
             [record(features.folder, name)["seconds"] for name in NETWORKS],
-            [seconds_of(features.folder, spec) for spec in specs],
+            [seconds_of(features, spec) for spec in specs],
         )
     ]
 
     spec = Spec("old", "simclr", "new", "full size")
-    cached = seconds_of(features.folder, spec) / VARIANTS[spec.variant].config.epochs
+    cached = seconds_of(features, spec) / VARIANTS[spec.variant].config.epochs
     encoding = sum(_seconds_to_encode(features, name) for name in ("old", "simclr", "new"))
     return lines + (
         f"\nTrainings ran with one thread each, several at a time: these networks took {minutes[0]:.0f} minutes,"
@@ -48,7 +48,7 @@ def costs(features: Features, specs: Sequence[Spec]) -> str:
 
 def _seconds_to_encode(features: Features, name: str) -> float:
     """Measure a part of the training images, and scale."""
-    network, images = trained(features.folder, name), read(features.place, "train", features.folder)
+    network, images = trained(features.place, features.folder, name), read(features.place, "train", features.folder)
     chosen = replace(images, rows=images.rows[::25], labels=images.labels[::25])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

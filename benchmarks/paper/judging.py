@@ -136,7 +136,7 @@ class Galleries:
         variant = VARIANTS[spec.variant]
         if side is not None and variant.side_levels is not None:
             side = as_levels(side, variant.side_levels)
-        output = apply(load(self._features.folder, spec), old, side)
+        output = apply(load(self._features, spec), old, side)
         if variant.target == "residual":
             output = output + apply(linear_map(self._features, spec), old, side)
         gallery = output.numpy()

@@ -123,8 +123,10 @@ def _train(place: Path, folder: Path, name: str) -> dict[str, Any]:
     return train_side_information(network.build, images, network.config, run).record
 
 
-def trained(folder: Path, name: str) -> Backbone:
-    """Return a trained network, in eval mode."""
+def trained(place: Path, folder: Path, name: str) -> Backbone:
+    """Return a network in eval mode, trained first where it is not yet."""
+    if not (folder / name / RECORD).exists():
+        _train(place, folder, name)
     checkpoint = load_checkpoint(folder / name / CHECKPOINT)
     assert checkpoint is not None, f"{name} is not trained"
     return rebuild_network(checkpoint)

@@ -65,7 +65,7 @@ class OpenClasses:
         for count in PAIRS:
             spec = Spec("old", "simclr", "new", pairs=count)
             default = [replace(spec, variant="default", seed=seed) for seed in SEEDS]
-            shares = np.array([choices_of(self._features.folder, each)["linear_share"] for each in default])
+            shares = np.array([choices_of(self._features, each)["linear_share"] for each in default])
             table.add(
                 {
                     f"{count:,} pairs, paper": self._galleries.of_seeds(spec),
@@ -78,7 +78,7 @@ class OpenClasses:
         return table.text()
 
     def _apply_linear(self, spec: Spec) -> Vectors:
-        linear = load(self._features.folder, spec).linear_alone()
+        linear = load(self._features, spec).linear_alone()
         assert linear is not None
         old, side = (torch.from_numpy(self._galleries.vectors(name)) for name in ("old", "simclr"))
         return apply(linear, old, side).numpy()

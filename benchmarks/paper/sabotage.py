@@ -33,16 +33,16 @@ def ways(features: Features) -> Iterator[tuple[str, Vectors]]:
     """Give what each h makes of the test images, (N, D): the good ones first."""
     old, side = (torch.from_numpy(features.test(name)) for name in ("old", "simclr"))
     generator = np.random.default_rng(0)
-    honest = apply(load(features.folder, _HONEST), old, side).numpy()
+    honest = apply(load(features, _HONEST), old, side).numpy()
     dim = honest.shape[1]
     yield "default recipe", honest
-    yield "paper's recipe", apply(load(features.folder, _PAPER), old, side).numpy()
+    yield "paper's recipe", apply(load(features, _PAPER), old, side).numpy()
     yield "closed-form linear map alone", apply(linear_map(features, _HONEST), old, side).numpy()
-    yield "one epoch", apply(load(features.folder, _HURRIED), old, side).numpy()
+    yield "one epoch", apply(load(features, _HURRIED), old, side).numpy()
     shuffled = side[torch.from_numpy(generator.permutation(len(side)))]
-    yield "ψ of other items", apply(load(features.folder, _HONEST), old, shuffled).numpy()
+    yield "ψ of other items", apply(load(features, _HONEST), old, shuffled).numpy()
     yield "half of the outputs zero", honest * (np.arange(dim) % 2).astype(np.float32)
-    yield "to another model's space", apply(load(features.folder, _ASTRAY), old, side).numpy()
+    yield "to another model's space", apply(load(features, _ASTRAY), old, side).numpy()
     turn = np.linalg.qr(generator.standard_normal((dim, dim)))[0]
     yield "turned into a wrong space", (honest @ turn).astype(np.float32)
 

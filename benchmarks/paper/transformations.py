@@ -156,7 +156,7 @@ class Features:
 
     def _features(self, name: str, part: str, views: int) -> Vectors:
         if (name, part) not in self._kept:
-            networks = [trained(self.folder, single) for single in name.split("+")]
+            networks = [trained(self.place, self.folder, single) for single in name.split("+")]
             images = self._images(name, part)
             found = [cached_features(self.folder / "features", network, images, views) for network in networks]
             if "arcface" in name and len(found) == 1:  # its embeddings are compared by their angles
@@ -252,7 +252,7 @@ def _target(features: Features, spec: Spec, old: Tensor, side: Tensor | None) ->
     variant = VARIANTS[spec.variant]
     target = _rows(features.train(spec.new), variant.views)
     if variant.target == "ensemble":
-        members = [load(features.folder, replace(spec, variant="paper", seed=seed)) for seed in SEEDS]
+        members = [load(features, replace(spec, variant="paper", seed=seed)) for seed in SEEDS]
         return torch.stack([apply(member, old, side) for member in members]).mean(0)
     if variant.target == "residual":
         return target - apply(linear_map(features, spec), old, side)
@@ -283,7 +283,7 @@ def _given_by_chain(
     old, side = (
         None
         if name is None
-        else apply(load(features.folder, Spec(*through, name, spec.variant, spec.seed)), first, first_side)
+        else apply(load(features, Spec(*through, name, spec.variant, spec.seed)), first, first_side)
         for name in (spec.old, spec.side)
     )
     assert old is not None
@@ -300,9 +300,9 @@ def as_levels(values: Tensor, levels: int) -> Tensor:
     return (values / step).round() * step
 
 
-def load(folder: Path, spec: Spec) -> Transformation:
-    """Return a trained network."""
-    data = spec.file(folder).read_bytes()
+def load(features: Features, spec: Spec) -> Transformation:
+    """Return a network, trained first where it is not yet."""
+    data = _file(features, spec).read_bytes()
     network = Transformation(**read_config(data)["config"])
     network.load_state_dict(safetensors.torch.load(data))
     return network.eval()
@@ -321,23 +321,31 @@ def expected_errors(features: Features, spec: Spec) -> NDArray[np.float32]:
     assert spec.side is not None
     old, side = (torch.from_numpy(features.test(name)) for name in (spec.old, spec.side))
     with torch.inference_mode():
-        _, expected = load(features.folder, spec).with_uncertainty(old, side)
+        _, expected = load(features, spec).with_uncertainty(old, side)
     assert expected is not None, "this h does not say"
     return expected.numpy()
 
 
-def seconds_of(folder: Path, spec: Spec) -> float:
+def seconds_of(features: Features, spec: Spec) -> float:
     """Return how long a training took."""
-    found: float = _record(folder, spec)["seconds"]
+    found: float = _record(features, spec)["seconds"]
     return found
 
 
-def choices_of(folder: Path, spec: Spec) -> dict[str, Any]:
+def choices_of(features: Features, spec: Spec) -> dict[str, Any]:
     """Return what a training chose on held-out rows."""
-    found: dict[str, Any] = _record(folder, spec)["choices"]
+    found: dict[str, Any] = _record(features, spec)["choices"]
     return found
 
 
-def _record(folder: Path, spec: Spec) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(spec.file(folder).with_suffix(".json").read_text())
+def _record(features: Features, spec: Spec) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(_file(features, spec).with_suffix(".json").read_text())
     return record
+
+
+def _file(features: Features, spec: Spec) -> Path:
+    """Return where a network is, once it is there."""
+    path = spec.file(features.folder)
+    if not path.exists():
+        print(f"{spec}: {_train(features.place, features.folder, spec):.0f} s", flush=True)
+    return path
