@@ -49,7 +49,7 @@ def run(
 ) -> None:
     """Print the table."""
     torch.manual_seed(0)
-    files = [_photograph(width, height, seed, noise) for seed in range(_DISTINCT)]
+    files = [photograph(width, height, seed, noise) for seed in range(_DISTINCT)]
     network = save_network(ConvEncoder(8, _DIM) if small_networks else ResNet(18, _DIM))
     with worker_with_servers() as parts, api_process(parts, _PORT) as api:
         _register(api, network)
@@ -80,7 +80,8 @@ def run(
     console.print(machine())
 
 
-def _photograph(width: int, height: int, seed: int, noise: int) -> bytes:
+def photograph(width: int, height: int, seed: int, noise: int) -> bytes:
+    """Return a JPEG of noise over slopes."""
     random = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(0, 200, width), np.linspace(0, 200, height))
     values = np.stack([x, y, 200 - x], axis=-1).astype(np.uint8)
@@ -108,19 +109,23 @@ def _post(api: Api, name: str, files: Sequence[bytes]) -> None:
 def _seconds_in_process(network: bytes, files: Sequence[bytes]) -> float:
     torch.set_num_threads(len(os.sched_getaffinity(0)))  # as an API process has them
     phi, psi = (load_encoder(network, output_dim=_DIM, input_size=_PREPROCESSING.shape) for _ in range(2))
-    _encode([phi, psi], files[:_BATCH])
+    encode([phi, psi], _PREPROCESSING, files[:_BATCH])
     began = time.perf_counter()
     for start in range(0, len(files), _BATCH):
-        _encode([phi, psi], files[start : start + _BATCH])
+        encode([phi, psi], _PREPROCESSING, files[start : start + _BATCH])
     return time.perf_counter() - began
 
 
-def _encode(networks: Sequence[Encoder], files: Sequence[bytes]) -> None:
-    inputs = np.empty((len(files), *_PREPROCESSING.shape), np.float32)
+def encode(
+    networks: Sequence[Encoder], preprocessing: Preprocessing, files: Sequence[bytes], thumbnails: bool = True
+) -> None:
+    """Decode files, make thumbnails of them, and run every network on them."""
+    inputs = np.empty((len(files), *preprocessing.shape), np.float32)
     for row, file in zip(inputs, files, strict=True):
         image = decode_image(file)
-        row[...] = preprocess(image, _PREPROCESSING)
-        thumbnail_jpeg(image)
+        row[...] = preprocess(image, preprocessing)
+        if thumbnails:
+            thumbnail_jpeg(image)
     for network in networks:
         network(inputs)
 
