@@ -11,7 +11,6 @@ thumbnail for the ingest; for the backfill φ and ψ of the new version, and onc
 backfill finds another image under an id.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest import encode, photograph
-from benchmarks.processes import MemoryTrace, api_process, upgrade_until_ready, worker_processes
+from benchmarks.processes import MemoryTrace, api_process, register_upgradable, upgrade_until_ready, worker_processes
 from benchmarks.setting import machine, paper_sized_transformation, worker_with_servers
 from models.artifacts import load_encoder, save_network
 from models.backbones import ConvEncoder, ResNet
@@ -61,7 +60,9 @@ def run(
             worker_processes(parts, 1) as workers,
             api_process(parts, _PORT) as api,
         ):
-            _register(api.client, network, preprocessing)
+            networks = {name: save_network(paper_sized_transformation(_DIM, seed)) for seed, name in enumerate("hg")}
+            register_upgradable(api.client, network, networks, preprocessing, _DIM)
+            api.client.post("/v1/galleries", json={"name": "g", "model_version": "v1"}).raise_for_status()
             with MemoryTrace({"worker": workers}, every_seconds=0.05) as trace:
                 time.sleep(1.0)
                 began = time.time()
@@ -93,18 +94,6 @@ def _write(folder: Path, images: int, pixels: int) -> list[Path]:
     for number, path in enumerate(paths):
         path.write_bytes(contents[number % _DISTINCT] if number % _BROKEN_OF else b"no image")
     return paths
-
-
-def _register(client: httpx.Client, network: bytes, preprocessing: Preprocessing) -> None:
-    spec = {"embedding_dim": _DIM, "side_information_dim": _DIM, "preprocessing": preprocessing.to_json()}
-    for version in ("v1", "v2"):
-        files = {"embedding_model": network, "side_information_model": network}
-        form = {"name": version, "spec": json.dumps(spec)}
-        client.post("/v1/model-versions", data=form, files=files).raise_for_status()
-    networks = {name: save_network(paper_sized_transformation(_DIM, seed)) for seed, name in enumerate("hg")}
-    form = {"from_version": "v1", "to_version": "v2"}
-    client.post("/v1/transformations", data=form, files=networks).raise_for_status()
-    client.post("/v1/galleries", json={"name": "g", "model_version": "v1"}).raise_for_status()
 
 
 def _ingest(client: httpx.Client, files: Sequence[Path]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """An API and worker processes on a benchmark's servers, as `gallery-upgrade serve` starts them, and their memory."""
 
+import json
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from models.preprocessing import Preprocessing
 from service.domain.upgrade.upgrades import events_of
 from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
@@ -62,6 +64,19 @@ def worker_processes(parts: WorkerParts, count: int) -> Iterator[list[int]]:
         yield [worker.pid for worker in workers]
     finally:
         _end(workers)
+
+
+def register_upgradable(
+    client: httpx.Client, encoder: bytes, networks: Mapping[str, bytes], preprocessing: Preprocessing, dim: int
+) -> None:
+    """Register v1 and v2 of `dim` dimensions each for φ and ψ, which are one network, and `networks` h and g."""
+    spec = {"embedding_dim": dim, "side_information_dim": dim, "preprocessing": preprocessing.to_json()}
+    for version in ("v1", "v2"):
+        files = {"embedding_model": encoder, "side_information_model": encoder}
+        form = {"name": version, "spec": json.dumps(spec)}
+        client.post("/v1/model-versions", data=form, files=files).raise_for_status()
+    form = {"from_version": "v1", "to_version": "v2"}
+    client.post("/v1/transformations", data=form, files=networks).raise_for_status()
 
 
 def upgrade_until_ready(client: httpx.Client, gallery: str, to_version: str, speed: float = 1.0) -> dict[str, Any]:
