@@ -86,18 +86,11 @@ class MilvusStore(AliasedStore):
             self._load(self._target)
 
     def describe(self) -> Description:
-        count = self._ask(
-            self._client.query,
-            self._old,
-            filter="",
-            output_fields=["count(*)"],
-            consistency_level="Strong",
-        )[0]["count(*)"]
         metric = next(
             (found["metric_type"] for found in self._indexes(self._old) if found["field_name"] == self._embedding), None
         )
         return Description(
-            rows=int(count),
+            rows=self._count(self._old),
             embedding_dim=self._dim(self._schema, self._embedding),
             side_information_dim=None if self._side is None else self._dim(self._schema, self._side),
             metric=_METRICS.get(str(metric)),
@@ -144,7 +137,8 @@ class MilvusStore(AliasedStore):
                 params=old.get("params") or own,
             )
         self._keep_old()  # 1.
-        self._ask(self._client.create_collection, self._target, schema=schema, index_params=index)  # 2.
+        alike = {name: self._schema[name] for name in ("consistency_level", "num_shards") if name in self._schema}
+        self._ask(self._client.create_collection, self._target, schema=schema, index_params=index, **alike)  # 2.
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
         new = self._needed()
@@ -279,8 +273,10 @@ class MilvusStore(AliasedStore):
         """Give the items of a range by ascending key.
 
         As pymilvus's own iterator asks, which does not escape text keys: with these options, a limited query gives the
-        items of the smallest keys.
+        items of the smallest keys, and a server those of each segment, of which the smallest are kept. Such queries do
+        not wait for what was just written; the count before them does.
         """
+        self._count(collection)
         after, page_size = keys.after, _KEYS_PER_PAGE
         if list(fields) != [self._key]:
             dim = self._dim(self._schema, self._embedding)
@@ -301,11 +297,17 @@ class MilvusStore(AliasedStore):
                 iterator="True",
                 reduce_stop_for_best="True",
             )
-            items = sorted(page, key=lambda item: item[self._key])
+            items = sorted(page, key=lambda item: item[self._key])[:page_size]
             yield from items
             if len(items) < page_size:
                 return
             after = str(items[-1][self._key])
+
+    def _count(self, collection: str) -> int:
+        found = self._ask(
+            self._client.query, collection, filter="", output_fields=["count(*)"], consistency_level="Strong"
+        )
+        return int(found[0]["count(*)"])
 
     def _literal(self, key: str) -> str:
         return json.dumps(key, ensure_ascii=False) if self._is_text else str(int(key))

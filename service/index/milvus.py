@@ -38,7 +38,8 @@ from service.index.protocol import (
 
 Kind = Literal["flat", "hnsw"]
 
-_METRICS: dict[Metric, str] = {"l2": "L2", "cosine": "COSINE", "ip": "IP"}
+# Under cosine, vectors and queries are at unit norm here; of a zero vector Milvus's own COSINE finds nothing.
+_METRICS: dict[Metric, str] = {"l2": "L2", "cosine": "IP", "ip": "IP"}
 _HNSW = {"M": 32, "efConstruction": 80}  # as in service.index.kinds
 _EF_SEARCH = 64
 _COLLECTION_NOT_FOUND = 100

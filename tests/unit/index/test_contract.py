@@ -10,7 +10,7 @@ from service.index.faiss_index import FaissIndex
 from service.index.files import build_index
 from service.index.milvus import Collections, Limits
 from service.index.protocol import Ids, Metric, VectorIndex, Vectors
-from tests.milvus_lite import milvus_lite
+from tests.milvus import milvus
 from tests.unit.index.building import as_rows, some_ids, some_vectors
 from tests.unit.index.exhaustive import METRICS, assert_finds_the_nearest, recall
 
@@ -46,7 +46,7 @@ def faiss_hnsw(metric: Metric, ids: Ids, vectors: Vectors) -> VectorIndex:
 def collections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collections]:
     # So small that a few hundred rows take every way through a filtered search.
     limits = Limits(ids_per_expression=100, neighbors=400, gathered_bytes=30 * 4 * DIM)
-    with milvus_lite(tmp_path_factory.mktemp("milvus")) as url:
+    with milvus(tmp_path_factory.mktemp("milvus")) as url:
         collections = Collections(url, limits=limits)
         yield collections
         collections.close()

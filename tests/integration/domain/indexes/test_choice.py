@@ -11,7 +11,7 @@ from service.domain.indexes.choice import choose_engine
 from service.domain.indexes.faiss_engine import FaissEngine
 from service.domain.indexes.milvus_engine import MilvusEngine
 from service.settings import Settings
-from tests.milvus_lite import milvus_lite
+from tests.milvus import milvus
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_without_an_index_url_indexes_are_faiss_files(database: Database, blobs:
 def test_with_an_index_url_indexes_are_collections_of_that_milvus(
     database: Database, blobs: BlobStore, settings: Settings, tmp_path: Path
 ) -> None:
-    with milvus_lite(tmp_path / "milvus") as url:
+    with milvus(tmp_path / "milvus") as url:
         engine = choose_engine(database, blobs, settings.model_copy(update={"index_url": url}))
         engine.close()
 

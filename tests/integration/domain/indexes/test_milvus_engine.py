@@ -23,7 +23,7 @@ from service.settings import Settings
 from tests.backfills import begin_backfill, lease, send_images
 from tests.conftest import Servers, small_settings
 from tests.erasures import erase
-from tests.milvus_lite import milvus_lite
+from tests.milvus import milvus
 from tests.networks import image_bytes
 from tests.scenario import (
     create_gallery,
@@ -59,7 +59,7 @@ class AwayIndex:
 
 @pytest.fixture
 def settings(servers: Servers, database_url: str, tmp_path: Path) -> Iterator[Settings]:
-    with milvus_lite(tmp_path / "milvus") as url:
+    with milvus(tmp_path / "milvus") as url:
         settings = small_settings(servers, database_url, tmp_path / "data")
         yield settings.model_copy(update={"index_url": url, "follow_every_seconds": 3600.0})
 

@@ -11,7 +11,7 @@ from service.app import create_app
 from service.index.protocol import Metric
 from service.settings import Settings
 from tests.conftest import Servers, small_settings
-from tests.milvus_lite import milvus_lite
+from tests.milvus import milvus
 from tests.postgres_search import search_in_postgres
 from tests.scenario import DIMS, create_gallery, create_upgradable_gallery, import_vectors, start_upgrade
 from tests.unit.index.exhaustive import METRICS
@@ -24,7 +24,7 @@ ITEMS = 60
 @pytest.fixture(params=["faiss", "milvus"])
 def settings(request: pytest.FixtureRequest, servers: Servers, database_url: str, tmp_path: Path) -> Iterator[Settings]:
     settings = small_settings(servers, database_url, tmp_path / "data")
-    with milvus_lite(tmp_path / "milvus") as url:
+    with milvus(tmp_path / "milvus") as url:
         yield settings.model_copy(update={"index_url": url if request.param == "milvus" else None})
 
 
