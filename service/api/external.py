@@ -227,13 +227,13 @@ def _view_of(details: ExternalDetails) -> ExternalUpgradeView:
         from_version=details.from_version,
         to_version=details.to_version,
         transformation=upgrade.transformation_id,
-        description=DescriptionView(**upgrade.description),
+        description=DescriptionView(**asdict(upgrade.description)),
         progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
         pass_number=upgrade.pass_number,
-        verification=None if upgrade.findings is None else VerificationView(**upgrade.findings),
+        verification=None if upgrade.findings is None else VerificationView(**asdict(upgrade.findings)),
         judged=None if report is None else VerdictView(report=report.number, verdict=report.verdict),
         decision=_decision_view(upgrade),
-        late=None if not upgrade.late else LateView(**upgrade.late),
+        late=None if not upgrade.late else LateView(**asdict(upgrade.late)),
         error=upgrade.error,
         created_at=upgrade.created_at,
         updated_at=upgrade.updated_at,
@@ -248,14 +248,8 @@ def _decision_view(upgrade: ExternalUpgrade) -> ExternalDecisionView | None:
     decision = upgrade.decision
     if decision is None:
         return None
-    asked_by = decision.get("asked_by")
-    return ExternalDecisionView(
-        by=decision["by"],
-        who=None if asked_by is None else asked_by["name"],
-        reason=decision["reason"],
-        verdict=decision["verdict"],
-        report=decision["report"],
-    )
+    who = None if decision.asked_by is None else decision.asked_by.name
+    return ExternalDecisionView(who=who, **asdict(decision))
 
 
 @router.get("/stores")

@@ -7,8 +7,11 @@ from typing import ClassVar, get_args
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, LargeBinary, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from service.connectors.store import Description
 from service.domain.batch_state import UNFINISHED as UNFINISHED_WORK
 from service.domain.batch_state import BatchState
+from service.domain.decision import Decision
+from service.domain.external_findings import Findings, Late
 from service.domain.external_state import ExternalState
 from service.domain.verdict import Verdict
 from service.identity import DEFAULT_TENANT
@@ -37,7 +40,7 @@ class ExternalUpgrade(Base):
     from_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
     to_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
     transformation_id: Mapped[int] = mapped_column(ForeignKey(Transformation.id))
-    description: Mapped[Json]
+    description: Mapped[Description]
     batch_rows: Mapped[int]
     cutover: Mapped[CutoverOption]
     speed: Mapped[float] = mapped_column(server_default=text("1"))
@@ -46,11 +49,11 @@ class ExternalUpgrade(Base):
     pass_number: Mapped[int] = mapped_column(server_default=text("0"))
     changed_ranges: Mapped[int | None]
     passed_at: Mapped[datetime | None]
-    findings: Mapped[Json | None]
-    late: Mapped[Json | None]
+    findings: Mapped[Findings | None]
+    late: Mapped[Late | None]
     evaluate_seed: Mapped[int | None]
     cutover_requested_at: Mapped[datetime | None]
-    decision: Mapped[Json | None]
+    decision: Mapped[Decision | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -7,7 +7,7 @@ the change of state (`external.planned`). Both may be done again.
 import math
 import random
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def plan_external_upgrade(
         from_version_id=found.from_version.id,
         to_version_id=found.to_version.id,
         transformation_id=found.transformation.id,
-        description=asdict(found.description),
+        description=found.description,
         batch_rows=settings.batch_items,
         cutover=wanted.cutover,
         speed=wanted.speed,

@@ -147,12 +147,12 @@ def work_on_range(session: Session, claim: RangeClaim, store: ExternalStore, tar
         return_range(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
 
-    share = VERIFIED_ROWS / max(1, int(upgrade.description["rows"]))
+    share = VERIFIED_ROWS / max(1, upgrade.description.rows)
     generator = np.random.default_rng((upgrade.id, claim.pass_number, claim.number))
     work = Work(
         store,
         target,
-        bool(upgrade.description["notices_writes"]),
+        upgrade.description.notices_writes,
         look,
         math.ceil(share * batch.rows),
         _drawing(generator),

@@ -117,7 +117,7 @@ def retry_external_upgrade(session: Session, upgrade_id: int) -> ExternalUpgrade
         fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": null()}  # None would be JSON's null
         change_rows(session, ExternalBatch, batches, BatchAction.RESET, **fresh)
         if upgrade.resume_state is ExternalState.VERIFYING:
-            values = {"findings": null()}  # of passes that had something to repair: their count begins anew
+            values = {"findings": None}  # of passes that had something to repair: their count begins anew
     return change_state(session, upgrade_id, ExternalAction.RETRY, **values)
 
 

@@ -18,8 +18,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
@@ -34,7 +33,8 @@ from service.domain.gallery.new_items import NewItem
 from service.domain.ingest.references import PHASE, UNIT
 from service.domain.job_state import WORKING, JobAction, JobState
 from service.domain.jobs import INGEST, change_jobs, succeed_job
-from service.domain.phases import phase_of, rate_of
+from service.domain.phases import Phase, phase_of, rate_of
+from service.json_records import JsonRecord
 from service.tables import Gallery, IngestBatch, IngestReference, Job
 
 events = logs.Events(__name__)
@@ -58,6 +58,15 @@ class BatchClaim:
     last_error: str | None
     first_position: int
     items: Sequence[NewItem]
+
+
+@dataclass(frozen=True)
+class IngestResult(JsonRecord):
+    """What became of an ingest's images, as the job's row keeps it."""
+
+    created: int
+    replaced: int
+    rejected: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def record_batch(session: Session, claim: BatchClaim, results: Sequence[ImageRes
     if len(done) != 1:
         raise IngestNotRunning
     _strike_from_list(session, claim, rejected)
-    progress = _progress(session, claim.job_id)
+    progress = {PHASE: _progress(session, claim.job_id).to_json()}
     session.execute(update(Job).where(Job.id == claim.job_id).values(progress=progress, error=None))
     events.info("ingest.batch_recorded", job_id=claim.job_id, batch_id=claim.batch_id, **finished)
     crash_point("ingest.recorded")
@@ -177,7 +186,7 @@ def _storable(reason: str) -> str:
     return reason[:_MOST_REASON_CHARACTERS].replace("\0", "").encode("utf-8", "replace").decode()
 
 
-def _progress(session: Session, job_id: int) -> dict[str, Any]:
+def _progress(session: Session, job_id: int) -> Phase:
     """Return how far an ingest is; its rate is that of the batches that were done last, since its state or its speed
     was changed: `updated_at` says when."""
     images = IngestBatch.last_position - IngestBatch.first_position + 1
@@ -196,7 +205,7 @@ def _progress(session: Session, job_id: int) -> dict[str, Any]:
     counted = recent[:_RECENT_BATCHES]
     since = recent[-1].done_at if len(recent) > _RECENT_BATCHES else began
     rate = rate_of(sum(row[0] for row in counted), (counted[0].done_at - since).total_seconds()) if counted else None
-    return {PHASE: asdict(phase_of(int(done), int(total), UNIT, rate))}
+    return phase_of(int(done), int(total), UNIT, rate)
 
 
 def release_batch(session: Session, claim: BatchClaim, sentence: str, retry_base_seconds: float) -> None:
@@ -219,10 +228,10 @@ def end_ingest(session: Session, job_id: int) -> bool:
     unfinished = select(func.count()).where(IngestBatch.job_id == job_id, IngestBatch.state != BatchState.DONE)
     if session.scalar(unfinished):
         return False
-    names = ("created", "replaced", "rejected")
-    sums = (func.coalesce(func.sum(getattr(IngestBatch, name)), 0) for name in names)
+    columns = (IngestBatch.created, IngestBatch.replaced, IngestBatch.rejected)
+    sums = (func.coalesce(func.sum(column), 0) for column in columns)
     counts = session.execute(select(*sums).where(IngestBatch.job_id == job_id)).one()
-    result = {name: int(count) for name, count in zip(names, counts, strict=True)}
+    result = IngestResult(*map(int, counts)).to_json()
     if succeed_job(session, job_id, result):
         events.info("ingest.succeeded", job_id=job_id, **result)
     return True

@@ -7,7 +7,7 @@ a wrong URI costs its own image only.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from sqlalchemy import delete, select, text
@@ -24,6 +24,7 @@ from service.domain.jobs import INGEST, get_job
 from service.domain.phases import phase_of
 from service.errors import TooLarge, Unprocessable
 from service.image_sources.source import ImageSource
+from service.json_records import JsonRecord
 from service.networks.encoders import check_encodes
 from service.queue import ADVANCE_INGEST, send_after_commit
 from service.settings import Settings
@@ -45,6 +46,14 @@ class InvalidReferences(Unprocessable):
 
 class TooManyReferences(TooLarge):
     """The list is longer than one job takes."""
+
+
+@dataclass(frozen=True)
+class IngestRequest(JsonRecord):
+    """What the job's row keeps of what was asked for: into which gallery, and how many images."""
+
+    gallery: str
+    images: int
 
 
 def read_references(body: BinaryIO) -> list[NewItem]:
@@ -83,8 +92,8 @@ def plan_ingest(
         kind=INGEST,
         state=JobState.QUEUED,
         gallery_id=gallery.id,
-        request={"gallery": gallery.name, UNIT: len(items)},
-        progress={PHASE: asdict(phase_of(0, len(items), UNIT))},
+        request=IngestRequest(gallery.name, len(items)).to_json(),
+        progress={PHASE: phase_of(0, len(items), UNIT).to_json()},
     )
     session.add(job)
     session.flush()  # its id is in the rows of the list
