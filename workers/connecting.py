@@ -20,14 +20,12 @@ from service.connectors.named import UnknownStore
 from service.connectors.store import ExternalStore, StoreAway, StoreRefused
 from service.crash_points import crash_point
 from service.db import is_outage
+from service.domain.claims import Claim, release_claim, return_claim
 from service.domain.external import passes
 from service.domain.external.actions import clean_up, switch
 from service.domain.external.planning import begin
 from service.domain.external.ranges import (
-    RangeClaim,
     claim_range,
-    release_range,
-    return_range,
     set_aside,
     work_on_range,
 )
@@ -46,7 +44,7 @@ from service.domain.external_state import ExternalAction, ExternalState
 from service.domain.judging.reports import NewReport
 from service.domain.state_table import IllegalTransition
 from service.networks.transformations import TransformationFailed
-from service.tables import ExternalUpgrade, ModelVersion, Transformation
+from service.tables import ExternalBatch, ExternalUpgrade, ModelVersion, Transformation
 from workers.app import WorkerParts
 from workers.judging_external import judge_external
 
@@ -345,7 +343,7 @@ def _run_range(connected: Connected) -> bool:
         return False
     if claim.attempts > settings.max_batch_attempts:
         tries, reason = settings.max_batch_attempts, claim.last_error or "none, its worker died"
-        sentence = f"Range {claim.number} was tried {tries} times and never finished; its last error: {reason}."
+        sentence = f"Range {claim.row.number} was tried {tries} times and never finished; its last error: {reason}."
         _give_up(parts, upgrade.id, f"{sentence}{_LATER}")
         return False
 
@@ -363,16 +361,16 @@ def _run_range(connected: Connected) -> bool:
     except Exception as error:  # noqa: BLE001 - any range may fail; recorded, and tried again after a pause
         if is_outage(error):
             return False  # the lease ends, and the sweep asks again once the database is back
-        events.exception("external.range_failed", error, external_id=upgrade.id, number=claim.number)
+        events.exception("external.range_failed", error, external_id=upgrade.id, number=claim.row.number)
         with parts.database.session_scope() as session:
-            release_range(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
+            release_claim(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     parts.external_throttle.worked(upgrade.id, time.monotonic() - began)
     return True
 
 
-def _return(parts: WorkerParts, claim: RangeClaim) -> None:
+def _return(parts: WorkerParts, claim: Claim[ExternalBatch]) -> None:
     with parts.database.session_scope() as session:
-        return_range(session, claim)
+        return_claim(session, claim)
 
 
 def _give_up(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:

@@ -19,6 +19,7 @@ from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
 from service.db import Session, is_outage
 from service.disk import shortage
+from service.domain.claims import release_claim, return_claim
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
 from service.domain.indexes.engine import SmoothingNotPossible
@@ -27,8 +28,6 @@ from service.domain.upgrade.batches import (
     Work,
     claim_batch,
     plan_batches,
-    release_batch,
-    return_batch,
     set_aside,
     transform_items,
     work_on_batch,
@@ -376,7 +375,7 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade, work: Work, stop_asked: Cal
         _fail(
             parts,
             upgrade_id,
-            f"Batch {claim.batch_id} was tried {settings.max_batch_attempts} times and never finished; its last error:"
+            f"Batch {claim.row.id} was tried {settings.max_batch_attempts} times and never finished; its last error:"
             f" {claim.last_error or 'none, its worker died'}. Retry the upgrade when the cause is gone.",
         )
         return False
@@ -384,14 +383,14 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade, work: Work, stop_asked: Cal
     try:
         with (
             abandoned_when(stop_asked),
-            span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.batch_id),
+            span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.row.id),
             parts.database.session_scope() as session,
         ):
             work_on_batch(session, claim, work)
         crash_point("batch.committed")
     except RunAbandoned:
         with parts.database.session_scope() as session:
-            return_batch(session, claim)
+            return_claim(session, claim)
         return False
     except PoisonedItems as error:
         with parts.database.session_scope() as session:
@@ -401,11 +400,11 @@ def _run_batch(parts: WorkerParts, upgrade: Upgrade, work: Work, stop_asked: Cal
         return False
     except Exception as error:  # noqa: BLE001 - any batch may fail; recorded, and tried again after a pause
         if is_outage(error):
-            retry_when_back(parts.database, partial(return_batch, claim=claim))
+            retry_when_back(parts.database, partial(return_claim, claim=claim))
             return True
-        events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.batch_id)
+        events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.row.id)
         with parts.database.session_scope() as session:
-            release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
+            release_claim(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     return True
 
 
