@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Select, event, func, select, text
+from sqlalchemy import Select, delete, event, func, select, text
 from sqlalchemy.orm import Session
 
 from service import identity, logs
@@ -279,7 +279,7 @@ def prune(session: Session, before: datetime) -> int:
         return 0
     through: dict[str, Any] = {"through": last.id, "hash": last.hash}
     session.execute(text("ALTER TABLE audit DISABLE TRIGGER append_only"))
-    removed = session.execute(text("DELETE FROM audit WHERE id <= :through RETURNING id"), through).all()
+    removed = session.scalars(delete(AuditEntry).where(AuditEntry.id <= last.id).returning(AuditEntry.id)).all()
     session.execute(text("ALTER TABLE audit ENABLE TRIGGER append_only"))
     record(session, Act.PRUNED, Subject("audit", last.id), after={**through, "entries": len(removed)})
     return len(removed)
