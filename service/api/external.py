@@ -33,7 +33,8 @@ from service.domain.external.reports import ExternalNotReady, UnknownExternalRep
 from service.domain.external.upgrades import ExternalUpgradeEnded, UnknownExternalUpgrade
 from service.domain.external_state import ExternalAction
 from service.domain.judging.reports import GatesHold
-from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.registry.transformations import UnknownTransformation
+from service.domain.registry.versions import UnknownVersion
 from service.domain.state_table import IllegalTransition
 from service.domain.verdict import Verdict
 from service.errors import GalleryError

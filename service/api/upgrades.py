@@ -27,7 +27,8 @@ from service.domain.indexes.engine import SmoothingNotPossible
 from service.domain.indexes.removal import StillRead
 from service.domain.judging.gates import GateMetric, GateRule, UnknownGate
 from service.domain.judging.reports import GatesHold
-from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.registry.transformations import UnknownTransformation
+from service.domain.registry.versions import UnknownVersion
 from service.domain.state_table import IllegalTransition
 from service.domain.upgrade import changes, upgrades
 from service.domain.upgrade.actions import CutoverRefused, NotSwitched, NoWorkerAnswered

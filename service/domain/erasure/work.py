@@ -30,7 +30,6 @@ from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain import registry
 from service.domain.erasure.places import (
     ITEMS,
     OWN_QUERIES,
@@ -50,6 +49,7 @@ from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.removal import remove_dropped
 from service.domain.job_state import UNFINISHED, WORKING, JobAction
 from service.domain.jobs import TRAINING, change_jobs, end_jobs_left_running, succeed_job
+from service.domain.registry.blobs import delete_unreferenced_blobs
 from service.errors import Unavailable
 from service.tables import Erasure, Gallery, Generation, Item, Job, Json, JudgedQuery, QuerySet
 
@@ -222,7 +222,7 @@ def _images(parts: EraserParts, target: Erasure) -> None:
     """Do step 4."""
     digests = target.image_digests
     with parts.database.session_scope() as session:
-        registry.delete_unreferenced_blobs(session, parts.blobs, digests)
+        delete_unreferenced_blobs(session, parts.blobs, digests)
         shared = select(func.count(JudgedQuery.image_digest.distinct())).where(JudgedQuery.image_digest.in_(digests))
         remains = session.scalar(shared) or 0
         place = replace(_found(target, "images of queries", len(digests)), removed=len(digests) - remains)

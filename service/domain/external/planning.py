@@ -26,7 +26,8 @@ from service.domain.choice import choose
 from service.domain.external.rows import side_information_dim_of, stored_dtype
 from service.domain.external.upgrades import change_state
 from service.domain.external_state import ExternalAction, ExternalState
-from service.domain.registry import get_transformation, get_version
+from service.domain.registry.transformations import get_transformation
+from service.domain.registry.versions import get_version
 from service.errors import Conflict
 from service.queue import ADVANCE_EXTERNAL, send_after_commit
 from service.settings import Settings

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.db import Database
 from service.domain.generation_stage import GenerationStage
-from service.domain.registry import encoder_of
+from service.domain.registry.versions import encoder_of
 from service.index.protocol import Ids, Vectors
 from service.index.replica import ServedGeneration
 from service.networks.encoders import Encoders, VersionWithoutNetworks, in_one_thread

@@ -22,7 +22,7 @@ from service.domain.gallery.items import UnknownItem
 from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.shadowed_queries import Shadowing
-from service.domain.registry import encoder_of
+from service.domain.registry.versions import encoder_of
 from service.domain.search import bakes, canary, groups, pages
 from service.domain.search.answers import Answer, InvalidQuery, Neighbor, Query, Which
 from service.domain.search.canary_counts import CanaryCounts

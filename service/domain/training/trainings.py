@@ -25,7 +25,8 @@ from service.db import Database
 from service.domain.job_state import UNFINISHED, JobAction, JobState
 from service.domain.jobs import TRAINING, change_jobs, fail_job, succeed_job
 from service.domain.phases import Phase, phase_of, rate_of
-from service.domain.registry import NetworkStore, get_version, register_transformation
+from service.domain.registry.registration import NetworkStore, register_transformation
+from service.domain.registry.versions import get_version
 from service.domain.training.chains import chained_transformations
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted

@@ -1,29 +1,32 @@
-"""Model versions and transformations: registering, finding and deleting them, and adding networks to a version.
+"""Registering model versions and transformations, and adding networks to a version.
 
-Artifacts are tried before anything is stored, so a refused one leaves nothing behind. Blobs are kept under their digest
-and shared; the blobs of a deleted row are removed when nothing refers to them any more. A registration that fails after
+Artifacts are tried before anything is stored, so a refused one leaves nothing behind. A registration that fails after
 its blobs were stored (it lost the race for a name, or the process died) leaves blobs that no row names, and no more.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Null, Text, any_, literal, null, or_, select, union, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Null, null, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from service import identity
-from service.access.tenancy import check_may_change, check_may_share, names_gallery, own_or_shared, version_named
+from service.access.tenancy import check_may_change, check_may_share, version_named
 from service.advisory_locks import AdvisoryLock, hold
 from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain.choice import unsoundness
-from service.errors import Conflict, NotFound, Unprocessable
-from service.networks.encoders import Encoders, VersionEncoder, VersionWithoutNetworks
+from service.domain.registry.transformations import TransformationDetails, describe_transformation
+from service.domain.registry.versions import (
+    UnknownVersion,
+    VersionExists,
+    VersionHasNetworks,
+    digests_of_version,
+    get_version,
+)
+from service.errors import Unprocessable
 from service.networks.trials import (
     AS_THE_FILES_SAY,
     DeclaredEncoders,
@@ -35,39 +38,11 @@ from service.networks.trials import (
     settle_preprocessing,
 )
 from service.settings import Settings
-from service.tables import Gallery, Generation, JudgedQuery, ModelVersion, Transformation, Upgrade
-
-
-class UnknownVersion(NotFound):
-    """No model version has this name."""
-
-
-class VersionExists(Conflict):
-    """The name is taken."""
-
-
-class VersionInUse(Conflict):
-    """A gallery or a transformation refers to the version."""
-
-
-class UnknownTransformation(NotFound):
-    """No transformation has this id."""
-
-
-class TransformationInUse(Conflict):
-    """A generation or an upgrade refers to the transformation."""
-
-
-class UnsoundDefault(Conflict):
-    """By its own metrics the transformation is not to be taken unless it is named."""
+from service.tables import ModelVersion, Transformation
 
 
 class InvalidRegistration(Unprocessable):
     """The parts of the registration do not fit together."""
-
-
-class VersionHasNetworks(Conflict):
-    """The version has networks already; they stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +86,6 @@ class _TriedNetworks:
 
 
 @dataclass(frozen=True)
-class TransformationDetails:
-    """A transformation with the names of the versions that it leads from and to."""
-
-    transformation: Transformation
-    from_version: str
-    to_version: str
-
-
-@dataclass(frozen=True)
 class NetworkStore:
     """Where networks are registered: rows in the session's transaction, bytes in `blobs`; `settings` say how they are
     tried."""
@@ -127,22 +93,6 @@ class NetworkStore:
     session: Session
     blobs: BlobStore
     settings: Settings
-
-
-# Every column that names a blob by its digest.
-_BLOB_COLUMNS = (
-    ModelVersion.embedding_model_digest,
-    ModelVersion.side_information_model_digest,
-    Transformation.h_digest,
-    Transformation.g_digest,
-    JudgedQuery.image_digest,
-)
-_From, _To = aliased(ModelVersion), aliased(ModelVersion)
-_WITH_VERSIONS = (
-    select(Transformation, _From.name, _To.name)
-    .join(_From, _From.id == Transformation.from_version_id)
-    .join(_To, _To.id == Transformation.to_version_id)
-)
 
 
 @dataclass(frozen=True)
@@ -187,7 +137,7 @@ class Registration:
                 tried.store(version, self.blobs)
             session.add(version)
             session.flush()  # `created_at` is in the answer
-            record(session, Act.VERSION_REGISTERED, Subject("model_version", name), after=_digests_of_version(version))
+            record(session, Act.VERSION_REGISTERED, Subject("model_version", name), after=digests_of_version(version))
             session.refresh(version)
             return version
 
@@ -209,7 +159,7 @@ class Registration:
             hold(session, AdvisoryLock.BLOBS, shared=True)
             tried.store(version, self.blobs)
             session.flush()
-            after = _digests_of_version(version)
+            after = digests_of_version(version)
             record(session, Act.VERSION_NETWORKS_ADDED, Subject("model_version", name), after=after)
             return version
 
@@ -289,73 +239,6 @@ def _refuse_taken_name(session: Session, name: str, shared: bool) -> None:
         raise VersionExists(f"A model version named {name!r} exists.")
 
 
-def get_version(session: Session, name: str) -> ModelVersion:
-    """Return the version, or raise `UnknownVersion` (404)."""
-    version = session.scalar(select(ModelVersion).where(version_named(name)))
-    if version is None:
-        raise UnknownVersion(f"There is no model version named {name!r}.")
-    return version
-
-
-def encoder_of(database: Database, encoders: Encoders, version: ModelVersion) -> VersionEncoder:
-    """Return a version's encoder, also where its networks were added since its row was read.
-
-    Raises `VersionWithoutNetworks`, `BlobMissing`, `BlobDamaged` and `ArtifactUnusable` (409).
-    """
-    try:
-        return encoders.get(version)
-    except VersionWithoutNetworks:
-        with database.session_scope() as session:
-            return encoders.get(session.get_one(ModelVersion, version.id))
-
-
-def list_versions(session: Session, after_id: int, limit: int) -> list[ModelVersion]:
-    """Return up to `limit` versions with ids above `after_id`, by id."""
-    query = select(ModelVersion).where(ModelVersion.id > after_id, own_or_shared(ModelVersion))
-    return list(session.scalars(query.order_by(ModelVersion.id).limit(limit)))
-
-
-def delete_version(session: Session, name: str) -> list[str]:
-    """Delete a version that nothing refers to, and return the digests that it held.
-
-    Raises `UnknownVersion` (404), `SharedByAll` (403), and `VersionInUse` (409) naming what refers to it, where that
-    is known.
-    """
-    version = get_version(session, name)
-    check_may_change(version)
-    gallery = session.scalar(
-        select(Gallery.name)
-        .join(Generation, Generation.gallery_id == Gallery.id)
-        .where(Generation.model_version_id == version.id)
-    )
-    if gallery is not None:
-        named = f"Gallery {gallery!r}" if names_gallery(gallery) else "A gallery that the key is not for"
-        raise VersionInUse(f"{named} has or had a generation under model version {name!r}.")
-    transformation = session.scalar(
-        select(Transformation.id).where(
-            or_(Transformation.from_version_id == version.id, Transformation.to_version_id == version.id)
-        )
-    )
-    if transformation is not None:
-        raise VersionInUse(f"Transformation {transformation} is from or to model version {name!r}.")
-
-    digests = [version.embedding_model_digest, version.side_information_model_digest]
-    session.delete(version)
-    try:
-        session.flush()  # a gallery or transformation made at this moment keeps the version
-    except IntegrityError as error:
-        raise VersionInUse(f"Model version {name!r} has just been put to use.") from error
-    record(session, Act.VERSION_DELETED, Subject("model_version", name), before=_digests_of_version(version))
-    return [digest for digest in digests if digest is not None]
-
-
-def _digests_of_version(version: ModelVersion) -> dict[str, Any]:
-    return {
-        "embedding_model": version.embedding_model_digest,
-        "side_information_model": version.side_information_model_digest,
-    }
-
-
 def register_transformation(
     store: NetworkStore, from_version: str, to_version: str, h: bytes, g: bytes | None, reason: str
 ) -> Transformation:
@@ -430,102 +313,3 @@ def _stored(
     record(session, Act.TRANSFORMATION_REGISTERED, subject, after=registered, reason=reason)
     session.refresh(transformation)
     return transformation
-
-
-def get_transformation(session: Session, transformation_id: int) -> Transformation:
-    """Return the transformation, or raise `UnknownTransformation` (404)."""
-    this = Transformation.id == transformation_id
-    transformation = session.scalar(select(Transformation).where(this, own_or_shared(Transformation)))
-    if transformation is None:
-        raise UnknownTransformation(f"There is no transformation {transformation_id}.")
-    return transformation
-
-
-def list_transformations(session: Session, after_id: int, limit: int) -> list[TransformationDetails]:
-    """Return up to `limit` transformations with ids above `after_id`, by id."""
-    query = _WITH_VERSIONS.where(Transformation.id > after_id, own_or_shared(Transformation))
-    found = session.execute(query.order_by(Transformation.id).limit(limit))
-    return [TransformationDetails(*row) for row in found]
-
-
-def describe_transformation(session: Session, transformation: Transformation) -> TransformationDetails:
-    """Return the transformation's details."""
-    return TransformationDetails(*session.execute(_WITH_VERSIONS.where(Transformation.id == transformation.id)).one())
-
-
-def set_default(session: Session, transformation_id: int, default: bool) -> Transformation:
-    """Make a transformation the default between its versions, in the place of another of its tenant's, or no longer so.
-
-    Raises `UnknownTransformation` (404), `SharedByAll` (403), and `UnsoundDefault` (409) for one that its own metrics
-    speak against.
-    """
-    transformation = get_transformation(session, transformation_id)
-    check_may_change(transformation)
-    if default and (why := unsoundness(transformation)) is not None:
-        raise UnsoundDefault(
-            f"Transformation {transformation_id} {why}: it can be named for one upgrade, and is no default."
-        )
-    between = (
-        Transformation.tenant.is_not_distinct_from(transformation.tenant),
-        Transformation.from_version_id == transformation.from_version_id,
-        Transformation.to_version_id == transformation.to_version_id,
-    )
-    before, after = {"default": transformation.is_default}, {"default": default}
-    # In the order of their ids, so that two requests at once wait for each other.
-    session.execute(select(Transformation.id).where(*between).order_by(Transformation.id).with_for_update())
-    if default:
-        session.execute(update(Transformation).where(*between).values(is_default=False))
-    session.execute(update(Transformation).where(Transformation.id == transformation_id).values(is_default=default))
-    subject = Subject("transformation", transformation_id)
-    record(session, Act.TRANSFORMATION_CHANGED, subject, before=before, after=after)
-    session.expire_all()
-    return get_transformation(session, transformation_id)
-
-
-def delete_transformation(session: Session, transformation_id: int) -> list[str]:
-    """Delete a transformation that no generation or upgrade used, and return the digests that it held.
-
-    Raises `UnknownTransformation` (404), `SharedByAll` (403), and `TransformationInUse` (409) naming what uses it,
-    where that is known.
-    """
-    transformation = get_transformation(session, transformation_id)
-    check_may_change(transformation)
-    used = session.scalar(select(Upgrade.id).where(Upgrade.legs.contains([{"transformations": [transformation_id]}])))
-    if used is not None:
-        raise TransformationInUse(f"Upgrade {used} uses transformation {transformation_id}.")
-
-    digests = [transformation.h_digest, transformation.g_digest]
-    session.delete(transformation)
-    try:
-        session.flush()  # an upgrade planned at this moment keeps it
-    except IntegrityError as error:
-        raise TransformationInUse(f"Transformation {transformation_id} has just been put to use.") from error
-    before = {"h": transformation.h_digest, "g": transformation.g_digest}
-    record(session, Act.TRANSFORMATION_DELETED, Subject("transformation", transformation_id), before=before)
-    return [digest for digest in digests if digest is not None]
-
-
-def remove_version(database: Database, blobs: BlobStore, name: str) -> None:
-    """Delete a version as `delete_version` does, and then its blobs that no other row refers to."""
-    with database.session_scope() as session:
-        digests = delete_version(session, name)
-    with database.session_scope() as session:
-        delete_unreferenced_blobs(session, blobs, digests)
-
-
-def remove_transformation(database: Database, blobs: BlobStore, transformation_id: int) -> None:
-    """Delete a transformation as `delete_transformation` does, and then its blobs that no other row refers to."""
-    with database.session_scope() as session:
-        digests = delete_transformation(session, transformation_id)
-    with database.session_scope() as session:
-        delete_unreferenced_blobs(session, blobs, digests)
-
-
-def delete_unreferenced_blobs(session: Session, blobs: BlobStore, digests: Sequence[str]) -> None:
-    """Remove blobs that no row refers to. Call it after the deletion has committed: a crash before leaves a blob that
-    nothing names, never a row without its blob."""
-    hold(session, AdvisoryLock.BLOBS)
-    wanted = any_(literal(list(digests), ARRAY(Text)))
-    referenced = set(session.scalars(union(*(select(column).where(column == wanted) for column in _BLOB_COLUMNS))))
-    for digest in set(digests) - referenced:
-        blobs.delete(digest)
