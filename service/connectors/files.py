@@ -37,6 +37,7 @@ from service.connectors.store import (
     StoreRefused,
     Transform,
     Vectors,
+    needed,
     refuse_not_finite,
     refuse_other_dims,
 )
@@ -98,7 +99,7 @@ class FileStore:
         return {key: payload for key, payload in zip(named, found, strict=True) if payload}
 
     def prepare(self) -> None:
-        new = self._needed()
+        new = needed(self._new)
         self._parts.mkdir(parents=True, exist_ok=True)
         if self._about.exists():
             found = json.loads(self._about.read_text())
@@ -108,7 +109,7 @@ class FileStore:
         write_atomically(self._about, lambda part: part.write_text(json.dumps(self._dims())))
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
-        refuse_other_dims(rows, self._needed())
+        refuse_other_dims(rows, needed(self._new))
         if self.is_switched():
             raise StoreRefused("Searches see the new side: it is written by the store's users, and no more from here.")
         order = self._sorted
@@ -142,7 +143,7 @@ class FileStore:
 
     def index(self) -> None:
         """Make the whole file, unless one is there that was made of the old file and the parts as they are."""
-        self._needed()
+        needed(self._new)
         if self.is_switched() or self._is_whole():
             return
         remove(self._whole)
@@ -183,7 +184,7 @@ class FileStore:
             self._forget()
 
     def is_switched(self) -> bool:
-        self._needed()
+        needed(self._new)
         # What is still to be moved is there, and is not what a switch back gave a second name.
         is_due = self._whole.exists() and not (self._path.exists() and self._whole.samefile(self._path))
         return self._before.exists() and not is_due
@@ -222,18 +223,13 @@ class FileStore:
 
     # The places of an upgrade.
 
-    def _needed(self) -> NewSide:
-        if self._new is None:
-            raise StoreRefused("The store was opened without a new side.")
-        return self._new
-
     @property
     def _folder(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.{self._needed().name}")
+        return self._path.with_name(f"{self._path.name}.{needed(self._new).name}")
 
     @property
     def _before(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.before-{self._needed().name}")
+        return self._path.with_name(f"{self._path.name}.before-{needed(self._new).name}")
 
     @property
     def _parts(self) -> Path:
@@ -289,7 +285,7 @@ class FileStore:
         self.__dict__.pop("_ordered", None)
 
     def _dims(self) -> list[int | None]:
-        new = self._needed()
+        new = needed(self._new)
         return [new.embedding_dim, new.side_information_dim]
 
     def _made_of(self) -> list[Any]:
@@ -312,7 +308,7 @@ class FileStore:
 
     def _read_parts(self, keys: KeyRange) -> Rows:
         """Return what the parts say of a range: of two that say something of a key, the later."""
-        new, order = self._needed(), self._sorted
+        new, order = needed(self._new), self._sorted
         found: dict[str, tuple[int, int]] = {}
         tables: list[pa.Table] = []
         seen: list[KeyRange] = []

@@ -30,7 +30,7 @@ from psycopg import sql
 from service.connectors.address import Address
 from service.connectors.pgvector_connection import SNAPSHOT, PgvectorConnection, answering
 from service.connectors.pgvector_rows import indexes, read_pair, read_payloads, within
-from service.connectors.pgvector_sides import Sides, needed
+from service.connectors.pgvector_sides import Sides
 from service.connectors.pgvector_table import Names, Pair, Place, find_place
 from service.connectors.store import (
     Description,
@@ -41,6 +41,7 @@ from service.connectors.store import (
     StoreRefused,
     Transform,
     Vectors,
+    needed,
     part_of,
     refuse_other_dims,
 )

@@ -28,6 +28,7 @@ from service.connectors.store import (
     StoreRefused,
     Transform,
     Vectors,
+    needed,
     part_of,
     refuse_other_dims,
 )
@@ -38,13 +39,6 @@ _OPERATORS = {"l2": "<->", "cosine": "<=>", "ip": "<#>", None: "<=>"}
 _WRITE_ROWS = 1_000  # of a transaction: its rows are locked for so long
 _WRITE_ROWS_INDEXED = 100  # as long as that, where each row is inserted into an index once more
 _LAST_ROWS = 2_000  # fewer are transformed while writers wait
-
-
-def needed(new: NewSide | None) -> NewSide:
-    """Return the new side, or raise `StoreRefused` where the store was opened without."""
-    if new is None:
-        raise StoreRefused("The store was opened without a new side.")
-    return new
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,13 @@ class NewSide:
 Transform = Callable[[Rows], Rows]
 
 
+def needed(new: NewSide | None) -> NewSide:
+    """Return the new side, or raise `StoreRefused` where the store was opened without."""
+    if new is None:
+        raise StoreRefused("The store was opened without a new side.")
+    return new
+
+
 class ExternalStore(Protocol):
     """One gallery in one store, and the new side that it was opened with. Every method may raise `StoreAway` and
     `StoreRefused`; without a new side, those that need one raise the latter."""
