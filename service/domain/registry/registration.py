@@ -6,7 +6,7 @@ its blobs were stored (it lost the race for a name, or the process died) leaves 
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Null, null, select
 from sqlalchemy.exc import IntegrityError
@@ -93,6 +93,63 @@ class NetworkStore:
     session: Session
     blobs: BlobStore
     settings: Settings
+
+
+@dataclass(frozen=True)
+class _NewTransformation:
+    """h and g, which may be absent, between two versions."""
+
+    before: ModelVersion
+    after: ModelVersion
+    h: bytes
+    g: bytes | None
+
+    @classmethod
+    def between(cls, session: Session, from_version: str, to_version: str, h: bytes, g: bytes | None) -> Self:
+        """Raises `UnknownVersion` (404) and `InvalidRegistration` (422)."""
+        before, after = get_version(session, from_version), get_version(session, to_version)
+        if before.id == after.id:
+            raise InvalidRegistration("A transformation leads from one model version to another.")
+        if g is not None and after.side_information_dim is None:
+            raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
+        return cls(before, after, h, g)
+
+    def tried(self, forms: TransformationForms, settings: Settings) -> dict[str, Any]:
+        """Return what is known of h and g after their trial, by their names."""
+        before, dim, side_dim = self.before, self.after.embedding_dim, self.after.side_information_dim
+        architecture = {"h": check_transformation_network("h", self.h, before, dim, forms.h, settings)}
+        if self.g is not None and side_dim is not None:
+            architecture["g"] = check_transformation_network("g", self.g, before, side_dim, forms.g, settings)
+        return architecture
+
+    def store(
+        self, store: NetworkStore, architecture: dict[str, Any], tenant: str | Null, reason: str | None = None
+    ) -> Transformation:
+        """Store h and g, and the row that names them. Raises `UnknownVersion` (404) where a version has just gone."""
+        session, blobs, before, after = store.session, store.blobs, self.before, self.after
+        hold(session, AdvisoryLock.BLOBS, shared=True)
+        transformation = Transformation(
+            tenant=tenant,
+            from_version_id=before.id,
+            to_version_id=after.id,
+            h_digest=blobs.put(self.h),
+            h_kind=architecture["h"]["kind"],
+            g_digest=None if self.g is None else blobs.put(self.g),
+            g_kind=None if self.g is None else architecture["g"]["kind"],
+            architecture=architecture,
+        )
+
+        session.add(transformation)
+        try:
+            session.flush()  # its id is the answer
+        except IntegrityError as error:
+            raise UnknownVersion(f"Model version {before.name!r} or {after.name!r} has just been deleted.") from error
+        digests = {"h": transformation.h_digest, "g": transformation.g_digest}
+        registered = {"from_version": before.name, "to_version": after.name, **digests}
+        subject = Subject("transformation", transformation.id)
+        record(session, Act.TRANSFORMATION_REGISTERED, subject, after=registered, reason=reason)
+        session.refresh(transformation)
+        return transformation
 
 
 @dataclass(frozen=True)
@@ -199,14 +256,14 @@ class Registration:
         `TooManyTrials` (429).
         """
         with self.database.session_scope() as session:
-            before, after = _versions_between(session, from_version, to_version, with_g=g is not None)
-        if shared and (before.tenant, after.tenant) != (None, None):
+            new = _NewTransformation.between(session, from_version, to_version, h, g)
+        if shared and (new.before.tenant, new.after.tenant) != (None, None):
             raise InvalidRegistration("A transformation is shared by all between model versions that are.")
         tenant = _tenant_of(shared)
-        architecture = _tried(before, after, h, g, forms, self.settings)
+        architecture = new.tried(forms, self.settings)
         with self.database.session_scope() as session:
             store = NetworkStore(session, self.blobs, self.settings)
-            return describe_transformation(session, _stored(store, before, after, h, g, architecture, tenant))
+            return describe_transformation(session, new.store(store, architecture, tenant))
 
 
 def _check_takes_networks(version: ModelVersion, spec: VersionSpec) -> None:
@@ -247,69 +304,6 @@ def register_transformation(
 
     Raises as `Registration.of_transformation`.
     """
-    before, after = _versions_between(store.session, from_version, to_version, with_g=g is not None)
-    architecture = _tried(before, after, h, g, AS_THE_FILES_SAY, store.settings)
-    return _stored(store, before, after, h, g, architecture, _tenant_of(shared=False), reason)
-
-
-def _versions_between(
-    session: Session, from_version: str, to_version: str, *, with_g: bool
-) -> tuple[ModelVersion, ModelVersion]:
-    before, after = get_version(session, from_version), get_version(session, to_version)
-    if before.id == after.id:
-        raise InvalidRegistration("A transformation leads from one model version to another.")
-    if with_g and after.side_information_dim is None:
-        raise InvalidRegistration(f"Model version {to_version!r} has no side-information, so there is no g to it.")
-    return before, after
-
-
-def _tried(
-    before: ModelVersion,
-    after: ModelVersion,
-    h: bytes,
-    g: bytes | None,
-    forms: TransformationForms,
-    settings: Settings,
-) -> dict[str, Any]:
-    """Return what is known of h and g after their trial, by their names."""
-    architecture = {"h": check_transformation_network("h", h, before, after.embedding_dim, forms.h, settings)}
-    if g is not None and after.side_information_dim is not None:
-        side_dim = after.side_information_dim
-        architecture["g"] = check_transformation_network("g", g, before, side_dim, forms.g, settings)
-    return architecture
-
-
-def _stored(
-    store: NetworkStore,
-    before: ModelVersion,
-    after: ModelVersion,
-    h: bytes,
-    g: bytes | None,
-    architecture: dict[str, Any],
-    tenant: str | Null,
-    reason: str | None = None,
-) -> Transformation:
-    session, blobs = store.session, store.blobs
-    hold(session, AdvisoryLock.BLOBS, shared=True)
-    transformation = Transformation(
-        tenant=tenant,
-        from_version_id=before.id,
-        to_version_id=after.id,
-        h_digest=blobs.put(h),
-        h_kind=architecture["h"]["kind"],
-        g_digest=None if g is None else blobs.put(g),
-        g_kind=None if g is None else architecture["g"]["kind"],
-        architecture=architecture,
-    )
-
-    session.add(transformation)
-    try:
-        session.flush()  # its id is the answer
-    except IntegrityError as error:
-        raise UnknownVersion(f"Model version {before.name!r} or {after.name!r} has just been deleted.") from error
-    digests = {"h": transformation.h_digest, "g": transformation.g_digest}
-    registered = {"from_version": before.name, "to_version": after.name, **digests}
-    subject = Subject("transformation", transformation.id)
-    record(session, Act.TRANSFORMATION_REGISTERED, subject, after=registered, reason=reason)
-    session.refresh(transformation)
-    return transformation
+    new = _NewTransformation.between(store.session, from_version, to_version, h, g)
+    architecture = new.tried(AS_THE_FILES_SAY, store.settings)
+    return new.store(store, architecture, _tenant_of(shared=False), reason)
