@@ -32,7 +32,7 @@ from service.domain.backfill_state import BackfillAction, BackfillState
 from service.domain.claims import Claim, pause_seconds, release_claim, return_claim
 from service.domain.gallery.generations import gone_if_dropped
 from service.errors import GalleryError
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.tables import Backfill, BackfillItem
 from workers.app import WorkerParts
 from workers.stopping import StopAsked

@@ -43,7 +43,7 @@ from service.domain.upgrade.upgrades import (
 )
 from service.domain.upgrade_state import WORKING, Action, IllegalTransition, State
 from service.errors import GalleryError
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.networks.transformations import PoisonedItems, TransformationFailed
 from service.queue import ADVANCE_RESTING_UPGRADE, ADVANCE_UPGRADE
 from service.tables import Upgrade

@@ -23,7 +23,7 @@ from service.domain.gallery.images import ImageUpload
 from service.domain.gallery.new_items import check_items
 from service.domain.gallery.writes import GalleryWriter
 from service.errors import Conflict, Unavailable, Unprocessable
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.tables import Backfill, BackfillItem, Item
 
 _NOT_LEASED = "The item is not leased to anybody: it is done, or still to be leased."

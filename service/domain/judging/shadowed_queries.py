@@ -27,7 +27,7 @@ from service.db import Database
 from service.domain.generation_stage import GenerationStage
 from service.domain.registry.versions import encoder_of
 from service.index.protocol import Ids, Vectors
-from service.index.replica import ServedGeneration
+from service.index.served import ServedGeneration
 from service.networks.encoders import Encoders, VersionWithoutNetworks, in_one_thread
 from service.tables import Upgrade
 

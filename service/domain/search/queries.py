@@ -33,7 +33,8 @@ from service.domain.search.filters import compile_filter
 from service.domain.search.rates import SearchRates
 from service.errors import Conflict, GalleryError, Gone, Unavailable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
-from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
+from service.index.replica import Replicas
+from service.index.served import GenerationGone, NotServed, ServedGeneration, difference
 from service.networks.encoders import (
     Encoders,
     EncodingFailed,
