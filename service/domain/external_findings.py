@@ -34,3 +34,11 @@ class Late(JsonRecord):
 
     def __bool__(self) -> bool:
         return self != Late()
+
+
+@dataclass(frozen=True)
+class Conflicts(JsonRecord):
+    """The keys of a range whose sides differ after the switch: how many, and the first ones."""
+
+    count: int
+    keys: tuple[str, ...]

@@ -14,11 +14,12 @@ from service.connectors.store import Description
 from service.domain.backfill_state import BackfillState
 from service.domain.batch_state import BatchState
 from service.domain.decision import Decision
-from service.domain.external_findings import Findings, Late
+from service.domain.external_findings import Conflicts, Findings, Late
 from service.domain.external_state import ExternalState
 from service.domain.generation_stage import GenerationStage
 from service.domain.guardrails import Bake, BakeResult
 from service.domain.job_state import JobState
+from service.domain.refused_rows import RefusedItems, RefusedKeys
 from service.domain.upgrade_state import State
 from service.domain.verdict import Verdict
 from service.index.protocol import IndexOption, Metric
@@ -66,6 +67,9 @@ class Base(DeclarativeBase):
         Description: RecordJson(Description),
         Findings: RecordJson(Findings),
         Late: RecordJson(Late),
+        Conflicts: RecordJson(Conflicts),
+        RefusedItems: RecordJson(RefusedItems),
+        RefusedKeys: RecordJson(RefusedKeys),
         State: EnumeratedText(State),
         JobState: EnumeratedText(JobState),
         BatchState: EnumeratedText(BatchState),

@@ -11,11 +11,12 @@ from service.connectors.store import Description
 from service.domain.batch_state import UNFINISHED as UNFINISHED_WORK
 from service.domain.batch_state import BatchState
 from service.domain.decision import Decision
-from service.domain.external_findings import Findings, Late
+from service.domain.external_findings import Conflicts, Findings, Late
 from service.domain.external_state import ExternalState
+from service.domain.refused_rows import RefusedKeys
 from service.domain.verdict import Verdict
 from service.identity import DEFAULT_TENANT
-from service.tables.columns import Base, ClaimedRow, CutoverOption, Json, one_of
+from service.tables.columns import Base, ClaimedRow, CutoverOption, one_of
 from service.tables.versions import ModelVersion, Transformation
 
 
@@ -96,8 +97,8 @@ class ExternalBatch(ClaimedRow):
     repaired: Mapped[bool] = mapped_column(server_default=text("false"))
     sampled: Mapped[int] = mapped_column(server_default=text("0"))
     largest_difference: Mapped[float] = mapped_column(server_default=text("0"))
-    refused: Mapped[Json | None]
-    conflicts: Mapped[Json | None]
+    refused: Mapped[RefusedKeys | None]
+    conflicts: Mapped[Conflicts | None]
 
     __table_args__ = (
         CheckConstraint(one_of("state", BatchState), name="state"),

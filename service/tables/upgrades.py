@@ -10,6 +10,7 @@ from service.column_types import Leg
 from service.domain.batch_state import BatchState
 from service.domain.decision import Decision
 from service.domain.guardrails import Bake, BakeResult
+from service.domain.refused_rows import RefusedItems
 from service.domain.upgrade_state import OPEN, State
 from service.tables.columns import Base, BatchPhase, ClaimedRow, CutoverOption, Json, one_of
 from service.tables.galleries import Gallery, Generation
@@ -87,8 +88,8 @@ class Upgrade(Base):
 class UpgradeBatch(ClaimedRow):
     """A range of item ids, both ends included, that held `items` items to transform when it was planned.
 
-    `rows` is how many rows it wrote. `refused` names items whose transformed vectors cannot be stored, and counts them:
-    `count`, and `first`, a list of {`item_id`, `reason`}; while it is set, the batch waits for a retry of the upgrade.
+    `rows` is how many rows it wrote. `refused` names items whose transformed vectors cannot be stored, and counts them;
+    while it is set, the batch waits for a retry of the upgrade.
     """
 
     __tablename__ = "upgrade_batches"
@@ -100,7 +101,7 @@ class UpgradeBatch(ClaimedRow):
     last_item_id: Mapped[int]
     items: Mapped[int]
     rows: Mapped[int] = mapped_column(server_default=text("0"))
-    refused: Mapped[Json | None]
+    refused: Mapped[RefusedItems | None]
 
     __table_args__ = (
         CheckConstraint(one_of("state", BatchState), name="state"),

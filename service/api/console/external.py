@@ -181,5 +181,5 @@ def _range_words(batch: ExternalBatch) -> str:
 def _fault(batch: ExternalBatch) -> str | None:
     if batch.refused is None:
         return batch.error
-    named = "; ".join(f"{each['key']}: its {each['reason']}" for each in batch.refused["first"][:3])
-    return f"{counted(batch.refused['count'], 'row')} cannot be upgraded, first {named}"
+    named = "; ".join(f"{each.key}: its {each.reason}" for each in batch.refused.first[:3])
+    return f"{counted(batch.refused.count, 'row')} cannot be upgraded, first {named}"

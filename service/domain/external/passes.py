@@ -93,8 +93,8 @@ def fail_for_refused(session: Session, upgrade: ExternalUpgrade) -> bool:
     refused = [batch.refused for batch in left if batch.refused is not None]
     if not refused or len(refused) < len(left):
         return False
-    reasons = {named["key"]: named["reason"] for each in refused for named in each["first"]}
-    refusal = refusal_of(sum(each["count"] for each in refused), reasons)
+    reasons = {named.key: named.reason for each in refused for named in each.first}
+    refusal = refusal_of(sum(each.count for each in refused), reasons)
     fail_external_upgrade(session, upgrade.id, f"{refusal} Replace or delete them and retry, or cancel.")
     return True
 
@@ -175,10 +175,10 @@ def late_of(session: Session, upgrade: ExternalUpgrade) -> Late:
     these the keys whose sides differ."""
     found = session.scalars(select(ExternalBatch).where(_of_pass(upgrade)).order_by(ExternalBatch.number)).all()
     conflicts = [batch.conflicts for batch in found if batch.conflicts is not None]
-    keys = [key for each in conflicts for key in each["keys"]]
+    keys = [key for each in conflicts for key in each.keys]
     return Late(
         changed_ranges=sum(batch.changed for batch in found),
-        conflicts=sum(each["count"] for each in conflicts),
+        conflicts=sum(each.count for each in conflicts),
         conflicting_keys=tuple(keys[:NAMED_KEYS]),
     )
 

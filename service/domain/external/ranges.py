@@ -40,7 +40,9 @@ from service.domain.claims import (
 )
 from service.domain.external.rows import AGAIN_WITHIN, Target, digest_of, id_digest_of
 from service.domain.external.upgrades import lock_state
+from service.domain.external_findings import Conflicts
 from service.domain.external_state import ExternalState
+from service.domain.refused_rows import RefusedKey, RefusedKeys
 from service.tables import ExternalBatch, ExternalReference, ExternalUpgrade
 
 VERIFIED_ROWS = 1_000  # are transformed anew, of all ranges together
@@ -171,8 +173,8 @@ def bring_along(work: Work, keys: KeyRange, known: Seen | None) -> Result:
 
 def set_aside(session: Session, claim: Claim[ExternalBatch], reasons: dict[str, str]) -> None:
     """Give a claim back because of rows that cannot be transformed; it is not claimed again before a retry."""
-    first = [{"key": key, "reason": reason} for key, reason in list(reasons.items())[:NAMED_KEYS]]
-    refused = {"count": len(reasons), "first": first}
+    first = tuple(RefusedKey(key, reason) for key, reason in list(reasons.items())[:NAMED_KEYS])
+    refused = RefusedKeys(len(reasons), first)
     change_rows(session, ExternalBatch, claim.holds(), BatchAction.RELEASE, refused=refused)
     events.warning("external.rows_refused", external_id=claim.row.upgrade_id, rows=len(reasons))
 
@@ -297,8 +299,7 @@ def _draw_references(session: Session, batch: ExternalBatch, keys: list[str], ge
 
 
 def _record(session: Session, claim: Claim[ExternalBatch], result: Result) -> None:
-    conflicts = {"keys": list(result.conflicts[:NAMED_KEYS]), "count": len(result.conflicts)}
-    values = {
+    values: dict[str, object] = {
         "rows": result.seen.rows,
         "id_digest": result.seen.id_digest,
         "read_digest": result.seen.read_digest,
@@ -309,7 +310,7 @@ def _record(session: Session, claim: Claim[ExternalBatch], result: Result) -> No
         "largest_difference": result.largest_difference,
     }
     if result.conflicts:
-        values["conflicts"] = conflicts
+        values["conflicts"] = Conflicts(len(result.conflicts), result.conflicts[:NAMED_KEYS])
     if not finish_claim(session, claim, **values):
         raise RuntimeError(f"Range {claim.row.number} left its claim while its row was locked.")
     crash_point("external.recorded")

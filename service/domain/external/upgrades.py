@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, func, null, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service import identity, logs
@@ -105,7 +105,7 @@ def retry_external_upgrade(session: Session, upgrade_id: int) -> ExternalUpgrade
     values: dict[str, Any] = {}
     if upgrade.state is ExternalState.FAILED:
         batches = ExternalBatch.upgrade_id == upgrade_id
-        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": null()}  # None would be JSON's null
+        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": None}
         change_rows(session, ExternalBatch, batches, BatchAction.RESET, **fresh)
         if upgrade.resume_state is ExternalState.VERIFYING:
             values = {"findings": None}  # of passes that had something to repair: their count begins anew

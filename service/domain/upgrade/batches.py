@@ -43,6 +43,7 @@ from service.domain.gallery.generations import (
     stage_embeddings,
     upsert_clause,
 )
+from service.domain.refused_rows import RefusedItem, RefusedItems
 from service.domain.upgrade.catch_up import insert_batches
 from service.domain.upgrade.upgrades import NAMED_ITEMS, change_state, lock_state
 from service.domain.upgrade_state import Action, State
@@ -125,8 +126,8 @@ def work_on_batch(session: Session, claim: Claim[UpgradeBatch], work: Work) -> i
 def set_aside(session: Session, claim: Claim[UpgradeBatch], reasons: dict[int, str]) -> None:
     """Give a claim back because of items that cannot be upgraded, for reasons by their ids; it is not claimed again
     before a retry of the upgrade."""
-    first = [{"item_id": item_id, "reason": reasons[item_id]} for item_id in sorted(reasons)[:NAMED_ITEMS]]
-    refused = {"count": len(reasons), "first": first}
+    first = tuple(RefusedItem(item_id, reasons[item_id]) for item_id in sorted(reasons)[:NAMED_ITEMS])
+    refused = RefusedItems(len(reasons), first)
     change_rows(session, UpgradeBatch, claim.holds(), BatchAction.RELEASE, refused=refused)
     events.warning("upgrade.items_refused", upgrade_id=claim.row.upgrade_id, batch_id=claim.row.id, items=len(reasons))
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -152,8 +152,7 @@ def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     upgrade = lock_state(session, upgrade_id)
     if upgrade.state is State.FAILED:
         batches = UpgradeBatch.upgrade_id == upgrade_id
-        # None would be JSON's null.
-        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": null()}
+        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": None}
         change_rows(session, UpgradeBatch, batches, BatchAction.RESET, **fresh)
     return change_state(session, upgrade_id, Action.RETRY, error=None)
 
@@ -252,8 +251,8 @@ def fail_for_refused(session: Session, upgrade_id: int) -> bool:
     refused = [batch.refused for batch in left if batch.refused is not None]
     if not refused or len(refused) < len(left):
         return False
-    reasons = {named["item_id"]: named["reason"] for each in refused for named in each["first"]}
-    fail_for_items(session, upgrade_id, reasons, sum(each["count"] for each in refused))
+    reasons = {named.item_id: named.reason for each in refused for named in each.first}
+    fail_for_items(session, upgrade_id, reasons, sum(each.count for each in refused))
     return True
 
 
