@@ -38,7 +38,7 @@ from models.backbones import SmallResNet
 from models.image_sets import find_images
 from models.images import decode_image
 from models.preprocessing import Preprocessing, preprocess_batch
-from service.domain.registry import Registration, VersionNetworks, VersionSpec
+from service.domain.registry.registration import Registration, VersionNetworks, VersionSpec
 from service.networks.trials import DeclaredEncoders
 from workers.app import WorkerParts
 

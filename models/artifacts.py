@@ -1,23 +1,21 @@
 """Networks as files: `load_encoder` and `load_transformation_network` are the only ways in, and `try_encoder` and
 `try_transformation_network` say beforehand whether what comes in can be used.
 
-Accepted by content: safetensors of our own networks (`models.own_networks`), ONNX, and TorchScript where the operator
-trusts it. The first two cannot run code, but an ONNX network may compute for ever: `open_session` says where it runs,
-such as in a process that can be killed (`models.confined_networks`). `.pt2` and pickles are never opened. Every load
-makes a trial run, so what it returns has the shapes that it was asked for; the trial before (`models.trials`) also asks
-whether it is a function of one row.
+Accepted by content (`models.artifact_kinds`): safetensors of our own networks (`models.own_networks`), ONNX, and
+TorchScript where the operator trusts it. The first two cannot run code, but an ONNX network may compute for ever:
+`open_session` says where it runs, such as in a process that can be killed (`models.confined_networks`). `.pt2` and
+pickles are never opened. Every load makes a trial run, so what it returns has the shapes that it was asked for; the
+trial before (`models.trials`) also asks whether it is a function of one row.
 """
 
-import io
-import struct
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.artifact_kinds import artifact_kind
 from models.loaded_networks import (
     ArtifactError,
     LoadedNetwork,
@@ -28,8 +26,6 @@ from models.loaded_networks import (
     sentence_of,
     shape_text,
 )
-from models.network_archives import is_packed, unpack_network
-from models.onnx_graphs import input_dtypes, read_graph
 from models.onnx_networks import load_onnx
 from models.onnx_sessions import OpenSession, open_here
 from models.own_networks import load_own, read_config, read_network, run_network, save_network
@@ -41,7 +37,6 @@ from models.trials import TRIAL_ROWS, Trial, check_function_of_rows, check_layou
 
 __all__ = ["ArtifactError", "NetworkForm", "Vectors", "read_config", "save_network"]
 
-ArtifactKind = Literal["onnx", "safetensors", "torchscript"]
 Encoder = Callable[[Vectors], Vectors]
 # An edge of three channels, or (depth, height, width).
 InputSize = int | tuple[int, int, int]
@@ -67,50 +62,6 @@ class TransformationNetwork:
         """Return the output, and (B,) the squared error that is expected of it; None from a network that does not
         say."""
         return self._run(embedding, side_information)
-
-
-def artifact_kind(data: bytes) -> ArtifactKind:
-    """Return the kind of a file by its content. Raises `ArtifactError`."""
-    if data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] <= len(data) - 8:
-        return "safetensors"
-    if data[:4] == b"PK\x03\x04":
-        try:
-            archive = zipfile.ZipFile(io.BytesIO(data))
-            names = archive.namelist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-            raise ArtifactError("The file is a damaged archive.") from error
-        if is_packed(archive):
-            return "onnx"
-        if any(name.endswith("/constants.pkl") for name in names) and any("/code/" in name for name in names):
-            return "torchscript"
-        raise ArtifactError(
-            "Archives of torch.export (.pt2) and torch.save are not accepted: loading one can run any code. Export to"
-            " ONNX, or save one of our own networks as safetensors."
-        )
-    if data[:1] == b"\x80":
-        raise ArtifactError("Pickles are not accepted: loading one can run any code. Export to ONNX instead.")
-    if data[:1] == b"\x08":  # an ONNX file starts with its ir_version, field 1 of a protobuf message
-        return "onnx"
-    raise ArtifactError("The file is neither ONNX, nor safetensors, nor TorchScript.")
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a file says of itself before it is loaded: the dtype of its first input, and its outputs' names."""
-
-    dtype: str | None = None
-    outputs: tuple[str, ...] = ()
-
-
-def read_said(data: bytes) -> Said:
-    """Return what an ONNX file says; nothing of other kinds, and of one that will be refused when it is loaded."""
-    try:
-        if artifact_kind(data) != "onnx":
-            return Said()
-        model = read_graph(unpack_network(data)[0])
-    except ArtifactError:
-        return Said()
-    return Said(next(iter(input_dtypes(model)), None), tuple(output.name for output in model.graph.output))
 
 
 def load_encoder(

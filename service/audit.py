@@ -11,18 +11,19 @@ An entry names galleries, versions, upgrades and jobs, never an item: entries ca
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any
 
-from sqlalchemy import Select, event, func, select, text
+from sqlalchemy import Select, delete, event, func, select, text
 from sqlalchemy.orm import Session
 
 from service import identity, logs
 from service.advisory_locks import AdvisoryLock, hold
 from service.canonical_json import canonical_json
 from service.crash_points import crash_point
+from service.identity import Actor
 from service.tables import AuditEntry, Json
 
 _GENESIS = "0" * 64  # what the first entry follows
@@ -66,25 +67,6 @@ class Act(StrEnum):
     KEY_ROTATED = "key.rotated"
     KEY_REVOKED = "key.revoked"
     PRUNED = "audit.pruned"
-
-
-@dataclass(frozen=True)
-class Actor:
-    """Whose act it is: `key_id` and `name` of the key (None and "-" without one), its tenant, and the request."""
-
-    key_id: str | None
-    name: str
-    tenant: str
-    request_id: str
-
-    @classmethod
-    def now(cls) -> Self:
-        """Return whoever is served here now."""
-        who = identity.current.get()
-        return cls(who.key_id, who.name, who.tenant, logs.request_id.get())
-
-    def to_json(self) -> Json:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -147,7 +129,7 @@ def record(
     if "audit" not in session.info:
         session.info["audit"] = []
         event.listen(session, "before_commit", _append)
-    session.info["audit"].append(Recorded(act, subject, actor or Actor.now(), before, after, reason))
+    session.info["audit"].append(Recorded(act, subject, actor or actor_now(), before, after, reason))
 
 
 def _append(session: Session) -> None:
@@ -180,6 +162,12 @@ def _append(session: Session) -> None:
     session.info["audit"] = []
     session.flush()
     crash_point("audit.appended")
+
+
+def actor_now() -> Actor:
+    """Return whoever is served here now."""
+    who = identity.current.get()
+    return Actor(who.key_id, who.name, who.tenant, logs.request_id.get())
 
 
 def content_of(entry: AuditEntry) -> Json:
@@ -291,7 +279,7 @@ def prune(session: Session, before: datetime) -> int:
         return 0
     through: dict[str, Any] = {"through": last.id, "hash": last.hash}
     session.execute(text("ALTER TABLE audit DISABLE TRIGGER append_only"))
-    removed = session.execute(text("DELETE FROM audit WHERE id <= :through RETURNING id"), through).all()
+    removed = session.scalars(delete(AuditEntry).where(AuditEntry.id <= last.id).returning(AuditEntry.id)).all()
     session.execute(text("ALTER TABLE audit ENABLE TRIGGER append_only"))
     record(session, Act.PRUNED, Subject("audit", last.id), after={**through, "entries": len(removed)})
     return len(removed)

@@ -4,8 +4,8 @@ Armed by `GALLERY_CRASH_AT=<name>`; in a process that is not armed, a point does
 the steps are: in `service.domain.upgrade` (`batches`, `cutover`, `guarding`, `smoothing`),
 `service.domain.backfill.work`, `service.domain.external` (`planning`, `ranges`, `actions`), `service.domain.indexes`
 (`faiss_engine`, `milvus_engine`, `removal`), `service.domain.ingest.batches`, `service.domain.erasure.work`,
-`service.connectors`, `service.index.files`, `service.audit`, `workers.upgrading` and `workers.connecting`. The tests in
-`tests/chaos`, those of other stores' upgrades, and that of the audit, die at each of them.
+`service.connectors`, `service.index.files`, `service.audit`, and in `workers` (`upgrading`, `upgrade_batches`,
+`connecting`). The tests in `tests/chaos`, those of other stores' upgrades, and that of the audit, die at each of them.
 """
 
 import os

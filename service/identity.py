@@ -15,6 +15,16 @@ EVERY_GALLERY = ("*",)
 
 
 @dataclass(frozen=True)
+class Actor:
+    """Whose act it is: `key_id` and `name` of the key (None and "-" without one), its tenant, and the request."""
+
+    key_id: str | None
+    name: str
+    tenant: str
+    request_id: str
+
+
+@dataclass(frozen=True)
 class Identity:
     """Whoever is served: `key_id` and `name` of the key (None and "-" without one), its tenant, its scopes, and the
     patterns of which one matches the name of every gallery that it may touch (`*` and `?` stand for any characters)."""

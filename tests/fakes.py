@@ -18,7 +18,8 @@ from service.domain.gallery.generations import GenerationKey
 from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import Build, IndexEngine
 from service.index.protocol import Ids, SearchResult, VectorIndex, Vectors
-from service.index.replica import GalleryState, GenerationSource, NotServed, Replicas, ServedGeneration
+from service.index.replica import Replicas
+from service.index.served import GalleryState, GenerationSource, NotServed, ServedGeneration
 from service.index.smoothing import Neighbourhoods
 from service.networks.encoders import Encoders, VersionEncoder
 from service.networks.micro_batching import ImageQueryMetrics, MicroBatcher
@@ -42,7 +43,7 @@ class RecordingQueue:
 
 
 class WatchedSource:
-    """A `service.index.replica.GenerationSource` that says which call begins and which one ends."""
+    """A `service.index.served.GenerationSource` that says which call begins and which one ends."""
 
     def __init__(self, source: GenerationSource) -> None:
         self._source = source

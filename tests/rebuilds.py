@@ -11,7 +11,7 @@ from sqlalchemy import text
 from service.db import Database
 from service.index.faiss_index import FaissIndex
 from service.index.protocol import VectorIndex
-from service.index.replica import ServedGeneration
+from service.index.served import ServedGeneration
 from service.queue import BUILD_INDEX
 from service.settings import Settings
 from tests.fakes import RecordingQueue

@@ -23,20 +23,17 @@ from service.domain.backfill.encoding import reader_of
 from service.domain.backfill.planning import start_backfill
 from service.domain.backfill.work import (
     Encoding,
-    ItemsClaim,
     claim_items,
     load_encoders,
     refuse_items,
-    release_items,
-    return_items,
     work_on_items,
 )
 from service.domain.backfill_state import BackfillAction, BackfillState
-from service.domain.claims import pause_seconds
+from service.domain.claims import Claim, pause_seconds, release_claim, return_claim
 from service.domain.gallery.generations import gone_if_dropped
 from service.errors import GalleryError
-from service.index.replica import GenerationGone
-from service.tables import Backfill
+from service.index.served import GenerationGone
+from service.tables import Backfill, BackfillItem
 from workers.app import WorkerParts
 from workers.stopping import StopAsked
 
@@ -128,19 +125,19 @@ def _work(parts: WorkerParts, backfill: Backfill) -> bool:
         raise
     except RunAbandoned:
         with parts.database.session_scope() as session:
-            return_items(session, claim)
+            return_claim(session, claim)
         return False
     except Exception as error:  # noqa: BLE001 - any item may fail; recorded, and tried again by itself after a pause
         if is_outage(error):
             return False  # the lease ends, and the sweep asks again once the database is back
         events.exception("backfill.items_failed", error, backfill_id=backfill.id)
         with parts.database.session_scope() as session:
-            release_items(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
+            release_claim(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
         return True
     return done is not None
 
 
-def _refuse(parts: WorkerParts, claim: ItemsClaim) -> None:
+def _refuse(parts: WorkerParts, claim: Claim[BackfillItem]) -> None:
     tries = parts.settings.max_batch_attempts
     reason = claim.last_error or "none, its worker died"
     with parts.database.session_scope() as session:

@@ -13,22 +13,19 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.connectors.named import UnknownStore
-from service.connectors.store import Description, ExternalStore, StoreAway, StoreRefused
+from service.connectors.store import ExternalStore, StoreAway, StoreRefused
 from service.crash_points import crash_point
 from service.db import is_outage
+from service.domain.claims import Claim, release_claim, return_claim
 from service.domain.external import passes
 from service.domain.external.actions import clean_up, switch
 from service.domain.external.planning import begin
 from service.domain.external.ranges import (
-    RangeClaim,
     claim_range,
-    release_range,
-    return_range,
     set_aside,
     work_on_range,
 )
@@ -42,11 +39,12 @@ from service.domain.external.upgrades import (
     lock_state,
     record_trouble,
 )
+from service.domain.external_findings import Findings, Late
 from service.domain.external_state import ExternalAction, ExternalState
 from service.domain.judging.reports import NewReport
 from service.domain.state_table import IllegalTransition
 from service.networks.transformations import TransformationFailed
-from service.tables import ExternalUpgrade, ModelVersion, Transformation
+from service.tables import ExternalBatch, ExternalUpgrade, ModelVersion, Transformation
 from workers.app import WorkerParts
 from workers.judging_external import judge_external
 
@@ -101,7 +99,7 @@ def _advance_until(parts: WorkerParts, upgrade_id: int, store: ExternalStore, en
         step = _STEPS.get(upgrade.state)
         if step is None or upgrade.cleaned_at is not None:
             return False
-        target = Target.of(parts.networks, transformation, to_version, Description(**upgrade.description))
+        target = Target.of(parts.networks, transformation, to_version, upgrade.description)
         try:
             if not step(Connected(parts, upgrade, store, target)):
                 return False
@@ -144,7 +142,7 @@ def _caught_up(connected: Connected) -> bool:
     parts, upgrade = connected.parts, connected.upgrade
     with parts.database.session_scope() as session:
         changed = passes.note_pass(session, upgrade)
-    if connected.upgrade.description["notices_writes"]:
+    if connected.upgrade.description.notices_writes:
         with parts.database.session_scope() as session:
             if lock_state(session, upgrade.id, shared=True).state is not ExternalState.TRANSFORMING:
                 return False
@@ -187,7 +185,7 @@ def _verified(connected: Connected) -> bool:
     return True
 
 
-def _judged(connected: Connected, findings: dict[str, Any], seed: int) -> NewReport | None:
+def _judged(connected: Connected, findings: Findings, seed: int) -> NewReport | None:
     """Judge the upgrade; where that cannot be done, stop it with the reason and return None."""
     try:
         return judge_external(connected.parts, connected.store, connected.upgrade, findings, seed)
@@ -212,7 +210,8 @@ def _follow_alone(connected: Connected) -> bool:
     if connected.store.is_switched():
         return _switch(connected)  # a worker died between the switch and its record
     if upgrade.evaluate_seed is not None:
-        report = _judged(connected, upgrade.findings or {}, upgrade.evaluate_seed)
+        assert upgrade.findings is not None
+        report = _judged(connected, upgrade.findings, upgrade.evaluate_seed)
         if report is None:
             return False
         with parts.database.session_scope() as session:
@@ -230,7 +229,7 @@ def _follow_alone(connected: Connected) -> bool:
 def _is_followed(connected: Connected) -> bool:
     """Bring along what was written; return whether that is done for now."""
     parts, upgrade = connected.parts, connected.upgrade
-    if upgrade.description["notices_writes"]:
+    if upgrade.description.notices_writes:
         with parts.database.session_scope() as session:
             if lock_state(session, upgrade.id, shared=True).state is not ExternalState.READY:
                 return True
@@ -269,9 +268,9 @@ def _look_after_switch(connected: Connected) -> bool:
     parts, upgrade = connected.parts, connected.upgrade
     if upgrade.followed_at is not None:
         return False
-    if upgrade.description["notices_writes"]:
+    if upgrade.description.notices_writes:
         with parts.database.session_scope() as session:
-            passes.note_followed(session, upgrade.id, {})
+            passes.note_followed(session, upgrade.id, Late())
         return False
     with parts.database.session_scope() as session:
         if upgrade.passed_at is not None and upgrade.live_at is not None and upgrade.passed_at <= upgrade.live_at:
@@ -344,7 +343,7 @@ def _run_range(connected: Connected) -> bool:
         return False
     if claim.attempts > settings.max_batch_attempts:
         tries, reason = settings.max_batch_attempts, claim.last_error or "none, its worker died"
-        sentence = f"Range {claim.number} was tried {tries} times and never finished; its last error: {reason}."
+        sentence = f"Range {claim.row.number} was tried {tries} times and never finished; its last error: {reason}."
         _give_up(parts, upgrade.id, f"{sentence}{_LATER}")
         return False
 
@@ -362,16 +361,16 @@ def _run_range(connected: Connected) -> bool:
     except Exception as error:  # noqa: BLE001 - any range may fail; recorded, and tried again after a pause
         if is_outage(error):
             return False  # the lease ends, and the sweep asks again once the database is back
-        events.exception("external.range_failed", error, external_id=upgrade.id, number=claim.number)
+        events.exception("external.range_failed", error, external_id=upgrade.id, number=claim.row.number)
         with parts.database.session_scope() as session:
-            release_range(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
+            release_claim(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
     parts.external_throttle.worked(upgrade.id, time.monotonic() - began)
     return True
 
 
-def _return(parts: WorkerParts, claim: RangeClaim) -> None:
+def _return(parts: WorkerParts, claim: Claim[ExternalBatch]) -> None:
     with parts.database.session_scope() as session:
-        return_range(session, claim)
+        return_claim(session, claim)
 
 
 def _give_up(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:
@@ -380,7 +379,7 @@ def _give_up(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:
     with parts.database.session_scope() as session:
         upgrade = get_external_upgrade(session, upgrade_id)
         if upgrade.state is ExternalState.LIVE:
-            passes.note_followed(session, upgrade_id, {"error": sentence})
+            passes.note_followed(session, upgrade_id, Late(error=sentence))
         elif upgrade.finished_at is not None:
             record_trouble(session, upgrade_id, sentence)
         else:

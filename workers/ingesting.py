@@ -8,6 +8,7 @@ from functools import partial
 from service import logs
 from service.crash_points import crash_point
 from service.db import is_outage
+from service.domain.claims import return_claim
 from service.domain.gallery.images import ImageResult, ImageUpload, ingest_images_and
 from service.domain.ingest.batches import (
     BatchClaim,
@@ -19,7 +20,6 @@ from service.domain.ingest.batches import (
     lease_kept,
     record_batch,
     release_batch,
-    return_batch,
 )
 from service.domain.jobs import fail_job
 from service.identity import acting_for
@@ -72,16 +72,16 @@ def _run_batch(parts: WorkerParts, ingest: RunningIngest, claim: BatchClaim) -> 
             _ingest(parts, ingest, claim)
         crash_point("ingest.committed")
     except IngestNotRunning:
-        events.info("ingest.batch_not_wanted", job_id=claim.job_id, batch_id=claim.batch_id)
+        events.info("ingest.batch_not_wanted", job_id=claim.row.job_id, batch_id=claim.row.id)
         with parts.database.session_scope() as session:
-            return_batch(session, claim)
+            return_claim(session, claim)
         return False
     except Exception as error:  # noqa: BLE001 - any batch may fail; recorded, and tried again after a pause
         if is_outage(error):
-            retry_when_back(parts.database, partial(return_batch, claim=claim))
+            retry_when_back(parts.database, partial(return_claim, claim=claim))
             return True
         sentence = str(error) if isinstance(error, _SourceAway) else f"{type(error).__name__}: {error}"
-        events.warning("ingest.batch_failed", job_id=claim.job_id, batch_id=claim.batch_id, error=sentence)
+        events.warning("ingest.batch_failed", job_id=claim.row.job_id, batch_id=claim.row.id, error=sentence)
         with parts.database.session_scope() as session:
             release_batch(session, claim, sentence, parts.settings.retry_base_seconds)
     return True
@@ -120,7 +120,7 @@ def _give_up(parts: WorkerParts, claim: BatchClaim) -> bool:
     if claim.last_error is not None:
         with parts.database.session_scope() as session:
             sentence = f"A batch was tried {tries} times; its last error: {claim.last_error}. Send what is left again."
-            fail_job(session, claim.job_id, sentence)
+            fail_job(session, claim.row.job_id, sentence)
         return False
     reason = f"It was not ingested: a worker died each of the {tries} times that it had the image and those beside it."
     results = [ImageResult(item.external_id, "rejected", reason) for item in claim.items]

@@ -3,7 +3,7 @@ sides of the store, and by what the verification found."""
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from models.judging.evidence import Queries, References
 from models.judging.intervals import Draws
@@ -11,6 +11,7 @@ from models.judging.references import ReferencesReport, judge_references
 from models.judging.report import to_json
 from service.connectors.store import ExternalStore
 from service.domain.external.evidence import ReferenceRows, read_references
+from service.domain.external_findings import Findings
 from service.domain.judging.gates import (
     INSTANCE_RULES,
     Gate,
@@ -47,11 +48,11 @@ class ExternalReport:
     wanted: str
     seed: int
     references: ReferencesReport | None
-    verification: dict[str, Any]
+    verification: Findings
 
 
 def judge_external(
-    parts: WorkerParts, store: ExternalStore, upgrade: ExternalUpgrade, findings: dict[str, Any], seed: int
+    parts: WorkerParts, store: ExternalStore, upgrade: ExternalUpgrade, findings: Findings, seed: int
 ) -> NewReport:
     """Return a report on an upgrade whose sides were compared: the same for the same rows, references and seed.
 
@@ -75,16 +76,15 @@ def judge_external(
 def _judged(
     parts: WorkerParts, upgrade: ExternalUpgrade, rows: ReferenceRows, version: ModelVersion, seed: int
 ) -> ReferencesReport:
-    metric: Metric = upgrade.description["metric"] or ("cosine" if version.normalize else "l2")
+    metric: Metric = cast("Metric | None", upgrade.description.metric) or ("cosine" if version.normalize else "l2")
     floor = linear_floor(parts, rows.old, rows.target, (upgrade.transformation_id,), version, metric, seed)
     nothing = rows.old.embedding
     queries = Queries(before=nothing, after=rows.target, item_ids=rows.old.item_id, source=_SOURCE)
     return judge_references(References(queries, rows.transformed, floor.vectors), metric, Draws(seed))
 
 
-def _completeness(findings: dict[str, Any]) -> Measured:
+def _completeness(findings: Findings) -> Measured:
     """Return the share of rows whose new side was as recorded when both sides were compared; an upgrade is not judged
     before that is all."""
-    rows = int(findings.get("rows", 0))
-    complete = 1.0 if findings and not findings["repaired_ranges"] else 0.0
-    return Measured(GateMetric.COMPLETENESS, complete, complete, complete, rows, "rows of the store")
+    complete = 0.0 if findings.repaired_ranges else 1.0
+    return Measured(GateMetric.COMPLETENESS, complete, complete, complete, findings.rows, "rows of the store")

@@ -6,7 +6,7 @@ from service.disk import shortage
 from service.domain.gallery.generations import gone_if_dropped
 from service.domain.indexes.builds import GaveWay, build_generation_index
 from service.domain.upgrade.upgrades import find_due_build, upgrade_needs_workers
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from workers.app import WorkerParts
 
 events = logs.Events(__name__)

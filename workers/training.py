@@ -29,7 +29,7 @@ from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.db import is_outage
 from service.disk import shortage
-from service.domain.registry import NetworkStore
+from service.domain.registry.registration import NetworkStore
 from service.domain.training.chains import ChainBroken, ChainedSource, chained_sources
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import FOLDER, FeatureRows, TrainedTo, TrainingFiles, label_numbers

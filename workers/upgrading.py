@@ -8,31 +8,19 @@ until it is measured (crash point `evaluation.measured`); the report is stored w
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from contextvars import copy_context
 from functools import partial
 
-from models.unwanted import RunAbandoned, abandoned_when
 from service import logs
 from service.advisory_locks import AdvisoryLock
 from service.crash_points import crash_point
-from service.db import Session, is_outage
+from service.db import Session
 from service.disk import shortage
 from service.domain.gallery.generations import GenerationKey, gone_if_dropped
 from service.domain.indexes.builds import build_generation_index
 from service.domain.indexes.engine import SmoothingNotPossible
 from service.domain.judging.reports import GatesHold, NewReport, clear_request, store_report, wants_report
-from service.domain.upgrade.batches import (
-    Work,
-    claim_batch,
-    plan_batches,
-    release_batch,
-    return_batch,
-    set_aside,
-    transform_items,
-    work_on_batch,
-)
+from service.domain.upgrade.batches import Work, plan_batches, transform_items
 from service.domain.upgrade.catch_up import plan_catch_up, unfinished_batches, verify
 from service.domain.upgrade.cutover import (
     NotAskedFor,
@@ -43,33 +31,25 @@ from service.domain.upgrade.cutover import (
     wants_cutover,
     withdraw_cutover,
 )
-from service.domain.upgrade.smoothing import (
-    check_index,
-    plan_smoothing,
-    smooth_items,
-    waits_for_smoothing,
-)
+from service.domain.upgrade.smoothing import check_index, plan_smoothing, smooth_items, waits_for_smoothing
 from service.domain.upgrade.trials import end_failed_canary
 from service.domain.upgrade.upgrades import (
     UnknownUpgrade,
     change_state,
     fail_for_items,
     fail_for_refused,
-    fail_upgrade,
     get_upgrade,
     record_shortage,
 )
 from service.domain.upgrade_state import WORKING, Action, IllegalTransition, State
 from service.errors import GalleryError
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.networks.transformations import PoisonedItems, TransformationFailed
 from service.queue import ADVANCE_RESTING_UPGRADE, ADVANCE_UPGRADE
 from service.tables import Upgrade
-from service.tracing import span
 from workers.app import WorkerParts
 from workers.evaluating import evaluate
-from workers.outages import retry_when_back
-from workers.stopping import StopAsked
+from workers.upgrade_batches import run_batches, stop
 
 events = logs.Events(__name__)
 
@@ -151,7 +131,7 @@ def _plan(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 def _transform(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Run batches; when all are done, catch up until the remainder is small, then go on to indexing."""
-    if _run_batches(parts, upgrade, _transforming(parts)):
+    if run_batches(parts, upgrade, _transforming(parts)):
         return True
     if _failed_for_refused(parts, upgrade.id):
         return False
@@ -198,7 +178,7 @@ def _build_index(parts: WorkerParts, upgrade: Upgrade) -> bool:
         except (OSError, RuntimeError, MemoryError) as error:
             # FAISS, Milvus or the blob store. A lost database raises none of these: the sweep tries again.
             reason = f"{type(error).__name__}: {error}"
-            _fail(parts, upgrade.id, f"The index could not be built: {reason}. Retry when the cause is gone.")
+            stop(parts, upgrade.id, f"The index could not be built: {reason}. Retry when the cause is gone.")
             return False
         if waits_for_smoothing(upgrade):
             batch_items = parts.settings.batch_items
@@ -214,9 +194,9 @@ def _smooth(parts: WorkerParts, upgrade: Upgrade) -> bool:
             check_index(session, upgrade)
         near = parts.engine.neighbourhoods(GenerationKey(upgrade.gallery_id, upgrade.to_generation_id))
     except SmoothingNotPossible as error:
-        _fail(parts, upgrade.id, f"The rows cannot be smoothed: {error.message}")
+        stop(parts, upgrade.id, f"The rows cannot be smoothed: {error.message}")
         return False
-    if _run_batches(parts, upgrade, partial(smooth_items, neighbourhoods=near)):
+    if run_batches(parts, upgrade, partial(smooth_items, neighbourhoods=near)):
         return True
     with _phase(parts, upgrade.id) as mine:
         if not mine or not _all_done(parts, upgrade.id):
@@ -259,7 +239,7 @@ def _report(parts: WorkerParts, upgrade: Upgrade) -> NewReport | None:
     # A lost database raises none of these; the service's own error is that of a network that cannot be loaded.
     except (ValueError, OSError, RuntimeError, MemoryError, GalleryError) as error:
         reason = f"{type(error).__name__}: {error}"
-        _fail(parts, upgrade.id, f"The upgrade could not be judged: {reason}. Retry when the cause is gone.")
+        stop(parts, upgrade.id, f"The upgrade could not be judged: {reason}. Retry when the cause is gone.")
         return None
     crash_point("evaluation.measured")
     return report
@@ -280,7 +260,7 @@ def _evaluate_again(parts: WorkerParts, upgrade: Upgrade) -> bool:
 
 def _go_live(parts: WorkerParts, upgrade: Upgrade) -> bool:
     """Keep the remainder small while the upgrade is ready, and cut over when that was asked for."""
-    if _run_batches(parts, upgrade, _transforming(parts)):
+    if run_batches(parts, upgrade, _transforming(parts)):
         return True
     if _failed_for_refused(parts, upgrade.id):
         return False
@@ -313,11 +293,11 @@ def _cut_over(parts: WorkerParts, upgrade: Upgrade) -> bool:
         with parts.database.session_scope() as session:
             withdraw_cutover(session, upgrade.id)
     except NotComplete as error:
-        _fail(parts, upgrade.id, f"The cutover was refused: {error.message}")
+        stop(parts, upgrade.id, f"The cutover was refused: {error.message}")
     except PoisonedItems as error:
         _fail_for_items(parts, upgrade.id, error)
     except TransformationFailed as error:
-        _fail(parts, upgrade.id, f"{error.message} Cancel the upgrade, or retry it when the cause is gone.")
+        stop(parts, upgrade.id, f"{error.message} Cancel the upgrade, or retry it when the cause is gone.")
     except (IllegalTransition, NotAskedFor):
         events.info("upgrade.cutover_overtaken", upgrade_id=upgrade.id)
     return False
@@ -341,74 +321,6 @@ def _transforming(parts: WorkerParts) -> Work:
     return partial(transform_items, transform=parts.networks.transform)
 
 
-def _run_batches(parts: WorkerParts, upgrade: Upgrade, work: Work) -> bool:
-    """Run batches for up to one time slice; return whether there is reason to look for more.
-
-    Several are under way at once, each in a thread and a transaction of its own: while some of them compute, the
-    others read and write rows. Below full speed each thread runs one batch, and then the worker rests.
-    """
-    began = time.monotonic()
-    ends = began + (parts.settings.task_slice_seconds if upgrade.speed == 1 else 0)
-
-    stop_asked = StopAsked(parts.database, AdvisoryLock.UPGRADE_STOP, upgrade.id)
-
-    def run_one_after_another() -> bool:
-        found = _run_batch(parts, upgrade, work, stop_asked)
-        while found and time.monotonic() < ends:
-            found = _run_batch(parts, upgrade, work, stop_asked)
-        return found
-
-    count = parts.settings.batches_at_once
-    with ThreadPoolExecutor(count) as threads:  # each thread logs under the request id of this one
-        running = [threads.submit(copy_context().run, run_one_after_another) for _ in range(count)]
-    parts.throttle.worked(upgrade.id, time.monotonic() - began)
-    return any(future.result() for future in running)
-
-
-def _run_batch(parts: WorkerParts, upgrade: Upgrade, work: Work, stop_asked: Callable[[], bool]) -> bool:
-    """Claim and run one batch; return whether there is reason to look for another."""
-    settings, upgrade_id = parts.settings, upgrade.id
-    claim = claim_batch(parts.database, upgrade_id, settings.lease_seconds)
-    if claim is None:
-        return False
-
-    if claim.attempts > settings.max_batch_attempts:
-        _fail(
-            parts,
-            upgrade_id,
-            f"Batch {claim.batch_id} was tried {settings.max_batch_attempts} times and never finished; its last error:"
-            f" {claim.last_error or 'none, its worker died'}. Retry the upgrade when the cause is gone.",
-        )
-        return False
-
-    try:
-        with (
-            abandoned_when(stop_asked),
-            span("upgrade.batch", upgrade.trace, upgrade_id=upgrade_id, batch_id=claim.batch_id),
-            parts.database.session_scope() as session,
-        ):
-            work_on_batch(session, claim, work)
-        crash_point("batch.committed")
-    except RunAbandoned:
-        with parts.database.session_scope() as session:
-            return_batch(session, claim)
-        return False
-    except PoisonedItems as error:
-        with parts.database.session_scope() as session:
-            set_aside(session, claim, error.reasons)
-    except TransformationFailed as error:
-        _fail(parts, upgrade_id, f"{error.message} Cancel the upgrade, or retry it when the cause is gone.")
-        return False
-    except Exception as error:  # noqa: BLE001 - any batch may fail; recorded, and tried again after a pause
-        if is_outage(error):
-            retry_when_back(parts.database, partial(return_batch, claim=claim))
-            return True
-        events.exception("upgrade.batch_failed", error, upgrade_id=upgrade_id, batch_id=claim.batch_id)
-        with parts.database.session_scope() as session:
-            release_batch(session, claim, f"{type(error).__name__}: {error}", settings.retry_base_seconds)
-    return True
-
-
 def _change(parts: WorkerParts, upgrade_id: int, action: Action) -> bool:
     """Change the state, and nothing with it, as a worker does."""
     return _step(parts, upgrade_id, action, partial(change_state, upgrade_id=upgrade_id, action=action))
@@ -423,11 +335,6 @@ def _step(parts: WorkerParts, upgrade_id: int, action: Action, act: Callable[[Se
         events.info("upgrade.step_overtaken", upgrade_id=upgrade_id, action=str(action), reason=error.message)
         return False
     return True
-
-
-def _fail(parts: WorkerParts, upgrade_id: int, sentence: str) -> None:
-    with parts.database.session_scope() as session:
-        fail_upgrade(session, upgrade_id, sentence)
 
 
 def _fail_for_items(parts: WorkerParts, upgrade_id: int, error: PoisonedItems) -> None:

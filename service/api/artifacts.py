@@ -9,7 +9,8 @@ from service.api.dependencies import IdPath, NamePath, PartsDependency
 from service.api.refusals import refusals
 from service.domain import artifacts
 from service.domain.artifacts import NoArtifact, OtherFormat
-from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.registry.transformations import UnknownTransformation
+from service.domain.registry.versions import UnknownVersion
 from service.networks.transformations import NotExportable
 
 router = APIRouter()

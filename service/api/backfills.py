@@ -18,7 +18,7 @@ from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.speed import NewSpeed, Speed
-from service.api.upgrades import PhaseView
+from service.api.upgrade_views import PhaseView
 from service.api.uploads import UploadForm
 from service.domain.backfill import backfills
 from service.domain.backfill.backfills import BackfillEnded, UnknownBackfill
@@ -37,13 +37,7 @@ from service.domain.backfill.planning import (
     outline,
     plan_backfill,
 )
-from service.domain.backfill.progress import (
-    BackfillDetails,
-    BackfillNews,
-    describe_backfills,
-    list_refused,
-    news_of,
-)
+from service.domain.backfill.progress import BackfillDetails, BackfillNews, describe_backfills, list_refused, news_of
 from service.domain.backfill.thumbnails import ThumbnailsUnproven
 from service.domain.backfill.work import NotTakingImages
 from service.domain.backfill_state import BackfillAction

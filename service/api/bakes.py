@@ -1,14 +1,14 @@
 """How an upgrade is baked, as a client says it and is shown it."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
 from service.api.json_bodies import Body
+from service.domain.guardrails import Bake, Guardrails, Outcome
 from service.domain.judging.baked_queries import KEPT
-from service.domain.judging.guardrails import Bake, Guardrails
-from service.domain.upgrade.trials import Outcome
 from service.tables import Upgrade
 
 
@@ -75,5 +75,5 @@ def bake_view(upgrade: Upgrade) -> BakeView | None:
     """Return how an upgrade is baked; None where it is not to be."""
     if upgrade.bake is None:
         return None
-    result = None if upgrade.bake_result is None else BakeResultView(**upgrade.bake_result)
-    return BakeView(**upgrade.bake, ends_at=upgrade.bake_ends_at, result=result)
+    result = None if upgrade.bake_result is None else BakeResultView(**asdict(upgrade.bake_result))
+    return BakeView(**asdict(upgrade.bake), ends_at=upgrade.bake_ends_at, result=result)

@@ -1,5 +1,6 @@
 """How an upgrade went live, as its answer and its report say it."""
 
+from dataclasses import asdict
 from datetime import datetime
 
 from pydantic import BaseModel
@@ -25,15 +26,8 @@ def decision_view(upgrade: Upgrade) -> DecisionView | None:
     decision = upgrade.decision
     if decision is None or upgrade.live_at is None:
         return None
-    asked_by = decision.get("asked_by")
-    return DecisionView(
-        by=decision["by"],
-        who=None if asked_by is None else asked_by["name"],
-        asked_at=decision.get("asked_at"),
-        reason=decision["reason"],
-        verdict=decision["verdict"],
-        report=decision["report"],
-    )
+    who = None if decision.asked_by is None else decision.asked_by.name
+    return DecisionView(who=who, **asdict(decision))
 
 
 def decision_on(report: Report, upgrade: Upgrade) -> DecisionView | None:

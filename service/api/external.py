@@ -1,73 +1,42 @@
-"""`/v1/stores` and `/v1/external-upgrades`: galleries that live in other stores, upgraded there."""
+"""`/v1/external-upgrades`: galleries that live in other stores (`/v1/stores`), upgraded there."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from service.access.operations import require
-from service.api.bodies import TABLE, body_of
 from service.api.dependencies import IdPath, Name, Parts, PartsDependency, Session, SessionDependency
 from service.api.event_streams import EventStream, TooManyStreams, stream_news
 from service.api.json_bodies import Body, JsonRoute
-from service.api.judging import EvaluationView, NewEvaluation
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.speed import NewSpeed, Speed
-from service.api.upgrades import NewCutover, PhaseView, VerdictView
-from service.api.uploads import spooled_body
+from service.api.stores import DescriptionView
+from service.api.upgrade_views import PhaseView, VerdictView
+from service.api.upgrades import NewCutover
 from service.connectors.named import UnknownStore
-from service.connectors.store import Description, StoreAway, StoreRefused
+from service.connectors.store import StoreAway, StoreRefused
 from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
-from service.domain.external import actions, evidence, planning, reports, upgrades
+from service.domain.external import actions, planning, reports, upgrades
 from service.domain.external.actions import SwitchedElsewhere
-from service.domain.external.evidence import NoVectorAccepted
 from service.domain.external.planning import NoTransformation, Outline, StoreOfOtherSpace, StoreTaken, WantedExternal
 from service.domain.external.progress import ExternalDetails, ExternalNews, describe_external_upgrades, news_of
-from service.domain.external.reports import ExternalNotReady, UnknownExternalReport
 from service.domain.external.upgrades import ExternalUpgradeEnded, UnknownExternalUpgrade
 from service.domain.external_state import ExternalAction
 from service.domain.judging.reports import GatesHold
-from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.registry.transformations import UnknownTransformation
+from service.domain.registry.versions import UnknownVersion
 from service.domain.state_table import IllegalTransition
 from service.domain.verdict import Verdict
-from service.errors import GalleryError
 from service.tables import CutoverOption, ExternalUpgrade
-from service.vectors.arrow import InvalidImport, UnknownFormat
-from service.vectors.bounded_tables import TableLimits, TableTooLarge
 
 router = APIRouter(tags=["external upgrades"], route_class=JsonRoute)
-
-
-class DescriptionView(BaseModel):
-    """What a store holds: `metric` is null where it does not know; with `scales` it brings vectors to unit norm itself,
-    and with `notices_writes` it says which rows were written while it is upgraded."""
-
-    rows: int
-    embedding_dim: int
-    side_information_dim: int | None
-    metric: str | None
-    dtype: str
-    scales: bool
-    notices_writes: bool
-    warning: str | None
-
-
-class StoreView(BaseModel):
-    """A store by its name, and what it says of itself; else why it says nothing."""
-
-    name: str
-    description: DescriptionView | None
-    error: str | None
-
-
-class StoresAnswer(BaseModel):
-    items: list[StoreView]
 
 
 class NewExternalUpgrade(Body):
@@ -164,39 +133,7 @@ class ExternalUpgradeView(BaseModel):
     removed_at: datetime | None
 
 
-class DrawnReferencesView(BaseModel):
-    """Keys of rows whose vectors by the new model version would be evidence, how many are `given`, of how many that
-    were `drawn`."""
-
-    ids: list[str]
-    given: int
-    drawn: int
-
-
-class VectorResultView(BaseModel):
-    id: str
-    status: Literal["accepted", "rejected"]
-    error: str | None
-
-
-class VectorsAnswer(BaseModel):
-    results: list[VectorResultView]
-
-
-class ExternalReportView(BaseModel):
-    """`content` holds the gates, what was measured, and what the verification found; `evidence` is the number of
-    references."""
-
-    report: int
-    verdict: Verdict
-    evidence: int
-    seconds: float
-    created_at: datetime
-    content: dict[str, Any]
-
-
 _OF_STORES = (UnknownStore, StoreRefused, StoreAway)
-_BODY = body_of(TABLE)
 
 
 def _known(external_id: IdPath, session: SessionDependency) -> int:
@@ -227,13 +164,13 @@ def _view_of(details: ExternalDetails) -> ExternalUpgradeView:
         from_version=details.from_version,
         to_version=details.to_version,
         transformation=upgrade.transformation_id,
-        description=DescriptionView(**upgrade.description),
+        description=DescriptionView(**asdict(upgrade.description)),
         progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
         pass_number=upgrade.pass_number,
-        verification=None if upgrade.findings is None else VerificationView(**upgrade.findings),
+        verification=None if upgrade.findings is None else VerificationView(**asdict(upgrade.findings)),
         judged=None if report is None else VerdictView(report=report.number, verdict=report.verdict),
         decision=_decision_view(upgrade),
-        late=None if not upgrade.late else LateView(**upgrade.late),
+        late=None if not upgrade.late else LateView(**asdict(upgrade.late)),
         error=upgrade.error,
         created_at=upgrade.created_at,
         updated_at=upgrade.updated_at,
@@ -248,29 +185,8 @@ def _decision_view(upgrade: ExternalUpgrade) -> ExternalDecisionView | None:
     decision = upgrade.decision
     if decision is None:
         return None
-    asked_by = decision.get("asked_by")
-    return ExternalDecisionView(
-        by=decision["by"],
-        who=None if asked_by is None else asked_by["name"],
-        reason=decision["reason"],
-        verdict=decision["verdict"],
-        report=decision["report"],
-    )
-
-
-@router.get("/stores")
-def list_stores(parts: PartsDependency) -> StoresAnswer:
-    """Return the stores that an operator named, with what each says of itself now."""
-    return StoresAnswer(items=[_store_view(parts, name) for name in parts.stores.names()])
-
-
-def _store_view(parts: Parts, name: str) -> StoreView:
-    try:
-        with parts.stores.opened(name) as store:
-            described: Description = store.describe()
-    except GalleryError as error:
-        return StoreView(name=name, description=None, error=error.message)
-    return StoreView(name=name, description=DescriptionView(**asdict(described)), error=None)
+    who = None if decision.asked_by is None else decision.asked_by.name
+    return ExternalDecisionView(who=who, **asdict(decision))
 
 
 @router.post(
@@ -418,69 +334,3 @@ def roll_back_external(external_id: IdPath, parts: PartsDependency, accept_loss:
 def finalize_external(external_id: IdPath, parts: PartsDependency) -> ExternalUpgradeView:
     """End a live upgrade for good: a worker removes the old side; from then on there is no rollback."""
     return _done(parts, lambda session: actions.finalize(session, parts.stores, external_id))
-
-
-@router.get(
-    "/external-upgrades/{external_id}/references",
-    responses=refusals(UnknownExternalUpgrade, ExternalUpgradeEnded),
-)
-def draw_external_references(
-    external_id: IdPath,
-    session: SessionDependency,
-    wanted: Annotated[int, Query(ge=1, le=10_000)] = 1_000,
-    seed: Annotated[int, Query(ge=0, lt=2**31)] = 0,
-) -> DrawnReferencesView:
-    """Return keys of rows that were drawn as their ranges were written: what the new model version gives for their
-    images lets the upgrade be judged."""
-    upgrade = upgrades.get_open_external_upgrade(session, external_id)
-    return DrawnReferencesView(**asdict(evidence.draw_references(session, upgrade, wanted, seed)))
-
-
-@router.post(
-    "/external-upgrades/{external_id}/references",
-    openapi_extra=_BODY,
-    responses=refusals(
-        UnknownExternalUpgrade, ExternalUpgradeEnded, NoVectorAccepted, UnknownFormat, InvalidImport, TableTooLarge
-    ),
-)
-def give_external_references(
-    external_id: IdPath, body: Annotated[BinaryIO, Depends(spooled_body)], parts: PartsDependency
-) -> VectorsAnswer:
-    """Take an Arrow IPC stream or a Parquet file with columns id and embedding: what the new model version gives for
-    rows that were drawn. One that was not is rejected alone; 422 only if every one is."""
-    limits = TableLimits(parts.settings.max_table_rows, parts.settings.max_table_bytes)
-    with parts.database.session_scope() as session:
-        upgrade = upgrades.get_open_external_upgrade(session, external_id)
-        found = evidence.give_references(session, upgrade, body, limits)
-    return VectorsAnswer(results=[VectorResultView(id=r.id, status=r.status, error=r.error) for r in found])
-
-
-@router.post(
-    "/external-upgrades/{external_id}/evaluate",
-    status_code=202,
-    responses=refusals(UnknownExternalUpgrade, ExternalNotReady),
-)
-def evaluate_external(
-    external_id: IdPath, session: SessionDependency, new: NewEvaluation | None = None
-) -> EvaluationView:
-    """Have a worker write another report on an upgrade that is ready, with the references that there are now."""
-    seed = (new or NewEvaluation()).seed
-    return EvaluationView(report=reports.ask_for_report(session, external_id, seed))
-
-
-@router.get(
-    "/external-upgrades/{external_id}/report",
-    responses=refusals(UnknownExternalUpgrade, UnknownExternalReport),
-)
-def get_external_report(external_id: IdPath, session: SessionDependency) -> ExternalReportView:
-    """Return the newest report on an upgrade."""
-    upgrade = upgrades.get_external_upgrade(session, external_id)
-    report = reports.get_report(session, upgrade.id)
-    return ExternalReportView(
-        report=report.number,
-        verdict=report.verdict,
-        evidence=report.evidence,
-        seconds=report.seconds,
-        created_at=report.created_at,
-        content=reports.content_of(report),
-    )

@@ -15,7 +15,7 @@ from service.domain.gallery import galleries
 from service.domain.gallery.galleries import GalleryBusy, GalleryExists, UnknownGallery
 from service.domain.gallery.probe_images import MAX_PROBE_IMAGES
 from service.domain.indexes.removal import StillRead
-from service.domain.registry import UnknownVersion
+from service.domain.registry.versions import UnknownVersion
 from service.index.protocol import IndexOption, Metric
 from service.tables import Task
 from service.vectors.rows import StoredDtype

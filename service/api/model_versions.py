@@ -23,14 +23,9 @@ from service.api.uploads import (
     refuse_other_parts,
     spec_part,
 )
-from service.domain import registry
-from service.domain.registry import (
-    InvalidRegistration,
-    UnknownVersion,
-    VersionExists,
-    VersionHasNetworks,
-    VersionInUse,
-)
+from service.domain.registry import versions
+from service.domain.registry.registration import InvalidRegistration, Registration, VersionNetworks, VersionSpec
+from service.domain.registry.versions import UnknownVersion, VersionExists, VersionHasNetworks, VersionInUse
 from service.networks.encoders import EncoderForm
 from service.networks.trials import (
     Channels,
@@ -110,10 +105,8 @@ class ModelVersionSpec(Body):
         return self
 
     @property
-    def declared(self) -> registry.VersionSpec:
-        return registry.VersionSpec(
-            self.embedding_dim, self.side_information_dim, self.normalize, self._declared_encoders()
-        )
+    def declared(self) -> VersionSpec:
+        return VersionSpec(self.embedding_dim, self.side_information_dim, self.normalize, self._declared_encoders())
 
     def _declared_encoders(self) -> DeclaredEncoders | None:
         if self.preprocessing is None:
@@ -228,7 +221,7 @@ def register_model_version(form: UploadForm, parts: PartsDependency, response: R
     its networks are added.
     """
     refuse_other_parts(form, {"name", *_NETWORK_PARTS, "shared"})
-    registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    registration = Registration(parts.database, parts.blobs, parts.settings)
     has_networks = any(part in form for part in ("embedding_model", "side_information_model"))
     version = registration.of_version(
         name_part(form, "name"),
@@ -252,14 +245,12 @@ def add_networks(name: NamePath, form: UploadForm, parts: PartsDependency) -> Mo
     """Add φ and, where the version has side-information, ψ to a version that was registered without networks. The form
     is that of a registration; its spec says the dimensions that the version has."""
     refuse_other_parts(form, set(_NETWORK_PARTS))
-    registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    registration = Registration(parts.database, parts.blobs, parts.settings)
     return _view(registration.add_networks(name, spec_part(form, ModelVersionSpec).declared, _networks_of(form)))
 
 
-def _networks_of(form: Form) -> registry.VersionNetworks:
-    return registry.VersionNetworks(
-        network_part(form, "embedding_model"), optional_network_part(form, "side_information_model")
-    )
+def _networks_of(form: Form) -> VersionNetworks:
+    return VersionNetworks(network_part(form, "embedding_model"), optional_network_part(form, "side_information_model"))
 
 
 @router.get("")
@@ -267,17 +258,17 @@ def list_model_versions(
     session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[ModelVersionView]:
     """Return model versions, oldest first."""
-    found = registry.list_versions(session, decode_cursor(cursor), limit + 1)
+    found = versions.list_versions(session, decode_cursor(cursor), limit + 1)
     return page_of([_view(version) for version in found], [version.id for version in found], limit)
 
 
 @router.get("/{name}", responses=refusals(UnknownVersion))
 def get_model_version(name: NamePath, session: SessionDependency) -> ModelVersionView:
     """Return one model version."""
-    return _view(registry.get_version(session, name))
+    return _view(versions.get_version(session, name))
 
 
 @router.delete("/{name}", status_code=204, responses=refusals(UnknownVersion, VersionInUse))
 def delete_model_version(name: NamePath, parts: PartsDependency) -> None:
     """Delete a model version; 409 while a gallery or a transformation refers to it."""
-    registry.remove_version(parts.database, parts.blobs, name)
+    versions.remove_version(parts.database, parts.blobs, name)

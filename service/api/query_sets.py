@@ -23,7 +23,7 @@ from service.domain.gallery.new_items import InvalidItem
 from service.domain.judging import query_sets
 from service.domain.judging.new_queries import InvalidQueries, NewQuery
 from service.domain.judging.query_sets import OtherQueries, QueryImage, QuerySetDetails, QuerySetExists, UnknownQuerySet
-from service.domain.registry import UnknownVersion
+from service.domain.registry.versions import UnknownVersion
 from service.errors import Unprocessable
 from service.tables import QueryKind
 

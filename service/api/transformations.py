@@ -31,15 +31,16 @@ from service.api.uploads import (
     spec_part,
     texts_of,
 )
-from service.domain import registry
 from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
-from service.domain.registry import (
-    InvalidRegistration,
+from service.domain.registry import transformations
+from service.domain.registry.registration import InvalidRegistration, NetworkStore, Registration
+from service.domain.registry.transformations import (
+    TransformationDetails,
     TransformationInUse,
     UnknownTransformation,
-    UnknownVersion,
     UnsoundDefault,
 )
+from service.domain.registry.versions import UnknownVersion
 from service.domain.training.chains import ChainBroken
 from service.domain.training.datasets import DatasetRefused
 from service.domain.training.paired_vectors import InvalidPairs, TooManyRows
@@ -187,7 +188,7 @@ def _checked(values: Any) -> NewTraining:
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in errors]) from error
 
 
-def _view(details: registry.TransformationDetails) -> TransformationView:
+def _view(details: TransformationDetails) -> TransformationView:
     transformation = details.transformation
     return TransformationView(
         id=transformation.id,
@@ -216,7 +217,7 @@ def register_transformation(form: UploadForm, parts: PartsDependency, response: 
     """Register a trained h, and optionally g, from one model version to another."""
     refuse_other_parts(form, {"from_version", "to_version", "h", "g", "spec", "shared"})
     spec = spec_part(form, TransformationSpec) if "spec" in form else TransformationSpec()
-    registration = registry.Registration(parts.database, parts.blobs, parts.settings)
+    registration = Registration(parts.database, parts.blobs, parts.settings)
     details = registration.of_transformation(
         name_part(form, "from_version"),
         name_part(form, "to_version"),
@@ -263,7 +264,7 @@ def train_transformation(
     options = new.options.model_dump(exclude_none=True, exclude={"chained"})
     chained = new.options.chained
     wanted = WantedTraining(new.from_version, new.to_version, new.with_g, new.dataset, options, chained)
-    job = plan_training(registry.NetworkStore(session, parts.blobs, parts.settings), wanted, pairs)
+    job = plan_training(NetworkStore(session, parts.blobs, parts.settings), wanted, pairs)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job_view(job)
 
@@ -273,15 +274,15 @@ def list_transformations(
     session: SessionDependency, limit: Limit = 100, cursor: Cursor = None
 ) -> Page[TransformationView]:
     """Return transformations, oldest first."""
-    found = registry.list_transformations(session, decode_cursor(cursor), limit + 1)
+    found = transformations.list_transformations(session, decode_cursor(cursor), limit + 1)
     return page_of([_view(details) for details in found], [details.transformation.id for details in found], limit)
 
 
 @router.get("/{transformation_id}", responses=refusals(UnknownTransformation))
 def get_transformation(transformation_id: IdPath, session: SessionDependency) -> TransformationView:
     """Return one transformation."""
-    transformation = registry.get_transformation(session, transformation_id)
-    return _view(registry.describe_transformation(session, transformation))
+    transformation = transformations.get_transformation(session, transformation_id)
+    return _view(transformations.describe_transformation(session, transformation))
 
 
 @router.patch("/{transformation_id}", responses=refusals(UnknownTransformation, UnsoundDefault))
@@ -289,11 +290,11 @@ def change_transformation(
     transformation_id: IdPath, change: TransformationChange, session: SessionDependency
 ) -> TransformationView:
     """Make a transformation the default between its versions, in the place of the one that was, or no longer so."""
-    transformation = registry.set_default(session, transformation_id, change.default)
-    return _view(registry.describe_transformation(session, transformation))
+    transformation = transformations.set_default(session, transformation_id, change.default)
+    return _view(transformations.describe_transformation(session, transformation))
 
 
 @router.delete("/{transformation_id}", status_code=204, responses=refusals(UnknownTransformation, TransformationInUse))
 def delete_transformation(transformation_id: IdPath, parts: PartsDependency) -> None:
     """Delete a transformation that no upgrade used."""
-    registry.remove_transformation(parts.database, parts.blobs, transformation_id)
+    transformations.remove_transformation(parts.database, parts.blobs, transformation_id)

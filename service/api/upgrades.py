@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
-from datetime import datetime
 from functools import partial
 from typing import Annotated, Self
 
@@ -12,22 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic.json_schema import SkipJsonSchema
 
 from service.access.operations import require
-from service.api.bakes import BakeView, NewBake, bake_view
-from service.api.decisions import DecisionView, decision_view
+from service.api.bakes import NewBake
 from service.api.dependencies import IdPath, Name, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.event_streams import EventStream, TooManyStreams, stream_news
 from service.api.json_bodies import Body, JsonRoute
 from service.api.pagination import Cursor, Limit, Page, decode_cursor, page_of
 from service.api.refusals import refusals
 from service.api.speed import Speed
+from service.api.upgrade_views import GateRuleView, LegView, SmoothingView, UpgradeView, upgrade_view
 from service.disk import NoRoom
 from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
 from service.domain.gallery.galleries import UnknownGallery
 from service.domain.indexes.engine import SmoothingNotPossible
 from service.domain.indexes.removal import StillRead
-from service.domain.judging.gates import GateMetric, GateRule, UnknownGate
+from service.domain.judging.gates import GateRule, UnknownGate
 from service.domain.judging.reports import GatesHold
-from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.registry.transformations import UnknownTransformation
+from service.domain.registry.versions import UnknownVersion
 from service.domain.state_table import IllegalTransition
 from service.domain.upgrade import changes, upgrades
 from service.domain.upgrade.actions import CutoverRefused, NotSwitched, NoWorkerAnswered
@@ -36,12 +36,10 @@ from service.domain.upgrade.cutover import NotComplete, OtherUpgradeFirst, Rollb
 from service.domain.upgrade.dry_run import DryRun, ItemsRefused
 from service.domain.upgrade.paths import ErasesItems, NoPath
 from service.domain.upgrade.planning import AlreadyThere, UpgradeOpen, WantedUpgrade
-from service.domain.upgrade.progress import UpgradeDetails
 from service.domain.upgrade.smoothing import Smoothing
 from service.domain.upgrade.trials import BakeRuns
 from service.domain.upgrade.upgrades import NotReady, UnknownUpgrade, UpgradeEnded
 from service.domain.upgrade_state import Action
-from service.domain.verdict import Verdict
 from service.networks.encoders import VersionWithoutNetworks
 from service.networks.transformations import TransformationFailed
 from service.tables import CutoverOption, Upgrade
@@ -49,21 +47,6 @@ from service.tables import CutoverOption, Upgrade
 router = APIRouter(tags=["upgrades"], route_class=JsonRoute)
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class GateRuleView(Body):
-    """`metric` must not be below `limit`; of one slice (`attribute=value`, `cmc_at_1` alone) where there is one."""
-
-    metric: Annotated[GateMetric, Field(strict=False)]
-    limit: Annotated[float, Field(ge=-1_000, le=1, allow_inf_nan=False)]
-    slice: Annotated[str, Field(min_length=1, max_length=1_000)] | None = None
-
-
-class SmoothingView(Body):
-    """Each row that h makes becomes (1 - `share`) of itself and `share` of the mean of its `neighbors` nearest rows."""
-
-    share: Annotated[float, Field(gt=0, le=1)] = 0.3
-    neighbors: Annotated[int, Field(ge=1, le=200)] = 20
 
 
 class NewUpgrade(Body):
@@ -95,13 +78,6 @@ class NewCutover(Body):
     override: Override | None = None
 
 
-class VerdictView(BaseModel):
-    """What the newest report, of this number, says: `pass`, `fail`, `inconclusive` or `not_judged`."""
-
-    report: int
-    verdict: Verdict
-
-
 class UpgradeChangeView(Body):
     """What is to change; at least one of them. `canary` is the share of image queries that the candidate answers while
     the upgrade is ready. With `bake` null the upgrade is not baked, or not any more."""
@@ -122,19 +98,6 @@ class UpgradeChangeView(Body):
     def wanted(self) -> UpgradeChange:
         bake = self.bake.wanted() if self.bake else NoBake() if "bake" in self.model_fields_set else None
         return UpgradeChange(self.speed, self.canary, bake)
-
-
-class LegView(BaseModel):
-    generation: int
-    transformations: list[int]
-
-
-class PhaseView(BaseModel):
-    done: int
-    total: int
-    unit: str
-    rate: float | None
-    eta_seconds: float | None
 
 
 class WorkAheadView(BaseModel):
@@ -166,42 +129,6 @@ class DryRunView(BaseModel):
     warnings: list[str]
 
 
-class CanaryQueriesView(BaseModel):
-    """How many image queries were `asked` of the candidate by its canary, how many of these it `answered`, and how many
-    it `failed`, which the active generation answered."""
-
-    asked: int
-    answered: int
-    failed: int
-
-
-class UpgradeView(BaseModel):
-    id: int
-    gallery: str
-    state: str
-    cutover: str
-    speed: float
-    from_version: str
-    to_version: str
-    from_generation: int
-    to_generation: int
-    path: list[LegView]
-    progress: dict[str, PhaseView]
-    observe: bool
-    smoothing: SmoothingView | None
-    gates: list[GateRuleView]
-    judged: VerdictView | None
-    decision: DecisionView | None
-    canary: float
-    canary_queries: CanaryQueriesView
-    bake: BakeView | None
-    error: str | None
-    created_at: datetime
-    updated_at: datetime
-    live_at: datetime | None
-    finished_at: datetime | None
-
-
 def _known_upgrade(upgrade_id: IdPath, session: SessionDependency) -> int:
     return upgrades.get_upgrade(session, upgrade_id).id
 
@@ -209,41 +136,7 @@ def _known_upgrade(upgrade_id: IdPath, session: SessionDependency) -> int:
 def _view(parts: Parts, act: Callable[[Session], Upgrade]) -> UpgradeView:
     """Show the upgrade that an action returns."""
     (details,) = parts.upgrade_actions.described(lambda session: [act(session)])
-    return _view_of(details)
-
-
-def _view_of(details: UpgradeDetails) -> UpgradeView:
-    upgrade, report = details.upgrade, details.report
-    return UpgradeView(
-        id=upgrade.id,
-        gallery=details.gallery,
-        state=upgrade.state,
-        cutover=upgrade.cutover,
-        speed=upgrade.speed,
-        from_version=details.from_version,
-        to_version=details.to_version,
-        from_generation=upgrade.from_generation_id,
-        to_generation=upgrade.to_generation_id,
-        path=[LegView(**leg.to_json()) for leg in upgrade.legs],
-        progress={name: PhaseView(**asdict(phase)) for name, phase in details.progress.items()},
-        observe=upgrade.observe,
-        smoothing=None if upgrade.smoothing is None else SmoothingView(**upgrade.smoothing),
-        gates=[GateRuleView(**rule) for rule in upgrade.gates],
-        judged=None if report is None else VerdictView(report=report.number, verdict=report.verdict),
-        decision=decision_view(upgrade),
-        canary=upgrade.canary,
-        canary_queries=CanaryQueriesView(
-            asked=upgrade.canary_answered + upgrade.canary_failed,
-            answered=upgrade.canary_answered,
-            failed=upgrade.canary_failed,
-        ),
-        bake=bake_view(upgrade),
-        error=upgrade.error,
-        created_at=upgrade.created_at,
-        updated_at=upgrade.updated_at,
-        live_at=upgrade.live_at,
-        finished_at=upgrade.finished_at,
-    )
+    return upgrade_view(details)
 
 
 @router.post(
@@ -294,7 +187,7 @@ def plan_upgrade(
         response.status_code = 200
         return _dry_run_view(found)
     response.headers["Location"] = f"/v1/upgrades/{found.upgrade.id}"
-    return _view_of(found)
+    return upgrade_view(found)
 
 
 def _dry_run_view(found: DryRun) -> DryRunView:
@@ -331,7 +224,7 @@ def _page(parts: Parts, gallery: str | None, limit: int, cursor: str | None) -> 
     found = parts.upgrade_actions.described(
         lambda session: upgrades.list_upgrades(session, gallery, after_id, limit + 1)
     )
-    return page_of([_view_of(details) for details in found], [details.upgrade.id for details in found], limit)
+    return page_of([upgrade_view(details) for details in found], [details.upgrade.id for details in found], limit)
 
 
 @router.get("/upgrades/{upgrade_id}", responses=refusals(UnknownUpgrade, NotSwitched))

@@ -6,7 +6,7 @@ known whatever the other alias points at. Such stores do not notice writes.
 
 from abc import ABC, abstractmethod
 
-from service.connectors.store import NewSide, StoreRefused, Transform
+from service.connectors.store import NewSide, StoreRefused, Transform, needed
 
 NO_ALIAS = (
     "is a collection's own name: make an alias of it, let the application use that, and name it here, so that one"
@@ -49,7 +49,7 @@ class AliasedStore(ABC):
 
     def index(self) -> None:
         """Do nothing: collections are indexed while they are written."""
-        self._needed()
+        needed(self._new)
 
     def switch(self, transform: Transform) -> None:  # noqa: ARG002 - the protocol's
         if self.is_switched():
@@ -80,20 +80,15 @@ class AliasedStore(ABC):
             self._unalias(self._before)
             self._remove(old)
 
-    def _needed(self) -> NewSide:
-        if self._new is None:
-            raise StoreRefused("The store was opened without a new side.")
-        return self._new
-
     @property
     def _target(self) -> str:
         """The new collection."""
-        return f"{self._alias}_{self._needed().name}"
+        return f"{self._alias}_{needed(self._new).name}"
 
     @property
     def _before(self) -> str:
         """The alias of the old collection."""
-        return f"{self._alias}_before_{self._needed().name}"
+        return f"{self._alias}_before_{needed(self._new).name}"
 
     @property
     def _old(self) -> str:

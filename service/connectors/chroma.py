@@ -34,6 +34,7 @@ from service.connectors.store import (
     StoreRefused,
     Transform,
     Vectors,
+    needed,
     refuse_not_finite,
     refuse_other_dims,
 )
@@ -117,7 +118,7 @@ class ChromaStore:
         return found
 
     def prepare(self) -> None:
-        new = self._needed()
+        new = needed(self._new)
         if new.side_information_dim is not None:
             raise StoreRefused("A Chroma collection has no place for side information.")
         if self.is_switched():
@@ -140,7 +141,7 @@ class ChromaStore:
             )
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
-        refuse_other_dims(rows, self._needed())
+        refuse_other_dims(rows, needed(self._new))
         if self.is_switched():
             raise StoreRefused("Searches see the new side: it is written by the store's users, and no more from here.")
         old, target = self._collection(self._old), self._prepared()
@@ -164,7 +165,7 @@ class ChromaStore:
                 target.delete(gone[start : start + _ITEMS_PER_REQUEST])
 
     def read_new(self, keys: KeyRange) -> Rows:
-        return self._read(self._prepared(), keys, self._needed().embedding_dim)
+        return self._read(self._prepared(), keys, needed(self._new).embedding_dim)
 
     def changed_keys(self, limit: int) -> list[str]:  # noqa: ARG002 - the protocol's
         return []
@@ -174,7 +175,7 @@ class ChromaStore:
 
     def index(self) -> None:
         """Do nothing: Chroma indexes what is written by itself."""
-        self._needed()
+        needed(self._new)
 
     def switch(self, transform: Transform) -> None:  # noqa: ARG002 - the protocol's
         """1. Rename the old collection; 2. rename the new one. After a crash between the two, whoever opens the store
@@ -216,18 +217,13 @@ class ChromaStore:
     def close(self) -> None:
         """Do nothing: Chroma's clients share what they hold open."""
 
-    def _needed(self) -> NewSide:
-        if self._new is None:
-            raise StoreRefused("The store was opened without a new side.")
-        return self._new
-
     @property
     def _target(self) -> str:
-        return f"{self._name}_{self._needed().name}"
+        return f"{self._name}_{needed(self._new).name}"
 
     @property
     def _before(self) -> str:
-        return f"{self._name}_before_{self._needed().name}"
+        return f"{self._name}_before_{needed(self._new).name}"
 
     @property
     def _old(self) -> str:

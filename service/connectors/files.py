@@ -18,7 +18,6 @@ import json
 import os
 import time
 import uuid
-from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import pyarrow.parquet as pq
 
 from service.connectors.address import Address
 from service.connectors.file_kinds import FileKind, Made, files_in, open_file, remove
+from service.connectors.key_order import KeyOrder
 from service.connectors.store import (
     Description,
     KeyRange,
@@ -37,6 +37,7 @@ from service.connectors.store import (
     StoreRefused,
     Transform,
     Vectors,
+    needed,
     refuse_not_finite,
     refuse_other_dims,
 )
@@ -98,7 +99,7 @@ class FileStore:
         return {key: payload for key, payload in zip(named, found, strict=True) if payload}
 
     def prepare(self) -> None:
-        new = self._needed()
+        new = needed(self._new)
         self._parts.mkdir(parents=True, exist_ok=True)
         if self._about.exists():
             found = json.loads(self._about.read_text())
@@ -108,7 +109,7 @@ class FileStore:
         write_atomically(self._about, lambda part: part.write_text(json.dumps(self._dims())))
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
-        refuse_other_dims(rows, self._needed())
+        refuse_other_dims(rows, needed(self._new))
         if self.is_switched():
             raise StoreRefused("Searches see the new side: it is written by the store's users, and no more from here.")
         order = self._sorted
@@ -125,7 +126,7 @@ class FileStore:
     def read_new(self, keys: KeyRange) -> Rows:
         if self.is_switched():
             files = open_file(self._path, self._columns)
-            order = _Order(files)
+            order = KeyOrder(files)
             span = order.span(keys)
             places = order.places[span]
             ascending = np.argsort(places)
@@ -142,7 +143,7 @@ class FileStore:
 
     def index(self) -> None:
         """Make the whole file, unless one is there that was made of the old file and the parts as they are."""
-        self._needed()
+        needed(self._new)
         if self.is_switched() or self._is_whole():
             return
         remove(self._whole)
@@ -183,7 +184,7 @@ class FileStore:
             self._forget()
 
     def is_switched(self) -> bool:
-        self._needed()
+        needed(self._new)
         # What is still to be moved is there, and is not what a switch back gave a second name.
         is_due = self._whole.exists() and not (self._path.exists() and self._whole.samefile(self._path))
         return self._before.exists() and not is_due
@@ -222,18 +223,13 @@ class FileStore:
 
     # The places of an upgrade.
 
-    def _needed(self) -> NewSide:
-        if self._new is None:
-            raise StoreRefused("The store was opened without a new side.")
-        return self._new
-
     @property
     def _folder(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.{self._needed().name}")
+        return self._path.with_name(f"{self._path.name}.{needed(self._new).name}")
 
     @property
     def _before(self) -> Path:
-        return self._path.with_name(f"{self._path.name}.before-{self._needed().name}")
+        return self._path.with_name(f"{self._path.name}.before-{needed(self._new).name}")
 
     @property
     def _parts(self) -> Path:
@@ -278,10 +274,10 @@ class FileStore:
         return self._files
 
     @property
-    def _sorted(self) -> "_Order":
+    def _sorted(self) -> KeyOrder:
         old = self._old
         if "_ordered" not in self.__dict__:
-            self._ordered = _Order(old)
+            self._ordered = KeyOrder(old)
         return self._ordered
 
     def _forget(self) -> None:
@@ -289,7 +285,7 @@ class FileStore:
         self.__dict__.pop("_ordered", None)
 
     def _dims(self) -> list[int | None]:
-        new = self._needed()
+        new = needed(self._new)
         return [new.embedding_dim, new.side_information_dim]
 
     def _made_of(self) -> list[Any]:
@@ -312,7 +308,7 @@ class FileStore:
 
     def _read_parts(self, keys: KeyRange) -> Rows:
         """Return what the parts say of a range: of two that say something of a key, the later."""
-        new, order = self._needed(), self._sorted
+        new, order = needed(self._new), self._sorted
         found: dict[str, tuple[int, int]] = {}
         tables: list[pa.Table] = []
         seen: list[KeyRange] = []
@@ -350,49 +346,6 @@ class FileStore:
             return rows.embedding[wanted], _some(rows.side_information, wanted)
 
         return made
-
-
-class _Order:
-    """A file's keys in ascending order, and their places in it."""
-
-    def __init__(self, files: FileKind) -> None:
-        self._are_numbers = files.are_numbers
-        places = sorted(range(len(files.keys)), key=lambda place: self.sort(files.keys[place]))
-        self.places = np.array(places, np.int64)
-        self.keys = [files.keys[place] for place in places]
-        for key, following in zip(self.keys, self.keys[1:], strict=False):
-            if key == following:
-                raise StoreRefused(f"The key {key!r} occurs twice in {files.path.name}.")
-
-    def sort(self, key: str) -> Any:
-        """Return what orders a key."""
-        return int(key) if self._are_numbers else key
-
-    def span(self, keys: KeyRange) -> slice:
-        """Return where a range lies."""
-        start = 0 if keys.after is None else bisect_right(self.keys, self.sort(keys.after), key=self.sort)
-        stop = len(self.keys) if keys.upto is None else bisect_right(self.keys, self.sort(keys.upto), key=self.sort)
-        return slice(start, stop)
-
-    def is_within(self, key: str, keys: KeyRange) -> bool:
-        """Return whether a range has a key."""
-        place = self.sort(key)
-        return (keys.after is None or place > self.sort(keys.after)) and (
-            keys.upto is None or place <= self.sort(keys.upto)
-        )
-
-    def are_apart(self, one: KeyRange, other: KeyRange) -> bool:
-        """Return whether no key lies in both ranges."""
-        pairs = ((one.upto, other.after), (other.upto, one.after))
-        return any(
-            upto is not None and after is not None and self.sort(upto) <= self.sort(after) for upto, after in pairs
-        )
-
-    def contains(self, one: KeyRange, other: KeyRange) -> bool:
-        """Return whether every key of the other range lies in the one."""
-        begins = one.after is None or (other.after is not None and self.sort(other.after) >= self.sort(one.after))
-        ends = one.upto is None or (other.upto is not None and self.sort(other.upto) <= self.sort(one.upto))
-        return begins and ends
 
 
 def _state_of(path: Path, named: Path) -> list[Any]:

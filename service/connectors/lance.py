@@ -32,6 +32,7 @@ from service.connectors.store import (
     StoreRefused,
     Transform,
     Vectors,
+    needed,
     refuse_not_finite,
     refuse_other_dims,
 )
@@ -103,7 +104,7 @@ class LanceStore:
         return {str(row.pop(self._key)): row for row in rows}
 
     def prepare(self) -> None:
-        new = self._needed()
+        new = needed(self._new)
         if self._new_columns is not None:
             found = self._dims(self._new_columns)
             if found != self._wanted():
@@ -120,7 +121,7 @@ class LanceStore:
             self._table.add_columns(pa.schema(fields))
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
-        refuse_other_dims(rows, self._needed())
+        refuse_other_dims(rows, needed(self._new))
         columns = self._prepared()
         if self.is_switched():
             raise StoreRefused("Searches see the new side: it is written by the store's users, and no more from here.")
@@ -209,20 +210,15 @@ class LanceStore:
 
     # Columns: of each side, the embedding's and the side information's, None where there is none.
 
-    def _needed(self) -> NewSide:
-        if self._new is None:
-            raise StoreRefused("The store was opened without a new side.")
-        return self._new
-
     @property
     def _searched_names(self) -> tuple[str, str]:
         return self._embedding, self._side or "side_information"
 
     def _fresh(self, name: str) -> str:
-        return f"{name}_new_{self._needed().name}"
+        return f"{name}_new_{needed(self._new).name}"
 
     def _kept(self, name: str) -> str:
-        return f"{name}_before_{self._needed().name}"
+        return f"{name}_before_{needed(self._new).name}"
 
     @property
     def _old(self) -> tuple[str, str | None]:
@@ -238,7 +234,7 @@ class LanceStore:
             embedding, side = self._fresh(embedding), self._fresh(side)
             if embedding not in self._names():
                 return None
-        return embedding, side if self._needed().side_information_dim is not None else None
+        return embedding, side if needed(self._new).side_information_dim is not None else None
 
     def _prepared(self) -> tuple[str, str | None]:
         columns = self._new_columns
@@ -247,7 +243,7 @@ class LanceStore:
         return columns
 
     def _wanted(self) -> list[int]:
-        new = self._needed()
+        new = needed(self._new)
         return [dim for dim in (new.embedding_dim, new.side_information_dim) if dim is not None]
 
     def _names(self) -> list[str]:

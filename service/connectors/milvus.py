@@ -31,6 +31,7 @@ from service.connectors.store import (
     StoreAway,
     StoreRefused,
     Vectors,
+    needed,
     refuse_not_finite,
     refuse_other_dims,
 )
@@ -117,7 +118,7 @@ class MilvusStore(AliasedStore):
     def prepare(self) -> None:
         """Make the new collection. A crash between the steps is completed by the next call: 1. an alias keeps the old
         collection; 2. the new one is made, with its indexes, and loaded."""
-        new = self._needed()
+        new = needed(self._new)
         if self._has(self._target):
             found = self._dim(self._load(self._target), self._embedding)
             if found != new.embedding_dim:
@@ -141,7 +142,7 @@ class MilvusStore(AliasedStore):
         self._ask(self._client.create_collection, self._target, schema=schema, index_params=index, **alike)  # 2.
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
-        new = self._needed()
+        new = needed(self._new)
         refuse_other_dims(rows, new)
         self._refuse_switched()
         places = {key: row for row, key in enumerate(rows.keys)}
@@ -170,7 +171,7 @@ class MilvusStore(AliasedStore):
             self._ask(self._client.delete, self._target, ids=gone[start : start + _KEYS_PER_EXPRESSION])
 
     def read_new(self, keys: KeyRange) -> Rows:
-        new = self._needed()
+        new = needed(self._new)
         return self._read(self._target, keys, new.embedding_dim, new.side_information_dim)
 
     def searched(self, query: Vectors, k: int) -> list[str]:

@@ -33,6 +33,7 @@ from service.connectors.store import (
     StoreAway,
     StoreRefused,
     Vectors,
+    needed,
     refuse_not_finite,
     refuse_other_dims,
 )
@@ -96,7 +97,7 @@ class QdrantStore(AliasedStore):
     def prepare(self) -> None:
         """Make the new collection. A crash between the steps is completed by the next call: 1. an alias keeps the old
         collection; 2. the new collection; 3. its payload indexes."""
-        new = self._needed()
+        new = needed(self._new)
         if self.is_switched():
             return
         self._keep_old()  # 1.
@@ -114,7 +115,7 @@ class QdrantStore(AliasedStore):
                 self._client.create_payload_index(self._target, field, index.params or index.data_type)
 
     def write(self, keys: KeyRange, rows: Rows) -> None:
-        new = self._needed()
+        new = needed(self._new)
         refuse_other_dims(rows, new)
         self._refuse_switched()
         places = {key: row for row, key in enumerate(rows.keys)}
@@ -145,7 +146,7 @@ class QdrantStore(AliasedStore):
                 self._client.delete(self._target, models.PointIdsList(points=gone), wait=True)
 
     def read_new(self, keys: KeyRange) -> Rows:
-        new = self._needed()
+        new = needed(self._new)
         return self._read(self._target, keys, new.embedding_dim, new.side_information_dim)
 
     def searched(self, query: Vectors, k: int) -> list[str]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Conflict, Unavailable
+from service.json_records import JsonRecord
 
 Vectors = NDArray[np.float32]
 
@@ -37,7 +38,7 @@ class StoreRefused(Conflict):
 
 
 @dataclass(frozen=True)
-class Description:
+class Description(JsonRecord):
     """What is there. `metric` is l2, cosine or ip, None where the store does not know; `scales` says that the store
     itself brings vectors to unit norm when they are written; `notices_writes` that `changed_keys` is complete, so that
     no range has to be read again to find what was written meanwhile; `warning` is a sentence for whoever decides."""
@@ -83,6 +84,13 @@ class NewSide:
 
 
 Transform = Callable[[Rows], Rows]
+
+
+def needed(new: NewSide | None) -> NewSide:
+    """Return the new side, or raise `StoreRefused` where the store was opened without."""
+    if new is None:
+        raise StoreRefused("The store was opened without a new side.")
+    return new
 
 
 class ExternalStore(Protocol):

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain.registry import get_transformation, get_version
+from service.domain.registry.transformations import get_transformation
+from service.domain.registry.versions import get_version
 from service.errors import GalleryError, NotFound
 from service.networks.transformations import as_onnx
 from service.tables import ModelVersion, NetworkKind

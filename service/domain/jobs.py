@@ -1,7 +1,7 @@
 """Jobs: the record of long work that a client may look at."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, select, update
@@ -10,9 +10,11 @@ from sqlalchemy.orm import Session
 from service.access.tenancy import own_jobs, sees_job
 from service.audit import Act, Subject, record
 from service.domain.job_state import TRANSITIONS, UNFINISHED, WORKING, JobAction, JobState
+from service.domain.phases import Phase
 from service.errors import Conflict, NotFound
+from service.json_records import JsonRecord
 from service.queue import ADVANCE_INGEST, send_after_commit
-from service.tables import Gallery, Job, JobKind
+from service.tables import Gallery, Job, JobKind, Json
 
 TRAINING: JobKind = "transformation_training"
 INDEX_BUILD: JobKind = "index_build"
@@ -21,11 +23,19 @@ ERASURE: JobKind = "erasure"
 
 
 @dataclass(frozen=True)
-class BuildProgress:
+class BuildProgress(JsonRecord):
     """How many rows the index has that a job builds."""
 
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class BuildResult(JsonRecord):
+    """How many rows the index has that a job built, and how long that took; its row says more of it."""
+
+    rows: int
+    seconds: float
 
 
 class UnknownJob(NotFound):
@@ -77,11 +87,11 @@ def change_jobs(session: Session, which: ColumnElement[bool], action: JobAction,
 def record_progress(session: Session, job_id: int, progress: BuildProgress) -> bool:
     """Record how far a job is; return whether it still runs, or its work is not wanted any more."""
     running = update(Job).where(Job.id == job_id, Job.state == JobState.RUNNING)
-    recorded = running.values(progress=asdict(progress), updated_at=func.now()).returning(Job.id)
+    recorded = running.values(progress=progress.to_json(), updated_at=func.now()).returning(Job.id)
     return session.scalar(recorded) is not None
 
 
-def succeed_job(session: Session, job_id: int, result: dict[str, Any]) -> bool:
+def succeed_job(session: Session, job_id: int, result: Json) -> bool:
     """Record a job's result; return False for one that was ended meanwhile: its work is not wanted any more."""
     return change_jobs(session, Job.id == job_id, JobAction.SUCCEED, result=result, error=None)
 
@@ -157,7 +167,10 @@ def set_job_speed(session: Session, job_id: int, speed: float) -> Job:
 
 def _change_ingest(session: Session, job_id: int, action: JobAction, already: Collection[JobState]) -> Job:
     job = _lock_ingest(session, job_id)
-    progress = {name: {**phase, "eta_seconds": None} for name, phase in job.progress.items()}  # it rests, or begins
+    phases = {name: Phase.from_json(phase) for name, phase in job.progress.items()}
+    progress = {
+        name: replace(phase, eta_seconds=None).to_json() for name, phase in phases.items()
+    }  # it rests, or begins
     if job.state not in already and not change_jobs(session, Job.id == job_id, action, progress=progress):
         raise NotPausable(f"Job {job_id} is {job.state}: that cannot be followed by {action}.")
     session.refresh(job)

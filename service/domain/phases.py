@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from service.json_records import JsonRecord
+
 
 @dataclass(frozen=True)
-class Phase:
+class Phase(JsonRecord):
     """A part of long work. `rate` is in units per second; it and the estimate are None where nothing can be told."""
 
     done: int

@@ -7,8 +7,9 @@ after that ended.
 """
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, select, update
 
 from service import identity
 from service.advisory_locks import idempotency_lock
@@ -16,7 +17,7 @@ from service.db import Database
 from service.errors import Conflict, TooManyRequests, Unprocessable
 from service.tables import IdempotencyKey
 
-_KEPT_INTERVAL = text("interval '1 day'")
+_KEPT = timedelta(days=1)
 
 
 class RequestStillRuns(Conflict):
@@ -97,7 +98,7 @@ def _lock_key(running: RunningRequest, request_sha256: str) -> KeptAnswer | None
     if not connection.scalar(select(func.pg_try_advisory_lock(running.lock))):
         raise RequestStillRuns("A request with this Idempotency-Key is still running.")
 
-    connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - _KEPT_INTERVAL))
+    connection.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - _KEPT))
     row = connection.execute(
         select(IdempotencyKey.request_sha256, IdempotencyKey.status, IdempotencyKey.headers, IdempotencyKey.body).where(
             running.row

@@ -7,14 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from models.artifact_kinds import ArtifactKind, artifact_kind, read_said
 from models.artifacts import (
     AS_THE_FILE_SAYS,
     ArtifactError,
-    ArtifactKind,
     NetworkForm,
-    artifact_kind,
     read_config,
-    read_said,
     try_encoder,
     try_transformation_network,
 )

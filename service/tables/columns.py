@@ -9,12 +9,17 @@ from sqlalchemy import BigInteger, DateTime, Double, MetaData, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from service.column_types import EnumeratedText, Leg, LegsJson
+from service.column_types import EnumeratedText, Leg, RecordJson, RecordsJson
+from service.connectors.store import Description
 from service.domain.backfill_state import BackfillState
 from service.domain.batch_state import BatchState
+from service.domain.decision import Decision
+from service.domain.external_findings import Conflicts, Findings, Late
 from service.domain.external_state import ExternalState
 from service.domain.generation_stage import GenerationStage
+from service.domain.guardrails import Bake, BakeResult
 from service.domain.job_state import JobState
+from service.domain.refused_rows import RefusedItems, RefusedKeys
 from service.domain.upgrade_state import State
 from service.domain.verdict import Verdict
 from service.index.protocol import IndexOption, Metric
@@ -55,7 +60,16 @@ class Base(DeclarativeBase):
         datetime: DateTime(timezone=True),
         Json: JSONB,
         list[Any]: JSONB,
-        list[Leg]: LegsJson,
+        list[Leg]: RecordsJson(Leg),
+        Decision: RecordJson(Decision),
+        Bake: RecordJson(Bake),
+        BakeResult: RecordJson(BakeResult),
+        Description: RecordJson(Description),
+        Findings: RecordJson(Findings),
+        Late: RecordJson(Late),
+        Conflicts: RecordJson(Conflicts),
+        RefusedItems: RecordJson(RefusedItems),
+        RefusedKeys: RecordJson(RefusedKeys),
         State: EnumeratedText(State),
         JobState: EnumeratedText(JobState),
         BatchState: EnumeratedText(BatchState),

@@ -7,12 +7,16 @@ from typing import ClassVar, get_args
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, LargeBinary, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from service.connectors.store import Description
 from service.domain.batch_state import UNFINISHED as UNFINISHED_WORK
 from service.domain.batch_state import BatchState
+from service.domain.decision import Decision
+from service.domain.external_findings import Conflicts, Findings, Late
 from service.domain.external_state import ExternalState
+from service.domain.refused_rows import RefusedKeys
 from service.domain.verdict import Verdict
 from service.identity import DEFAULT_TENANT
-from service.tables.columns import Base, ClaimedRow, CutoverOption, Json, one_of
+from service.tables.columns import Base, ClaimedRow, CutoverOption, one_of
 from service.tables.versions import ModelVersion, Transformation
 
 
@@ -37,7 +41,7 @@ class ExternalUpgrade(Base):
     from_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
     to_version_id: Mapped[int] = mapped_column(ForeignKey(ModelVersion.id))
     transformation_id: Mapped[int] = mapped_column(ForeignKey(Transformation.id))
-    description: Mapped[Json]
+    description: Mapped[Description]
     batch_rows: Mapped[int]
     cutover: Mapped[CutoverOption]
     speed: Mapped[float] = mapped_column(server_default=text("1"))
@@ -46,11 +50,11 @@ class ExternalUpgrade(Base):
     pass_number: Mapped[int] = mapped_column(server_default=text("0"))
     changed_ranges: Mapped[int | None]
     passed_at: Mapped[datetime | None]
-    findings: Mapped[Json | None]
-    late: Mapped[Json | None]
+    findings: Mapped[Findings | None]
+    late: Mapped[Late | None]
     evaluate_seed: Mapped[int | None]
     cutover_requested_at: Mapped[datetime | None]
-    decision: Mapped[Json | None]
+    decision: Mapped[Decision | None]
     error: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -93,8 +97,8 @@ class ExternalBatch(ClaimedRow):
     repaired: Mapped[bool] = mapped_column(server_default=text("false"))
     sampled: Mapped[int] = mapped_column(server_default=text("0"))
     largest_difference: Mapped[float] = mapped_column(server_default=text("0"))
-    refused: Mapped[Json | None]
-    conflicts: Mapped[Json | None]
+    refused: Mapped[RefusedKeys | None]
+    conflicts: Mapped[Conflicts | None]
 
     __table_args__ = (
         CheckConstraint(one_of("state", BatchState), name="state"),

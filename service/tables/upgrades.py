@@ -8,6 +8,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from service.column_types import Leg
 from service.domain.batch_state import BatchState
+from service.domain.decision import Decision
+from service.domain.guardrails import Bake, BakeResult
+from service.domain.refused_rows import RefusedItems
 from service.domain.upgrade_state import OPEN, State
 from service.tables.columns import Base, BatchPhase, ClaimedRow, CutoverOption, Json, one_of
 from service.tables.galleries import Gallery, Generation
@@ -27,7 +30,7 @@ class Upgrade(Base):
 
     `canary` is the share of image queries that the next generation answers while the upgrade is ready, and 0 in every
     other state; of those queries, it answered `canary_answered`, and could not answer `canary_failed`. `bake` is how it
-    is watched after its cutover (`service.domain.judging.guardrails.Bake`), which lasts
+    is watched after its cutover (`service.domain.guardrails.Bake`), which lasts
     until `bake_ends_at`, or until `bake_result` says how it ended. `trace` is where the request that asked for it was
     traced, as a `traceparent` of W3C's Trace Context.
     """
@@ -55,13 +58,13 @@ class Upgrade(Base):
     smoothed_index: Mapped[str | None]
     evaluate_seed: Mapped[int | None]
     evaluate_asked_at: Mapped[datetime | None]
-    decision: Mapped[Json | None]
+    decision: Mapped[Decision | None]
     canary: Mapped[float] = mapped_column(server_default=text("0"))
     canary_answered: Mapped[int] = mapped_column(server_default=text("0"))
     canary_failed: Mapped[int] = mapped_column(server_default=text("0"))
-    bake: Mapped[Json | None]
+    bake: Mapped[Bake | None]
     bake_ends_at: Mapped[datetime | None]
-    bake_result: Mapped[Json | None]
+    bake_result: Mapped[BakeResult | None]
     error: Mapped[str | None]
     trace: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -85,8 +88,8 @@ class Upgrade(Base):
 class UpgradeBatch(ClaimedRow):
     """A range of item ids, both ends included, that held `items` items to transform when it was planned.
 
-    `rows` is how many rows it wrote. `refused` names items whose transformed vectors cannot be stored, and counts them:
-    `count`, and `first`, a list of {`item_id`, `reason`}; while it is set, the batch waits for a retry of the upgrade.
+    `rows` is how many rows it wrote. `refused` names items whose transformed vectors cannot be stored, and counts them;
+    while it is set, the batch waits for a retry of the upgrade.
     """
 
     __tablename__ = "upgrade_batches"
@@ -98,7 +101,7 @@ class UpgradeBatch(ClaimedRow):
     last_item_id: Mapped[int]
     items: Mapped[int]
     rows: Mapped[int] = mapped_column(server_default=text("0"))
-    refused: Mapped[Json | None]
+    refused: Mapped[RefusedItems | None]
 
     __table_args__ = (
         CheckConstraint(one_of("state", BatchState), name="state"),

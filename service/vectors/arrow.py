@@ -5,7 +5,6 @@ else is refused with what to cast it to. A column of few bytes may stand for man
 views): none is written out before it is known to be no larger than what it is made of.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from service.errors import GalleryError, Unprocessable
+from service.vectors.arrow_bytes import is_list, is_text, is_view, text_bytes
 from service.vectors.bounded_tables import (
     ROWS_AT_ONCE,
     OpenTable,
@@ -212,7 +212,7 @@ def _rows_longer_than(column: pa.ChunkedArray, most: int) -> list[int]:
     """Return the rows of a column of text that take more bytes than that, before any is made a Python string."""
     if pa.types.is_null(column.type):
         return []
-    lengths = [_text_bytes(chunk) for chunk in column.chunks]
+    lengths = [text_bytes(chunk) for chunk in column.chunks]
     found: list[int] = np.flatnonzero(np.concatenate(lengths) > most).tolist() if lengths else []
     return found
 
@@ -230,56 +230,6 @@ def _short_values(column: pa.ChunkedArray, too_long: Sequence[int]) -> list[str 
     return values[: len(column)]
 
 
-def _text_bytes(array: pa.Array) -> NDArray[np.int64]:
-    """Return (N,) how many bytes the text of each row takes; 0 for nulls."""
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        entries = np.append(_text_bytes(array.dictionary), 0)
-        found: NDArray[np.int64] = entries[array.indices.fill_null(len(entries) - 1).to_numpy(zero_copy_only=False)]
-        return found
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-        views = np.frombuffer(array.buffers()[1] or b"", np.int32).reshape(-1, 4)
-        lengths = views[array.offset : array.offset + len(array), 0].astype(np.int64)
-        return np.where(array.is_null().to_numpy(zero_copy_only=False), 0, lengths)
-    plain: NDArray[np.int64] = pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return plain
-
-
-def written_bytes(column: pa.ChunkedArray) -> int:
-    """Return about how many bytes a column takes when each of its values is written out: where many rows share one, as
-    those of a dictionary or of overlapping views, it counts for each."""
-    return sum(_written_bytes(chunk) for chunk in column.chunks)
-
-
-def _written_bytes(array: pa.Array) -> int:
-    kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _written_bytes(array.storage)
-    if is_text(kind) or pa.types.is_binary_view(kind):
-        return int(_text_bytes(array).sum()) + 8 * len(array)
-    if pa.types.is_dictionary(kind):
-        return len(array) * _written_bytes(array.dictionary)
-    if pa.types.is_struct(kind):
-        return 8 * len(array) + sum(_written_bytes(array.field(place)) for place in range(kind.num_fields))
-    if pa.types.is_map(kind):
-        start, end = _ends(array)
-        items = (each.slice(start, end - start) for each in (array.keys, array.items))
-        return 8 * len(array) + sum(_written_bytes(each) for each in items)
-    if _is_view(kind):
-        listed = int(pc.sum(pc.list_value_length(array)).as_py() or 0)
-        return 8 * len(array) + math.ceil(listed / max(1, len(array.values)) * _written_bytes(array.values))
-    if _is_list(kind):
-        return 8 * len(array) + _written_bytes(array.flatten())
-    if pa.types.is_run_end_encoded(kind):
-        return len(array) * _written_bytes(array.values)
-    return max(int(array.nbytes), 8 * len(array))
-
-
-def _ends(array: pa.Array) -> tuple[int, int]:
-    offsets = array.offsets
-    return (offsets[0].as_py() or 0, offsets[len(array)].as_py() or 0) if len(array) else (0, 0)
-
-
 def read_string_lists(table: pa.Table, name: str, most: int) -> list[list[str]]:
     """Return a column of lists of strings; none for nulls, and where the table has no such column.
 
@@ -291,7 +241,7 @@ def read_string_lists(table: pa.Table, name: str, most: int) -> list[list[str]]:
     kind = column.type
     if pa.types.is_null(kind):
         return [[] for _ in range(table.num_rows)]
-    if not (_is_list(kind) and (is_text(kind.value_type) or pa.types.is_null(kind.value_type))):
+    if not (is_list(kind) and (is_text(kind.value_type) or pa.types.is_null(kind.value_type))):
         raise InvalidImport(f"The column {name!r} has lists of strings; got {kind}. Cast it to list<string>.")
     if (pc.sum(pc.list_value_length(column)).as_py() or 0) > most:
         raise InvalidImport(f"The lists of column {name!r} have more than {most} strings.")
@@ -311,7 +261,7 @@ def read_vectors(table: pa.Table, name: str, dim: int | None = None) -> NDArray[
     """
     column = _storage(table.column(name))
     kind = column.type
-    if not _is_list(kind) or not pa.types.is_floating(kind.value_type):
+    if not is_list(kind) or not pa.types.is_floating(kind.value_type):
         raise InvalidImport(
             f"The column {name!r} has lists of floats; got {kind}. Cast it to lists of float16, float32 or float64."
         )
@@ -366,7 +316,7 @@ def _length(column: pa.ChunkedArray, name: str, wanted: int | None) -> int:
         raise BadRows(sentences)
     if dim == 0:
         raise InvalidImport(f"The vectors of {name!r} have no numbers.")
-    if _is_view(column.type) and len(column) * dim > sum(len(chunk.values) for chunk in column.chunks):
+    if is_view(column.type) and len(column) * dim > sum(len(chunk.values) for chunk in column.chunks):
         raise InvalidImport(f"The rows of {name!r} are views of the same numbers: cast it to list<float>.")
     return dim
 
@@ -391,24 +341,8 @@ def plain_values(column: pa.ChunkedArray) -> list[Any]:
     return values
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether a column of this type has strings, as `plain_values` gives them."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _storage(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return what an extension type, such as a tensor or JSON, is stored as."""
     if not isinstance(column.type, pa.BaseExtensionType):
         return column
     return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-
-
-def _is_view(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    plain = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(plain or _is_view(kind))

@@ -14,8 +14,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.app import create_app
+from service.domain.guardrails import Bake
 from service.domain.judging.baked_queries import Compared, note_compared
-from service.domain.judging.guardrails import Bake
 from service.domain.upgrade.cutover import request_cutover
 from service.domain.upgrade.upgrades import get_upgrade
 from service.domain.upgrade_state import State
@@ -155,7 +155,7 @@ def break_guardrail(gallery: SmallGallery) -> None:
     baked = Bake(60, least_queries=20)
     with gallery.worker.parts.database.session_scope() as session:
         upgrade = get_upgrade(session, gallery.upgrade_id)
-        upgrade.bake = baked.to_json()
+        upgrade.bake = baked
         session.flush()
         hour = {"id": upgrade.id}
         session.execute(text("UPDATE upgrades SET bake_ends_at = now() + interval '1 hour' WHERE id = :id"), hour)

@@ -124,7 +124,7 @@ def test_who_lost_a_claim_or_whose_job_rests_writes_nothing(
         taken = claim_batch(parts.database, job_id, lease_seconds=30.0)
         assert lost is not None
         assert taken is not None
-        assert (taken.batch_id, taken.attempts) == (lost.batch_id, 2)
+        assert (taken.row.id, taken.attempts) == (lost.row.id, 2)
         results = [ImageResult(item.external_id, "rejected", "a reason") for item in lost.items]
 
         with pytest.raises(IngestNotRunning), parts.database.session_scope() as session:
@@ -148,7 +148,7 @@ def test_a_batch_that_takes_longer_than_its_lease_stays_its_workers(
             other = claim_batch(parts.database, job_id, lease_seconds=30.0)
 
     assert other is not None
-    assert other.batch_id != claim.batch_id
+    assert other.row.id != claim.row.id
 
 
 def test_a_job_whose_worker_process_is_killed_in_the_middle_is_ended_by_the_next_one(

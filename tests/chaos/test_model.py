@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from service.domain.upgrade.batches import Claim, claim_batch, transform_items, work_on_batch
+from service.domain.upgrade.batches import claim_batch, transform_items, work_on_batch
 from service.networks.transformations import PoisonedItems
 from service.settings import Settings
 from tests.chaos.client import Client
@@ -28,6 +28,9 @@ from workers.upgrading import advance_upgrade
 
 if TYPE_CHECKING:
     import httpx
+
+    from service.domain.claims import Claim
+    from service.tables import UpgradeBatch
 
 _MANY_STEPS = 100
 
@@ -52,7 +55,7 @@ class GalleryMachine(RuleBasedStateMachine):
         self.world.galleries += 1
         self.client = Client(self.world, f"g{self.world.galleries}", version, dtype)
         self.model: GalleryModel = self.client.model
-        self.frozen: list[Claim] = []
+        self.frozen: list[Claim[UpgradeBatch]] = []
         self.client.run(self.client.images(0, first))
 
     @rule(api=apis, kind=writes, ids=ids)

@@ -12,7 +12,6 @@ from service.api.console.rendering import PageRoute, render
 from service.api.console.squares import work_of
 from service.api.dependencies import IdPath, NamePath, PartsDependency, SessionDependency
 from service.api.report_page import render_external_report
-from service.domain import registry
 from service.domain.consequences import counted
 from service.domain.external import evidence, passes, planning, reports, upgrades
 from service.domain.external.consequences import consequences_of
@@ -20,6 +19,7 @@ from service.domain.external.planning import WantedExternal
 from service.domain.external.progress import ExternalDetails, describe_external_upgrades
 from service.domain.external_state import OPEN, ExternalState
 from service.domain.phases import Phase
+from service.domain.registry.versions import list_versions
 from service.errors import GalleryError
 from service.tables import ExternalBatch, ExternalEvent
 
@@ -91,7 +91,7 @@ def show_store(
     """Show what a store says of itself, and what an upgrade of it would take."""
     described, found, refusal = None, None, None
     with parts.database.session_scope() as session:
-        versions = [version.name for version in registry.list_versions(session, 0, _MOST_VERSIONS)]
+        versions = [version.name for version in list_versions(session, 0, _MOST_VERSIONS)]
         try:
             if from_version and to_version:
                 chosen = int(transformation) if transformation.isdecimal() else None
@@ -181,5 +181,5 @@ def _range_words(batch: ExternalBatch) -> str:
 def _fault(batch: ExternalBatch) -> str | None:
     if batch.refused is None:
         return batch.error
-    named = "; ".join(f"{each['key']}: its {each['reason']}" for each in batch.refused["first"][:3])
-    return f"{counted(batch.refused['count'], 'row')} cannot be upgraded, first {named}"
+    named = "; ".join(f"{each.key}: its {each.reason}" for each in batch.refused.first[:3])
+    return f"{counted(batch.refused.count, 'row')} cannot be upgraded, first {named}"

@@ -12,9 +12,9 @@ from service.api.console.rendering import PageRoute, render
 from service.api.dependencies import NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.pagination import Cursor, decode_cursor, page_of
 from service.api.search import ImageQuery, image_query
-from service.domain import registry
 from service.domain.gallery import galleries, items
 from service.domain.gallery.galleries import GalleryDetails
+from service.domain.registry.versions import list_versions
 from service.domain.search import answers
 from service.domain.search.rates import SearchRate
 from service.domain.search.selections import list_selected
@@ -107,7 +107,7 @@ def show_galleries(
     """Show every gallery in a line."""
     found = galleries.list_galleries(session, decode_cursor(cursor), _GALLERIES_SHOWN + 1)
     page = page_of(gallery_lines(session, parts, found), [details.gallery.id for details in found], _GALLERIES_SHOWN)
-    versions = registry.list_versions(session, 0, _MOST_VERSIONS)
+    versions = list_versions(session, 0, _MOST_VERSIONS)
     return render(request, "pages/galleries.html", page=page, versions=versions)
 
 

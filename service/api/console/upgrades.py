@@ -11,18 +11,12 @@ from service.api.console.rendering import PageRoute, render
 from service.api.console.squares import work_of
 from service.api.dependencies import IdPath, NamePath, Parts, PartsDependency, Session, SessionDependency
 from service.api.report_page import EXAMPLES_SHOWN, render_report
-from service.domain import registry
 from service.domain.backfill.planning import Outline, WantedBackfill, WantedGeneration, outline
 from service.domain.gallery import galleries, items
 from service.domain.judging import blind_votes, reports
-from service.domain.judging.examples import (
-    Example,
-    ExampleKind,
-    Examples,
-    Since,
-    read_examples,
-    read_thumbnails,
-)
+from service.domain.judging.examples import Example, ExampleKind, Examples, Since, read_examples, read_thumbnails
+from service.domain.registry.transformations import list_transformations
+from service.domain.registry.versions import list_versions
 from service.domain.search import answers
 from service.domain.upgrade import upgrades
 from service.domain.upgrade.consequences import consequences_of
@@ -87,8 +81,8 @@ def show_dry_run(
     """Ask what a gallery is to be brought to, and show what that would take."""
     with parts.database.session_scope() as session:
         details = galleries.describe_gallery(session, galleries.get_gallery(session, name))
-        versions = registry.list_versions(session, 0, _MOST_VERSIONS)
-        transformations = registry.list_transformations(session, 0, _MOST_VERSIONS)
+        versions = list_versions(session, 0, _MOST_VERSIONS)
+        transformations = list_transformations(session, 0, _MOST_VERSIONS)
     found: DryRun | None = None
     refusal: str | None = None
     if to_version:

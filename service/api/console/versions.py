@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.console.rendering import PageRoute, render
 from service.api.dependencies import SessionDependency
-from service.domain import registry
+from service.domain.registry.transformations import list_transformations
+from service.domain.registry.versions import list_versions
 
 router = APIRouter(route_class=PageRoute)
 _MOST_SHOWN = 1_000
@@ -16,6 +17,6 @@ def show_versions(request: Request, session: SessionDependency) -> Response:
     return render(
         request,
         "pages/versions.html",
-        versions=registry.list_versions(session, 0, _MOST_SHOWN),
-        transformations=registry.list_transformations(session, 0, _MOST_SHOWN),
+        versions=list_versions(session, 0, _MOST_SHOWN),
+        transformations=list_transformations(session, 0, _MOST_SHOWN),
     )

@@ -1,9 +1,8 @@
 """Backfills: looking at one, and the functions that change the state of one."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import case, exists, func, select, update
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -15,6 +14,7 @@ from service.domain.batch_state import UNFINISHED, BatchAction
 from service.domain.claims import change_rows
 from service.domain.gallery.galleries import get_gallery
 from service.domain.generation_stage import STORED
+from service.domain.steering import move, throttle
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_BACKFILL, send_after_commit
 from service.tables import Backfill, BackfillEvent, BackfillItem, Generation
@@ -73,19 +73,8 @@ def change_state(session: Session, backfill_id: int, action: BackfillAction, err
     if target == state:
         return backfill
 
-    left: dict[str, Any] = {"error": error}
-    if target in (BackfillState.PAUSED, BackfillState.FAILED):
-        left["resume_state"] = state
-    if target not in OPEN:
-        left["finished_at"] = func.now()
-    changed = session.scalar(
-        update(Backfill)
-        .where(Backfill.id == backfill_id, Backfill.state == state)
-        .values(state=target, updated_at=func.now(), **left)
-        .returning(Backfill.id)
-    )
-    if changed is None:
-        raise RuntimeError(f"Backfill {backfill_id} left state {state} while its lock was held.")
+    ended = {} if target in OPEN else {"finished_at": func.now()}
+    move(session, backfill, target, error=error, **ended)
 
     session.add(BackfillEvent(backfill_id=backfill_id, state=target, error=error))
     if target is BackfillState.CANCELLED:
@@ -129,15 +118,7 @@ def set_speed(session: Session, backfill_id: int, speed: float) -> Backfill:
     Raises `BackfillEnded` (409) when there is nothing left to throttle.
     """
     backfill = get_backfill(session, backfill_id)
-    # The rate is measured from `updated_at` on, and the same speed again is no change.
-    updated_at = case((Backfill.speed == speed, Backfill.updated_at), else_=func.now())
-    changed = session.scalar(
-        update(Backfill)
-        .where(Backfill.id == backfill_id, Backfill.state.in_(OPEN))
-        .values(speed=speed, updated_at=updated_at)
-        .returning(Backfill.id)
-    )
-    if changed is None:
+    if not throttle(session, backfill, speed, OPEN):
         raise BackfillEnded(f"A backfill that is {backfill.state} has no speed.")
     if speed > 0:
         send_after_commit(session, ADVANCE_BACKFILL, backfill_id)

@@ -23,7 +23,7 @@ from service.domain.gallery.images import ImageUpload
 from service.domain.gallery.new_items import check_items
 from service.domain.gallery.writes import GalleryWriter
 from service.errors import Conflict, Unavailable, Unprocessable
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.tables import Backfill, BackfillItem, Item
 
 _NOT_LEASED = "The item is not leased to anybody: it is done, or still to be leased."
@@ -79,8 +79,8 @@ def lease_items(session: Session, backfill_id: int, limit: int, lease_seconds: f
     if backfill.state is not BackfillState.RUNNING:
         raise NotTakingImages(f"Backfill {backfill_id} is {backfill.state}; it leases items while it is running.")
     of_backfill = BackfillItem.backfill_id == backfill_id
-    claimed = claim_rows(session, BackfillItem, of_backfill, BackfillItem.position, limit, lease_seconds)
-    claimed = sorted(claimed, key=lambda row: row.position)
+    claim = claim_rows(session, BackfillItem, of_backfill, BackfillItem.position, limit, lease_seconds)
+    claimed = [] if claim is None else sorted(claim.rows, key=lambda row: row.position)
     query = select(Item.id, Item.external_id).where(Item.id.in_([row.item_id for row in claimed]))
     names = {row.id: row.external_id for row in session.execute(query)}
     left = select(func.count()).where(of_backfill, BackfillItem.state.in_(UNFINISHED))

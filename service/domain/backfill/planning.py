@@ -19,7 +19,7 @@ from service.domain.gallery.generations import StoredGeneration, get_stored_gene
 from service.domain.gallery.writes import GalleryWriter
 from service.domain.upgrade_state import State
 from service.errors import Conflict
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.networks.encoders import Encoders, check_encodes
 from service.queue import ADVANCE_BACKFILL, send_after_commit
 from service.tables import Backfill, BackfillEvent, BackfillOrder, BackfillSource, Gallery

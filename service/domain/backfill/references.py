@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from service.domain.backfill.candidates import FOUND_BY_QUERIES
 from service.domain.gallery.better_rows import made_by_h
-from service.domain.gallery.current_rows import read_current_vectors
+from service.domain.gallery.current_rows import has_revision, read_current_vectors
 from service.domain.gallery.generations import StoredGeneration
 from service.index.protocol import Vectors
 
@@ -20,7 +20,7 @@ _QUERY = """
 SELECT i.id, i.label, i.thumbnail, e.uncertainty, coalesce(t.times, 0) AS found, p.embedding_to
 FROM (SELECT DISTINCT ON (item_id) item_id, revision, embedding_to FROM reference_pairs
   WHERE gallery_id = :gallery_id AND to_version_id = :version_id ORDER BY item_id, created_at DESC) p
-JOIN items i ON i.id = p.item_id AND i.revision = p.revision
+JOIN items i ON {has_revision}
 JOIN {table} e ON {made_by_h}{found}
 ORDER BY hashint8extended(i.id, :seed) LIMIT :most
 """
@@ -55,7 +55,9 @@ class KnownItems:
 
 def known_items(session: Session, generation: StoredGeneration, seed: int) -> KnownItems:
     """Return up to 1,000 references of a generation, drawn by `seed`; there may be none."""
-    query = _QUERY.format(table=generation.table, made_by_h=made_by_h("e"), found=FOUND_BY_QUERIES)
+    query = _QUERY.format(
+        table=generation.table, has_revision=has_revision("p"), made_by_h=made_by_h("e"), found=FOUND_BY_QUERIES
+    )
     parameters = {
         "gallery_id": generation.gallery_id,
         "version_id": generation.version.id,

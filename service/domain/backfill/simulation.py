@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from sqlalchemy.orm import Session
 from service.domain.backfill.references import KnownItems, known_items
 from service.domain.backfill.thumbnails import with_thumbnails
 from service.domain.gallery.generations import StoredGeneration
+from service.json_records import JsonRecord
 from service.networks.backfilling import (
     Draws,
     Interval,
@@ -45,7 +45,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Simulation:
+class Simulation(JsonRecord):
     """measure: `cmc_at_1` or `overlap_at_10` with a gallery that was encoded anew, None without references enough;
     orders: the area under each order's curve; curve and knee: of the best order; reason: how it was found."""
 
@@ -57,9 +57,6 @@ class Simulation:
     knee: float | None
     seconds_per_item: float
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def simulate(

@@ -12,11 +12,10 @@ Items that a worker died of, or failed with, are claimed one at a time, so that 
 """
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, func, select, text, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -26,7 +25,17 @@ from service.domain.backfill.backfills import lock_state
 from service.domain.backfill.encoding import Reader, ReadImage, reencode, target_of, who_knows
 from service.domain.backfill_state import BackfillState
 from service.domain.batch_state import BatchAction, BatchState
-from service.domain.claims import change_rows, claim_rows, is_claimable, pause_seconds, seconds_from_now
+from service.domain.claims import (
+    Claim,
+    change_rows,
+    claim_rows,
+    finish_claim,
+    is_claimable,
+    lock_claimed,
+    lose_when_frozen,
+    return_claim,
+    seconds_from_now,
+)
 from service.domain.gallery.better_rows import put_better_rows
 from service.domain.gallery.generations import get_stored_generation
 from service.errors import Conflict
@@ -40,16 +49,6 @@ events = logs.Events(__name__)
 
 class NotTakingImages(Conflict):
     """The backfill is not running."""
-
-
-@dataclass(frozen=True)
-class ItemsClaim:
-    """The right to work on some items, until their token is replaced."""
-
-    backfill_id: int
-    token: uuid.UUID
-    attempts: int
-    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def load_encoders(session: Session, encoders: Encoders, backfill: Backfill) -> N
             encoders.get(stored.version)
 
 
-def claim_items(database: Database, settings: Settings, backfill_id: int) -> ItemsClaim | None:
+def claim_items(database: Database, settings: Settings, backfill_id: int) -> Claim[BackfillItem] | None:
     """Claim the next items; None when there are none to take. Committed at once, so that an attempt counts even if it
     kills the worker."""
     # 1.
@@ -99,29 +98,28 @@ def claim_items(database: Database, settings: Settings, backfill_id: int) -> Ite
             return None
         alike = of_backfill & (BackfillItem.attempts == attempts)
         limit = 1 if attempts else settings.backfill_batch_items
-        rows = claim_rows(session, BackfillItem, alike, BackfillItem.position, limit, settings.lease_seconds)
-        if not rows:
-            return None
-    crash_point("backfill.claimed")
-    assert rows[0].claim_token is not None
-    return ItemsClaim(backfill_id, rows[0].claim_token, rows[0].attempts, rows[0].error)
+        claim = claim_rows(session, BackfillItem, alike, BackfillItem.position, limit, settings.lease_seconds)
+    if claim is not None:
+        crash_point("backfill.claimed")
+    return claim
 
 
-def work_on_items(session: Session, claim: ItemsClaim, encoding: Encoding, read: ReadImage) -> Done | None:
+def work_on_items(session: Session, claim: Claim[BackfillItem], encoding: Encoding, read: ReadImage) -> Done | None:
     """Encode the claimed items and mark them, in the session's one transaction.
 
     None when there is nothing to do any more: the backfill was paused or ended, or the claim was taken over. Raises
     `GenerationGone`.
     """
     # 2.
-    backfill = lock_state(session, claim.backfill_id, shared=True)
-    item_ids = _lock_items(session, (BackfillItem.state == BatchState.CLAIMED) & _is_of(claim))
-    if not item_ids:
+    lose_when_frozen(session)
+    backfill = lock_state(session, claim.row.backfill_id, shared=True)
+    items = lock_claimed(session, claim)
+    if not items:
         return None
     if backfill.state is not BackfillState.RUNNING:
-        return_items(session, claim)  # nothing was tried: they wait for a resume as if they had not been claimed
+        return_claim(session, claim)  # nothing was tried: they wait for a resume as if they had not been claimed
         return None
-    return _encode_items(session, backfill, item_ids, encoding, read)
+    return _encode_items(session, backfill, [item.item_id for item in items], encoding, read)
 
 
 def work_on_images(
@@ -136,9 +134,13 @@ def work_on_images(
     backfill = lock_state(session, backfill_id, shared=True)
     if backfill.state is not BackfillState.RUNNING:
         raise NotTakingImages(f"Backfill {backfill_id} is {backfill.state}; it takes images while it is running.")
-    of_items = (BackfillItem.backfill_id == backfill_id) & BackfillItem.item_id.in_(item_ids)
-    leased = _lock_items(session, of_items & (BackfillItem.state == BatchState.CLAIMED))
-    return _encode_items(session, backfill, leased, encoding, read)
+    leased = select(BackfillItem.item_id).where(
+        BackfillItem.backfill_id == backfill_id,
+        BackfillItem.item_id.in_(item_ids),
+        BackfillItem.state == BatchState.CLAIMED,
+    )
+    locked = session.scalars(leased.order_by(BackfillItem.position).with_for_update()).all()
+    return _encode_items(session, backfill, locked, encoding, read)
 
 
 def _encode_items(
@@ -146,8 +148,6 @@ def _encode_items(
 ) -> Done:
     """Do all steps but the first for items whose rows are locked, and count the seconds that they took."""
     began = time.monotonic()
-    # Whoever is frozen in the middle loses its connection, and with it the items, after this time.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
     generation = get_stored_generation(session, backfill.gallery_id, backfill.generation_id)
     target = target_of(session, generation, backfill.source, item_ids)
     reader = Reader(read, encoding.reads_at_once, encoding.check_wanted)
@@ -175,21 +175,9 @@ def _encode_items(
     return done
 
 
-def refuse_items(session: Session, claim: ItemsClaim, sentence: str) -> None:
+def refuse_items(session: Session, claim: Claim[BackfillItem], sentence: str) -> None:
     """Give claimed items up for good, and list them with the reason."""
-    values = {"outcome": "refused", "error": sentence, "done_at": func.clock_timestamp()}
-    change_rows(session, BackfillItem, _is_of(claim), BatchAction.FINISH, **values)
-
-
-def release_items(session: Session, claim: ItemsClaim, sentence: str, retry_base_seconds: float) -> None:
-    """Give a claim back after a failure, with the reason; each item is tried again by itself, after a pause."""
-    retry_at = seconds_from_now(pause_seconds(claim.attempts, retry_base_seconds))
-    change_rows(session, BackfillItem, _is_of(claim), BatchAction.RELEASE, error=sentence, retry_at=retry_at)
-
-
-def return_items(session: Session, claim: ItemsClaim) -> None:
-    """Give a claim back as if the items had not been tried."""
-    change_rows(session, BackfillItem, _is_of(claim), BatchAction.RELEASE, attempts=BackfillItem.attempts - 1)
+    finish_claim(session, claim, outcome="refused", error=sentence)
 
 
 def _mark(session: Session, backfill_id: int, done: Done, encoding: Encoding) -> None:
@@ -217,13 +205,3 @@ def _mark(session: Session, backfill_id: int, done: Done, encoding: Encoding) ->
         superseded=len(done.superseded),
         changed=len(done.changed),
     )
-
-
-def _lock_items(session: Session, which: ColumnElement[bool]) -> list[int]:
-    query = select(BackfillItem.item_id).where(which).order_by(BackfillItem.position).with_for_update()
-    return list(session.scalars(query))
-
-
-def _is_of(claim: ItemsClaim) -> ColumnElement[bool]:
-    """Return the condition that an item is a claimed one, and that nobody has taken it over."""
-    return (BackfillItem.backfill_id == claim.backfill_id) & (BackfillItem.claim_token == claim.token)

@@ -9,13 +9,13 @@ from sqlalchemy.orm import Session
 
 from service import identity, logs
 from service.access.tenancy import check_gallery_name
-from service.audit import Act, Actor, Subject, record
+from service.audit import Act, Subject, actor_now, record
 from service.canonical_json import digest_of
+from service.domain.erasure.proof import ErasureRequest, Found, erasing
 from service.domain.gallery.galleries import check_not_busy, get_gallery
 from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.job_state import WORKING, JobState
 from service.domain.jobs import ERASURE
-from service.domain.phases import phase_of
 from service.errors import NotFound
 from service.queue import ADVANCE_ERASURE, send_after_commit
 from service.tables import Erasure, Gallery, Job
@@ -55,14 +55,14 @@ def plan_erasure(session: Session, wanted: WantedErasure) -> Job:
         for gallery in galleries:
             check_not_busy(session, gallery)
 
-    asked = {"gallery": wanted.gallery_name, "tenant": wanted.tenant, "galleries": len(galleries), **_said(wanted.ids)}
+    request = ErasureRequest(wanted.gallery_name, wanted.tenant, len(galleries), actor_now(), *_said(wanted.ids))
     job = Job(
         tenant=identity.current.get().tenant,
         kind=ERASURE,
         state=JobState.QUEUED,
-        request={**asked, "asked_by": Actor.now().to_json()},
-        progress={"erasing": _progress(0, len(galleries))},
-        result={"places": []},
+        request=request.to_json(),
+        progress=erasing(0, len(galleries)),
+        result=Found().to_json(),
     )
     session.add(job)
     session.flush()  # its id is in the rows of what is to be removed
@@ -71,7 +71,7 @@ def plan_erasure(session: Session, wanted: WantedErasure) -> Job:
         for gallery in galleries
     )
     session.refresh(job)
-    record(session, Act.ERASURE_ASKED, subject, after={"job": job.id, **asked})
+    record(session, Act.ERASURE_ASKED, subject, after={"job": job.id, **request.asked_for()})
     send_after_commit(session, ADVANCE_ERASURE, job.id)
     events.info("erasure.queued", job_id=job.id, galleries=len(galleries))
     return job
@@ -80,10 +80,6 @@ def plan_erasure(session: Session, wanted: WantedErasure) -> Job:
 def unfinished_erasures(session: Session) -> Sequence[int]:
     """Return the erasures that a worker has something to do for: what the sweep nudges."""
     return session.scalars(select(Job.id).where(Job.kind == ERASURE, Job.state.in_(WORKING)).order_by(Job.id)).all()
-
-
-def _progress(done: int, total: int) -> dict[str, object]:
-    return vars(phase_of(done, total, "galleries"))
 
 
 def _galleries_of(session: Session, tenant: str) -> Sequence[Gallery]:
@@ -109,8 +105,6 @@ def _names(ids: Sequence[str] | None) -> list[str] | None:
     return names
 
 
-def _said(ids: Sequence[str] | None) -> dict[str, object]:
+def _said(ids: Sequence[str] | None) -> tuple[int | None, str | None]:
     """Return what is kept of the ids themselves: whoever knows them can compute it again."""
-    if ids is None:
-        return {"ids": None, "ids_sha256": None}
-    return {"ids": len(set(ids)), "ids_sha256": digest_of(sorted(set(ids)))}
+    return (None, None) if ids is None else (len(set(ids)), digest_of(sorted(set(ids))))

@@ -17,7 +17,7 @@ When all galleries are done:
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -26,12 +26,10 @@ from sqlalchemy.orm import Session
 
 from service import identity, logs
 from service.advisory_locks import AdvisoryLock, hold
-from service.audit import Act, Actor, Subject, record
+from service.audit import Act, Subject, record
 from service.blobs import BlobStore
-from service.canonical_json import digest_of
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain import registry
 from service.domain.erasure.places import (
     ITEMS,
     OWN_QUERIES,
@@ -41,6 +39,7 @@ from service.domain.erasure.places import (
     places_of_gallery,
     places_of_items,
 )
+from service.domain.erasure.proof import ErasureRequest, Found, FoundPlace, erasing
 from service.domain.gallery.galleries import delete_gallery, find_open_upgrade, lock_gallery
 from service.domain.gallery.generations import GenerationKey
 from service.domain.gallery.writes import delete_items
@@ -50,7 +49,7 @@ from service.domain.indexes.engine import IndexEngine
 from service.domain.indexes.removal import remove_dropped
 from service.domain.job_state import UNFINISHED, WORKING, JobAction
 from service.domain.jobs import TRAINING, change_jobs, end_jobs_left_running, succeed_job
-from service.domain.phases import phase_of
+from service.domain.registry.blobs import delete_unreferenced_blobs
 from service.errors import Unavailable
 from service.tables import Erasure, Gallery, Generation, Item, Job, Json, JudgedQuery, QuerySet
 
@@ -204,7 +203,7 @@ def _indexes(parts: EraserParts, target: Erasure) -> None:
     crash_point("erasure.indexes")
 
 
-def _rebuild(parts: EraserParts, target: Erasure, key: GenerationKey, upgrade_id: int | None) -> Json | None:
+def _rebuild(parts: EraserParts, target: Erasure, key: GenerationKey, upgrade_id: int | None) -> FoundPlace | None:
     """See that a generation's index has nothing of the items; return what there was to do, None without an index."""
     with parts.database.session_scope() as session:
         end_jobs_left_running(session, key.generation_id)  # nobody builds: their files are not needed
@@ -216,19 +215,19 @@ def _rebuild(parts: EraserParts, target: Erasure, key: GenerationKey, upgrade_id
     why = parts.engine.take_out(key, np.array(target.item_ids, np.int64))
     if why is None and target.item_ids and revision < target.revision:
         build_generation_index(parts.database, parts.engine, key, upgrade_id=upgrade_id)
-    return {**_found(target, name, 1), "why": why or "It is built of rows from after the erasure."}
+    return replace(_found(target, name, 1), why=why or "It is built of rows from after the erasure.")
 
 
 def _images(parts: EraserParts, target: Erasure) -> None:
     """Do step 4."""
     digests = target.image_digests
     with parts.database.session_scope() as session:
-        registry.delete_unreferenced_blobs(session, parts.blobs, digests)
+        delete_unreferenced_blobs(session, parts.blobs, digests)
         shared = select(func.count(JudgedQuery.image_digest.distinct())).where(JudgedQuery.image_digest.in_(digests))
         remains = session.scalar(shared) or 0
-        place = {**_found(target, "images of queries", len(digests)), "removed": len(digests) - remains}
-        why = {"remains": remains, "why": _SHARED} if remains else {}
-        _count_step(session, target, [place | why] if digests else [])
+        place = replace(_found(target, "images of queries", len(digests)), removed=len(digests) - remains)
+        place = replace(place, remains=remains, why=_SHARED if remains else None)
+        _count_step(session, target, [place] if digests else [])
     crash_point("erasure.images")
 
 
@@ -240,62 +239,67 @@ def _end(database: Database, job_id: int) -> None:
     # 5.
     with database.session_scope() as session:
         job = session.get_one(Job, job_id, with_for_update=True)
-        if "counted_at" not in (job.result or {}):
-            _count_what_remains(session, job)
+        found = Found.from_json(job.result or {})
+        if found.counted_at is None:
+            found = _count_what_remains(session, job, found)
     crash_point("erasure.counted")
 
     # 6.
-    _vacuum(database, job)
+    _vacuum(database, found)
     crash_point("erasure.vacuumed")
 
     # 7.
     with database.session_scope() as session:
         job = session.get_one(Job, job_id, with_for_update=True)
-        request, result = dict(job.request or {}), job.result or {}
-        asked_by = Actor(**request.pop("asked_by"))
-        proof = {"asked_for": request, **result}
-        digest = digest_of(proof)
-        if succeed_job(session, job_id, {**proof, "sha256": digest}):
-            removed = sum(place["removed"] for place in result["places"])
-            after = {"job": job_id, "removed": removed, "sha256": digest}
-            record(session, Act.ERASED, _subject(request), after=after, actor=asked_by)
-    events.info("erasure.done", job_id=job_id, sha256=digest)
+        request = ErasureRequest.from_json(job.request or {})
+        proof = found.proof(request)
+        if succeed_job(session, job_id, proof):
+            removed = sum(place.removed for place in found.places)
+            after = {"job": job_id, "removed": removed, "sha256": proof["sha256"]}
+            record(session, Act.ERASED, _subject(request), after=after, actor=request.asked_by)
+    events.info("erasure.done", job_id=job_id, sha256=proof["sha256"])
 
 
-def _subject(request: Json) -> Subject:
-    return Subject("gallery", request["gallery"]) if request["tenant"] is None else Subject("tenant", request["tenant"])
+def _subject(request: ErasureRequest) -> Subject:
+    return Subject("gallery", request.gallery or "") if request.tenant is None else Subject("tenant", request.tenant)
 
 
-def _count_what_remains(session: Session, job: Job) -> None:
-    places = list((job.result or {})["places"])
+def _count_what_remains(session: Session, job: Job, found: Found) -> Found:
+    places = found.places
     for target in session.scalars(select(Erasure).where(Erasure.job_id == job.id).order_by(Erasure.gallery_id)):
         if session.get(Gallery, target.gallery_id) is not None:
-            _count_remaining(session, target, places)
+            places = _count_remaining(session, target, places)
     trainings = select(func.count()).where(Job.kind == TRAINING, Job.state.in_(UNFINISHED))
     left: list[Json] = [{"place": place, "why": why} for place, why in _LEFT.items()]
     count = session.scalar(trainings) or 0
     left.append({"place": "rows of trainings", "trainings": count, "why": _TRAININGS})
     counted_at = datetime.now(UTC).isoformat(timespec="seconds")
-    job.result = {"places": places, "left": left, "counted_at": counted_at}
+    found = Found(places, tuple(left), counted_at)
+    job.result = found.to_json()
     session.execute(delete(Erasure).where(Erasure.job_id == job.id))
+    return found
 
 
-def _count_remaining(session: Session, target: Erasure, places: list[Json]) -> None:
-    """Set how much there is in each place by now."""
+def _count_remaining(session: Session, target: Erasure, found: tuple[FoundPlace, ...]) -> tuple[FoundPlace, ...]:
+    """Return how much there is in each place by now."""
     if target.names is None:
-        return
+        return found
     places_now = [*places_of_items(session, target.gallery_id), ITEMS]
     known: dict[str, Place] = {place.name: place for place in places_now}
-    for found in places:
-        place = known.get(found["place"])
-        if found["gallery"] == target.gallery and place is not None:
-            found["remains"] = place.count(session, _parameters(target))
-            found["why"] = place.why if found["remains"] else None
+
+    def counted_now(before: FoundPlace) -> FoundPlace:
+        place = known.get(before.place)
+        if before.gallery != target.gallery or place is None:
+            return before
+        remains = place.count(session, _parameters(target))
+        return replace(before, remains=remains, why=place.why if remains else None)
+
+    return tuple(map(counted_now, found))
 
 
-def _vacuum(database: Database, job: Job) -> None:
+def _vacuum(database: Database, found: Found) -> None:
     """Free the space of the removed rows, and of what the job knew."""
-    tables = {place["place"].partition(".")[0] for place in (job.result or {})["places"]}
+    tables = {place.place.partition(".")[0] for place in found.places}
     with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         for table in sorted(tables | {"erasures", "jobs"}):
             if connection.scalar(select(func.to_regclass(table))) is not None:
@@ -312,20 +316,15 @@ def _parameters(target: Erasure) -> Json:
     }
 
 
-def _found(target: Erasure, place: str, count: int) -> Json:
+def _found(target: Erasure, place: str, count: int) -> FoundPlace:
     """Return that all of what was found in a place was removed."""
-    return {"gallery": target.gallery, "place": place, "found": count, "removed": count, "remains": 0, "why": None}
+    return FoundPlace(target.gallery, place, count, count)
 
 
-def _count_step(session: Session, target: Erasure, found: Sequence[Json]) -> None:
+def _count_step(session: Session, target: Erasure, found: Sequence[FoundPlace]) -> None:
     """Count a step that is done, in the transaction that does it, with what was found."""
     job = session.get_one(Job, target.job_id, with_for_update=True)
-    places = {(place["gallery"], place["place"]): place for place in (job.result or {})["places"]}
-    for place in found:
-        before = places.get((place["gallery"], place["place"]), {"found": 0, "removed": 0})
-        sums = {name: before[name] + place[name] for name in ("found", "removed")}
-        places[place["gallery"], place["place"]] = {**place, **sums}
-    job.result = {"places": list(places.values())}
+    job.result = Found.from_json(job.result or {}).adding(found).to_json()
     job.error = None
 
     row = session.get_one(Erasure, (target.job_id, target.gallery_id))
@@ -334,5 +333,5 @@ def _count_step(session: Session, target: Erasure, found: Sequence[Json]) -> Non
     session.flush()
     counts = select(func.count(), func.count().filter(Erasure.step == len(_STEPS)))
     total, done = session.execute(counts.where(Erasure.job_id == target.job_id)).one()
-    job.progress = {"erasing": vars(phase_of(done, total, "galleries"))}
+    job.progress = erasing(done, total)
     job.updated_at = datetime.now(UTC)

@@ -9,15 +9,15 @@ store has done it (`external.removed` before that is recorded).
 """
 
 from dataclasses import replace
-from typing import Any
 
 from sqlalchemy import delete, func, update
 from sqlalchemy.orm import Session
 
-from service.audit import Act, Actor, Subject, record
+from service.audit import Act, Subject, actor_now, record
 from service.connectors.named import NamedStores
 from service.connectors.store import ExternalStore
 from service.crash_points import crash_point
+from service.domain.decision import Decision
 from service.domain.external.rows import Target, new_side_of
 from service.domain.external.upgrades import change_state, get_external_upgrade, lock_state
 from service.domain.external_state import ExternalAction, ExternalState, advance
@@ -45,16 +45,14 @@ def switch(session: Session, upgrade_id: int, store: ExternalStore, target: Targ
         store.switch(target.transform)
     crash_point("external.switched")
     # 2.
-    decision: dict[str, Any] = upgrade.decision or {"by": "request", "reason": None}
-    decided = {name: value for name, value in decision.items() if name not in ("asked_by", "reason")}
-    asked_by = decision.get("asked_by")
+    decision = upgrade.decision or Decision("request")
     record(
         session,
         Act.EXTERNAL_CUTOVER,
         Subject("external_upgrade", upgrade_id),
-        after={"store": upgrade.store, **decided},
-        reason=decision["reason"],
-        actor=Actor(**asked_by) if asked_by else replace(Actor.now(), tenant=upgrade.tenant),
+        after={"store": upgrade.store, **decision.audited()},
+        reason=decision.reason,
+        actor=decision.asked_by or replace(actor_now(), tenant=upgrade.tenant),
     )
     return change_state(session, upgrade_id, ExternalAction.CUTOVER, cutover_requested_at=None)
 

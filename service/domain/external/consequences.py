@@ -26,11 +26,11 @@ class _Numbers:
     @property
     def rows(self) -> str:
         """The rows that the store had when the upgrade was planned, in words."""
-        return counted(int(self.details.upgrade.description["rows"]), "row")
+        return counted(self.details.upgrade.description.rows, "row")
 
     @property
     def notices_writes(self) -> bool:
-        return bool(self.details.upgrade.description["notices_writes"])
+        return self.details.upgrade.description.notices_writes
 
 
 _Found = Consequence[ExternalAction]
@@ -108,7 +108,7 @@ def _finalize(numbers: _Numbers) -> _Found:
     upgrade = numbers.details.upgrade
     sentence = (
         f"A worker removes the old side of {upgrade.store}: {numbers.rows} of"
-        f" {counted(int(upgrade.description['embedding_dim']), 'number')} each. From then on there is no rollback."
+        f" {counted(upgrade.description.embedding_dim, 'number')} each. From then on there is no rollback."
     )
     return Consequence(ExternalAction.FINALIZE, sentence, is_possible=True)
 

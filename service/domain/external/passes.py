@@ -12,6 +12,7 @@ from service.domain.batch_state import UNFINISHED, BatchState
 from service.domain.external.ranges import NAMED_KEYS
 from service.domain.external.rows import Target, refusal_of
 from service.domain.external.upgrades import change_state, fail_external_upgrade, lock_state
+from service.domain.external_findings import Findings, Late
 from service.domain.external_state import ExternalAction
 from service.tables import ExternalBatch, ExternalUpgrade
 
@@ -92,8 +93,8 @@ def fail_for_refused(session: Session, upgrade: ExternalUpgrade) -> bool:
     refused = [batch.refused for batch in left if batch.refused is not None]
     if not refused or len(refused) < len(left):
         return False
-    reasons = {named["key"]: named["reason"] for each in refused for named in each["first"]}
-    refusal = refusal_of(sum(each["count"] for each in refused), reasons)
+    reasons = {named.key: named.reason for each in refused for named in each.first}
+    refusal = refusal_of(sum(each.count for each in refused), reasons)
     fail_external_upgrade(session, upgrade.id, f"{refusal} Replace or delete them and retry, or cancel.")
     return True
 
@@ -135,59 +136,58 @@ def settle_all(store: ExternalStore, target: Target) -> bool:
     return store.settle(target.transform, _SETTLED_AT_ONCE) >= _SETTLED_AT_ONCE
 
 
-def findings_of(session: Session, upgrade: ExternalUpgrade, store_rows: int) -> dict[str, Any]:
+def findings_of(session: Session, upgrade: ExternalUpgrade, store_rows: int) -> Findings:
     """Return what the pass found that compared both sides: see `docs/external.md`."""
     query = select(ExternalBatch).where(_of_pass(upgrade)).order_by(ExternalBatch.number)
     ids, written, found = hashlib.sha256(), hashlib.sha256(), session.scalars(query).all()
     for batch in found:
         ids.update(bytes.fromhex(batch.id_digest or ""))
         written.update(bytes.fromhex(batch.written_digest or ""))
-    before = (upgrade.findings or {}).get("passes", 0)
-    return {
-        "passes": before + 1,
-        "ranges": len(found),
-        "rows": sum(batch.rows for batch in found),
-        "rows_in_store": store_rows,
-        "ids_sha256": ids.hexdigest(),
-        "new_side_sha256": written.hexdigest(),
-        "changed_ranges": sum(batch.changed for batch in found),
-        "repaired_ranges": sum(batch.repaired for batch in found),
-        "rows_transformed_anew": sum(batch.sampled for batch in found),
-        "largest_difference": max((batch.largest_difference for batch in found), default=0.0),
-        "number_format": upgrade.description["dtype"],
-    }
+    return Findings(
+        passes=1 if upgrade.findings is None else upgrade.findings.passes + 1,
+        ranges=len(found),
+        rows=sum(batch.rows for batch in found),
+        rows_in_store=store_rows,
+        ids_sha256=ids.hexdigest(),
+        new_side_sha256=written.hexdigest(),
+        changed_ranges=sum(batch.changed for batch in found),
+        repaired_ranges=sum(batch.repaired for batch in found),
+        rows_transformed_anew=sum(batch.sampled for batch in found),
+        largest_difference=max((batch.largest_difference for batch in found), default=0.0),
+        number_format=upgrade.description.dtype,
+    )
 
 
-def check_repairs(session: Session, upgrade: ExternalUpgrade, findings: dict[str, Any]) -> bool:
+def check_repairs(session: Session, upgrade: ExternalUpgrade, findings: Findings) -> bool:
     """Return whether nothing had to be repaired; else record the findings, and stop the upgrade when that was so too
     often."""
-    if not findings["repaired_ranges"]:
+    if not findings.repaired_ranges:
         return True
     session.execute(update(ExternalUpgrade).where(ExternalUpgrade.id == upgrade.id).values(findings=findings))
-    if findings["passes"] >= _MOST_REPAIRS:
-        ranges, tries = findings["repaired_ranges"], findings["passes"]
+    if findings.passes >= _MOST_REPAIRS:
+        ranges, tries = findings.repaired_ranges, findings.passes
         fail_external_upgrade(session, upgrade.id, _OVERWRITTEN.format(ranges=ranges, tries=tries))
     return False
 
 
-def late_of(session: Session, upgrade: ExternalUpgrade) -> dict[str, Any]:
+def late_of(session: Session, upgrade: ExternalUpgrade) -> Late:
     """Return what the pass after the switch found: how many ranges had been written on the old side around it, and in
     these the keys whose sides differ."""
     found = session.scalars(select(ExternalBatch).where(_of_pass(upgrade)).order_by(ExternalBatch.number)).all()
     conflicts = [batch.conflicts for batch in found if batch.conflicts is not None]
-    keys = [key for each in conflicts for key in each["keys"]]
-    return {
-        "changed_ranges": sum(batch.changed for batch in found),
-        "conflicts": sum(each["count"] for each in conflicts),
-        "conflicting_keys": keys[:NAMED_KEYS],
-    }
+    keys = [key for each in conflicts for key in each.keys]
+    return Late(
+        changed_ranges=sum(batch.changed for batch in found),
+        conflicts=sum(each.count for each in conflicts),
+        conflicting_keys=tuple(keys[:NAMED_KEYS]),
+    )
 
 
 def _of_pass(upgrade: ExternalUpgrade) -> Any:
     return (ExternalBatch.upgrade_id == upgrade.id) & (ExternalBatch.pass_number == upgrade.pass_number)
 
 
-def note_followed(session: Session, upgrade_id: int, late: dict[str, Any]) -> None:
+def note_followed(session: Session, upgrade_id: int, late: Late) -> None:
     """Record that what was written around the switch was looked at, and what that found."""
     changed = update(ExternalUpgrade).where(ExternalUpgrade.id == upgrade_id)
     session.execute(changed.values(followed_at=func.now(), late=late))

@@ -7,7 +7,7 @@ the change of state (`external.planned`). Both may be done again.
 import math
 import random
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from service.domain.choice import choose
 from service.domain.external.rows import side_information_dim_of, stored_dtype
 from service.domain.external.upgrades import change_state
 from service.domain.external_state import ExternalAction, ExternalState
-from service.domain.registry import get_transformation, get_version
+from service.domain.registry.transformations import get_transformation
+from service.domain.registry.versions import get_version
 from service.errors import Conflict
 from service.queue import ADVANCE_EXTERNAL, send_after_commit
 from service.settings import Settings
@@ -132,7 +133,7 @@ def plan_external_upgrade(
         from_version_id=found.from_version.id,
         to_version_id=found.to_version.id,
         transformation_id=found.transformation.id,
-        description=asdict(found.description),
+        description=found.description,
         batch_rows=settings.batch_items,
         cutover=wanted.cutover,
         speed=wanted.speed,

@@ -15,13 +15,12 @@ notices writes: what changed is left to what it settles.
 """
 
 import math
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -29,11 +28,21 @@ from service import logs
 from service.connectors.store import ExternalStore, KeyRange, Rows, StoreAway, StoreRefused, part_of
 from service.crash_points import crash_point
 from service.db import Database
-from service.domain.batch_state import BatchAction, BatchState
-from service.domain.claims import change_rows, claim_rows, pause_seconds, seconds_from_now
+from service.domain.batch_state import BatchAction
+from service.domain.claims import (
+    Claim,
+    change_rows,
+    claim_rows,
+    finish_claim,
+    lock_claimed,
+    lose_when_frozen,
+    return_claim,
+)
 from service.domain.external.rows import AGAIN_WITHIN, Target, digest_of, id_digest_of
 from service.domain.external.upgrades import lock_state
+from service.domain.external_findings import Conflicts
 from service.domain.external_state import ExternalState
+from service.domain.refused_rows import RefusedKey, RefusedKeys
 from service.tables import ExternalBatch, ExternalReference, ExternalUpgrade
 
 VERIFIED_ROWS = 1_000  # are transformed anew, of all ranges together
@@ -61,18 +70,6 @@ LOOKS = {
     ExternalState.READY: Look.FOLLOW,
     ExternalState.LIVE: Look.AFTER_SWITCH,
 }
-
-
-@dataclass(frozen=True)
-class RangeClaim:
-    """The right to work on one range, until its token is replaced."""
-
-    upgrade_id: int
-    pass_number: int
-    number: int
-    token: uuid.UUID
-    attempts: int
-    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -113,46 +110,39 @@ class Work:
     draw: Callable[[int, int], list[int]]
 
 
-def claim_range(database: Database, upgrade: ExternalUpgrade, lease_seconds: float) -> RangeClaim | None:
+def claim_range(database: Database, upgrade: ExternalUpgrade, lease_seconds: float) -> Claim[ExternalBatch] | None:
     """Claim a range of the newest pass; None when there is none to take. Committed at once, so that an attempt counts
     even if it kills the worker (crash point `external.claimed`)."""
     with database.session_scope() as session:
         wanted = (ExternalBatch.upgrade_id == upgrade.id) & (ExternalBatch.pass_number == upgrade.pass_number)
         wanted &= ExternalBatch.refused.is_(None)
-        found = claim_rows(session, ExternalBatch, wanted, ExternalBatch.number, 1, lease_seconds)
-        if not found:
-            return None
-        (batch,) = found
-    crash_point("external.claimed")
-    assert batch.claim_token is not None
-    return RangeClaim(upgrade.id, batch.pass_number, batch.number, batch.claim_token, batch.attempts, batch.error)
+        claim = claim_rows(session, ExternalBatch, wanted, ExternalBatch.number, 1, lease_seconds)
+    if claim is not None:
+        crash_point("external.claimed")
+    return claim
 
 
-def work_on_range(session: Session, claim: RangeClaim, store: ExternalStore, target: Target) -> Result | None:
+def work_on_range(session: Session, claim: Claim[ExternalBatch], store: ExternalStore, target: Target) -> Result | None:
     """Do what the upgrade's state asks for with a claimed range, and record it, in the session's one transaction.
 
     None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over. Raises
     `RowsRefused`, `TransformationFailed`, `StoreRefused` and `StoreAway`.
     """
-    # Whoever is frozen in the middle loses its connection, and with it the range, after this time.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
-    upgrade = lock_state(session, claim.upgrade_id, shared=True)
-    batch = session.scalar(
-        select(ExternalBatch).where(_is_of(claim), ExternalBatch.state == BatchState.CLAIMED).with_for_update()
-    )
-    if batch is None:
+    lose_when_frozen(session)
+    upgrade = lock_state(session, claim.row.upgrade_id, shared=True)
+    if not lock_claimed(session, claim):
         return None
-    look = LOOKS.get(upgrade.state)
-    if look is None or upgrade.pass_number != claim.pass_number:
-        return_range(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
+    batch, look = claim.row, LOOKS.get(upgrade.state)
+    if look is None or upgrade.pass_number != batch.pass_number:
+        return_claim(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
 
-    share = VERIFIED_ROWS / max(1, int(upgrade.description["rows"]))
-    generator = np.random.default_rng((upgrade.id, claim.pass_number, claim.number))
+    share = VERIFIED_ROWS / max(1, upgrade.description.rows)
+    generator = np.random.default_rng((upgrade.id, batch.pass_number, batch.number))
     work = Work(
         store,
         target,
-        bool(upgrade.description["notices_writes"]),
+        upgrade.description.notices_writes,
         look,
         math.ceil(share * batch.rows),
         _drawing(generator),
@@ -181,23 +171,12 @@ def bring_along(work: Work, keys: KeyRange, known: Seen | None) -> Result:
     return _verified(work, keys, old, known)
 
 
-def release_range(session: Session, claim: RangeClaim, sentence: str, retry_base_seconds: float) -> None:
-    """Give a claim back after a failure, with the reason; it can be claimed again after a pause."""
-    retry_at = seconds_from_now(pause_seconds(claim.attempts, retry_base_seconds))
-    change_rows(session, ExternalBatch, _is_of(claim), BatchAction.RELEASE, error=sentence, retry_at=retry_at)
-
-
-def return_range(session: Session, claim: RangeClaim) -> None:
-    """Give a claim back as if the range had not been tried."""
-    change_rows(session, ExternalBatch, _is_of(claim), BatchAction.RELEASE, attempts=ExternalBatch.attempts - 1)
-
-
-def set_aside(session: Session, claim: RangeClaim, reasons: dict[str, str]) -> None:
+def set_aside(session: Session, claim: Claim[ExternalBatch], reasons: dict[str, str]) -> None:
     """Give a claim back because of rows that cannot be transformed; it is not claimed again before a retry."""
-    first = [{"key": key, "reason": reason} for key, reason in list(reasons.items())[:NAMED_KEYS]]
-    refused = {"count": len(reasons), "first": first}
-    change_rows(session, ExternalBatch, _is_of(claim), BatchAction.RELEASE, refused=refused)
-    events.warning("external.rows_refused", external_id=claim.upgrade_id, rows=len(reasons))
+    first = tuple(RefusedKey(key, reason) for key, reason in list(reasons.items())[:NAMED_KEYS])
+    refused = RefusedKeys(len(reasons), first)
+    change_rows(session, ExternalBatch, claim.holds(), BatchAction.RELEASE, refused=refused)
+    events.warning("external.rows_refused", external_id=claim.row.upgrade_id, rows=len(reasons))
 
 
 def _rewritten(work: Work, keys: KeyRange, old: Rows) -> Result:
@@ -319,9 +298,8 @@ def _draw_references(session: Session, batch: ExternalBatch, keys: list[str], ge
     session.execute(insert(ExternalReference).values(rows).on_conflict_do_nothing())
 
 
-def _record(session: Session, claim: RangeClaim, result: Result) -> None:
-    conflicts = {"keys": list(result.conflicts[:NAMED_KEYS]), "count": len(result.conflicts)}
-    values = {
+def _record(session: Session, claim: Claim[ExternalBatch], result: Result) -> None:
+    values: dict[str, object] = {
         "rows": result.seen.rows,
         "id_digest": result.seen.id_digest,
         "read_digest": result.seen.read_digest,
@@ -330,22 +308,9 @@ def _record(session: Session, claim: RangeClaim, result: Result) -> None:
         "repaired": result.repaired,
         "sampled": result.sampled,
         "largest_difference": result.largest_difference,
-        "error": None,
-        "done_at": func.clock_timestamp(),
     }
     if result.conflicts:
-        values["conflicts"] = conflicts
-    finished = change_rows(session, ExternalBatch, _is_of(claim), BatchAction.FINISH, **values)
-    if len(finished) != 1:
-        raise RuntimeError(f"Range {claim.number} left its claim while its row was locked.")
+        values["conflicts"] = Conflicts(len(result.conflicts), result.conflicts[:NAMED_KEYS])
+    if not finish_claim(session, claim, **values):
+        raise RuntimeError(f"Range {claim.row.number} left its claim while its row was locked.")
     crash_point("external.recorded")
-
-
-def _is_of(claim: RangeClaim) -> ColumnElement[bool]:
-    """Return the condition that a range is the claimed one, and that nobody has taken it over."""
-    return (
-        (ExternalBatch.upgrade_id == claim.upgrade_id)
-        & (ExternalBatch.pass_number == claim.pass_number)
-        & (ExternalBatch.number == claim.number)
-        & (ExternalBatch.claim_token == claim.token)
-    )

@@ -3,17 +3,18 @@
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import func, null, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, defer
 
-from service.audit import Act, Actor, Subject, record
+from service.audit import Act, Subject, record
+from service.domain.decision import BY_ITSELF, Decision
 from service.domain.external.upgrades import lock_state
 from service.domain.external_state import ExternalAction, ExternalState, advance
-from service.domain.judging.reports import GatesHold, NewReport, failed_gates
+from service.domain.judging.reports import GatesHold, NewReport, asked_now, failed_gates
 from service.domain.verdict import Verdict
 from service.errors import Conflict, NotFound
 from service.queue import ADVANCE_EXTERNAL, send_after_commit
@@ -99,8 +100,7 @@ def request_cutover(session: Session, upgrade_id: int, override: str | None = No
     if override is not None:
         subject = Subject("external_upgrade", upgrade_id)
         record(session, Act.EXTERNAL_OVERRIDE, subject, after={"report": number}, reason=override)
-    asked = {"asked_by": Actor.now().to_json(), "asked_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    _decide(upgrade, {"by": "request", "reason": override, "verdict": str(verdict), "report": number, **asked})
+    _decide(upgrade, asked_now(number, override, verdict))
     send_after_commit(session, ADVANCE_EXTERNAL, upgrade_id)
     session.flush()
     session.refresh(upgrade)
@@ -114,7 +114,7 @@ def cut_over_if_passed(session: Session, upgrade_id: int) -> None:
     if upgrade.state is not ExternalState.READY or upgrade.cutover != "auto" or upgrade.cutover_requested_at:
         return
     if report is not None and report.verdict is Verdict.PASS:
-        _decide(upgrade, {"by": "auto", "reason": None, "verdict": str(report.verdict), "report": report.number})
+        _decide(upgrade, replace(BY_ITSELF, report=report.number, verdict=report.verdict))
 
 
 def content_of(report: ExternalReport) -> dict[str, Any]:
@@ -123,6 +123,6 @@ def content_of(report: ExternalReport) -> dict[str, Any]:
     return content
 
 
-def _decide(upgrade: ExternalUpgrade, decision: dict[str, Any]) -> None:
+def _decide(upgrade: ExternalUpgrade, decision: Decision) -> None:
     upgrade.cutover_requested_at = func.clock_timestamp()
     upgrade.decision = decision

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, case, func, null, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from service import identity, logs
@@ -12,6 +12,7 @@ from service.advisory_locks import AdvisoryLock, hold
 from service.domain.batch_state import BatchAction
 from service.domain.claims import change_rows
 from service.domain.external_state import OPEN, WORKING, ExternalAction, ExternalState, advance
+from service.domain.steering import move, throttle
 from service.errors import Conflict, NotFound
 from service.identity import NOBODY
 from service.queue import ADVANCE_EXTERNAL, send_after_commit
@@ -85,21 +86,11 @@ def change_state(session: Session, upgrade_id: int, action: ExternalAction, **va
     if target == state:
         return upgrade
 
-    left: dict[str, Any] = {"error": None}
-    if target in (ExternalState.PAUSED, ExternalState.FAILED):
-        left["resume_state"] = state
     if target in _ENDED:
-        left["finished_at"] = func.now()
+        values["finished_at"] = func.now()
     if target is ExternalState.LIVE:
-        left["live_at"] = func.now()
-    changed = session.scalar(
-        update(ExternalUpgrade)
-        .where(ExternalUpgrade.id == upgrade_id, ExternalUpgrade.state == state)
-        .values(state=target, updated_at=func.now(), **(left | values))
-        .returning(ExternalUpgrade.id)
-    )
-    if changed is None:
-        raise RuntimeError(f"External upgrade {upgrade_id} left state {state} while its lock was held.")
+        values["live_at"] = func.now()
+    move(session, upgrade, target, **{"error": None, **values})
 
     session.add(ExternalEvent(upgrade_id=upgrade_id, state=target, error=values.get("error")))
     events.info("external.state_changed", external_id=upgrade_id, before=str(state), after=str(target))
@@ -114,10 +105,10 @@ def retry_external_upgrade(session: Session, upgrade_id: int) -> ExternalUpgrade
     values: dict[str, Any] = {}
     if upgrade.state is ExternalState.FAILED:
         batches = ExternalBatch.upgrade_id == upgrade_id
-        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": null()}  # None would be JSON's null
+        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": None}
         change_rows(session, ExternalBatch, batches, BatchAction.RESET, **fresh)
         if upgrade.resume_state is ExternalState.VERIFYING:
-            values = {"findings": null()}  # of passes that had something to repair: their count begins anew
+            values = {"findings": None}  # of passes that had something to repair: their count begins anew
     return change_state(session, upgrade_id, ExternalAction.RETRY, **values)
 
 
@@ -126,14 +117,7 @@ def set_speed(session: Session, upgrade_id: int, speed: float) -> ExternalUpgrad
 
     Raises `ExternalUpgradeEnded` (409) when there is nothing left to throttle.
     """
-    get_open_external_upgrade(session, upgrade_id)
-    # The rate is measured from `updated_at` on, and the same speed again is no change.
-    updated_at = case((ExternalUpgrade.speed == speed, ExternalUpgrade.updated_at), else_=func.now())
-    session.execute(
-        update(ExternalUpgrade)
-        .where(ExternalUpgrade.id == upgrade_id, ExternalUpgrade.state.in_(OPEN))
-        .values(speed=speed, updated_at=updated_at)
-    )
+    throttle(session, get_open_external_upgrade(session, upgrade_id), speed, OPEN)
     if speed > 0:
         send_after_commit(session, ADVANCE_EXTERNAL, upgrade_id)
     return get_external_upgrade(session, upgrade_id)

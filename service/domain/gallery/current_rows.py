@@ -17,24 +17,26 @@ from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, VectorFormat
 
 
-def _has_revision(row: str, item: str) -> str:
+def has_revision(row: str, item: str = "i") -> str:
+    """Return the SQL condition that a row, of a generation or of references, is of an item as it is: it has the item's
+    revision."""
     return f"{row}.item_id = {item}.id AND {row}.revision = {item}.revision"
 
 
 def is_current(row: str, item: str = "i") -> str:
     """Return the SQL condition that a generation's row is the current one of an item; both are aliases of tables."""
-    return f"{_has_revision(row, item)} AND {item}.deleted_at IS NULL"
+    return f"{has_revision(row, item)} AND {item}.deleted_at IS NULL"
 
 
 def has_current(table: str, item: str = "i") -> str:
     """Return the SQL condition that a live item has a current row in a generation's table."""
-    return f"EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)})"
+    return f"EXISTS (SELECT FROM {table} c WHERE {has_revision('c', item)})"
 
 
 def lacks_current(table: str, item: str = "i", within: str = "true") -> str:
     """Return the SQL condition that a live item has no current row in a generation's table. `within` limits the rows of
     the table that are looked at; they are `c` in it."""
-    return f"NOT EXISTS (SELECT FROM {table} c WHERE {_has_revision('c', item)} AND {within})"
+    return f"NOT EXISTS (SELECT FROM {table} c WHERE {has_revision('c', item)} AND {within})"
 
 
 def current_rows_query(stored: StoredGeneration, vector_format: VectorFormat, where: str = "true") -> str:

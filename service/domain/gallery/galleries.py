@@ -13,11 +13,12 @@ from service.access.tenancy import check_gallery_name, gallery_named, own_galler
 from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain import registry
 from service.domain.backfill_state import OPEN as OPEN_BACKFILL
 from service.domain.gallery.generations import add_generation
 from service.domain.gallery.probe_images import want_probe_images
 from service.domain.generation_stage import GenerationStage
+from service.domain.registry.blobs import delete_unreferenced_blobs
+from service.domain.registry.versions import get_version
 from service.domain.upgrade_state import OPEN, State
 from service.errors import Conflict, NotFound
 from service.index.protocol import IndexOption, Metric
@@ -120,7 +121,7 @@ def create_gallery(session: Session, wanted: WantedGallery) -> Gallery:
     Raises `NotYourGallery` (403), `UnknownVersion` (404) and `GalleryExists` (409).
     """
     check_gallery_name(wanted.name)
-    version = registry.get_version(session, wanted.model_version)
+    version = get_version(session, wanted.model_version)
     gallery = Gallery(
         tenant=identity.current.get().tenant,
         name=wanted.name,
@@ -274,7 +275,7 @@ def remove_gallery(database: Database, blobs: BlobStore, replicas: Replicas, nam
         gallery_id = delete_gallery(session, name)
     replicas.forget(gallery_id)
     with database.session_scope() as session:
-        registry.delete_unreferenced_blobs(session, blobs, digests)
+        delete_unreferenced_blobs(session, blobs, digests)
 
 
 def _query_images(session: Session, name: str) -> Sequence[str]:

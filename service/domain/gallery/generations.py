@@ -14,7 +14,7 @@ from service.domain.generation_stage import STORED, TRANSITIONS, GenerationActio
 from service.domain.jobs import end_jobs_left_running
 from service.domain.upgrade_state import State
 from service.index.protocol import Metric
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.tables import (
     Gallery,
     Generation,

@@ -34,8 +34,8 @@ from service.vectors.arrow import (
     read_strings,
     read_vectors,
     refuse_no_rows,
-    written_bytes,
 )
+from service.vectors.arrow_bytes import written_bytes
 from service.vectors.bounded_tables import TableLimits
 from service.vectors.rows import EmbeddingRows, Origin
 from service.vectors.storing import NotStorable, to_storage

@@ -11,11 +11,11 @@ is the image that its rows were made of, or there is none. Memory holds one imag
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from service.db import driver_connection
-from service.tables import Gallery, ProbeImage
+from service.tables import Gallery
 
 MAX_PROBE_IMAGES = 1_000
 MAX_BYTES = 2**20  # of one image; a larger one is not kept
@@ -34,6 +34,7 @@ FROM staging_items s JOIN items i ON i.gallery_id = :gallery_id AND i.external_i
 WHERE s.position = ANY(:positions)
 ORDER BY priority LIMIT :wanted
 """
+_PRIORITIES = "SELECT priority FROM probe_images WHERE gallery_id = :gallery_id"
 _TRIM = """
 DELETE FROM probe_images WHERE gallery_id = :gallery_id AND item_id IN (
   SELECT item_id FROM probe_images WHERE gallery_id = :gallery_id ORDER BY priority OFFSET :wanted)
@@ -47,11 +48,7 @@ def keep_probe_images(session: Session, gallery: Gallery, originals: Originals) 
     if gallery.probe_images == 0:
         return
     session.execute(text(_FORGET_WRITTEN), parameters)
-    kept = list(
-        session.scalars(
-            select(ProbeImage.priority).where(ProbeImage.gallery_id == gallery.id).order_by(ProbeImage.priority)
-        )
-    )
+    kept = session.scalars(text(_PRIORITIES), parameters).all()
     candidates = session.execute(text(_CANDIDATES), {**parameters, "positions": list(originals)}).all()
     due = sorted([*kept, *(row.priority for row in candidates)])[: gallery.probe_images]
     for row in candidates:

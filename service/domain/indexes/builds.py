@@ -22,7 +22,7 @@ from service.domain.jobs import (
     withdraw_job,
 )
 from service.index.protocol import Ids, Vectors
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.tables import Generation, Json
 
 _PROGRESS_SECONDS = 1.0

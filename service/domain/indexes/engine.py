@@ -13,7 +13,7 @@ from service.domain.indexes.due import DueRebuild
 from service.errors import Conflict
 from service.index.protocol import Ids, IndexKind
 from service.index.recall import Recall
-from service.index.replica import GenerationSource
+from service.index.served import GenerationSource
 from service.index.smoothing import Neighbourhoods
 from service.networks.encoders import Encoders
 from service.tables import Json

@@ -46,7 +46,7 @@ from service.index.files import IndexFileError, build_index, load_index, read_in
 from service.index.kinds import BuiltIndex, training_rows
 from service.index.protocol import Ids, IndexKind, IndexOption, Vectors
 from service.index.recall import Recall, choose_width
-from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
+from service.index.served import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.index.smoothing import Neighbourhoods
 from service.networks.encoders import Encoders
 from service.settings import Settings

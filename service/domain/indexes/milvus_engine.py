@@ -46,7 +46,7 @@ from service.errors import Unavailable
 from service.index.milvus import Collections, Kind
 from service.index.protocol import Ids, IndexAway, Vectors
 from service.index.recall import find_others, recall_of
-from service.index.replica import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
+from service.index.served import GalleryState, GenerationSource, ServedGeneration, apply_changes, difference
 from service.networks.encoders import Encoders
 from service.settings import Settings
 from service.tables import Gallery, Generation, Item, Json

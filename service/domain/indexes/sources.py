@@ -6,7 +6,7 @@ from service import logs
 from service.db import Database
 from service.domain.generation_stage import STORED, GenerationStage
 from service.errors import GalleryError
-from service.index.replica import GalleryState, GenerationState
+from service.index.served import GalleryState, GenerationState
 from service.networks.encoders import Encoders
 from service.tables import Gallery, Generation, ModelVersion
 

@@ -15,26 +15,25 @@ what others wrote to the item before.
 """
 
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.crash_points import crash_point
 from service.db import AWAY, Database
-from service.domain.batch_state import BatchAction, BatchState
-from service.domain.claims import change_rows, claim_rows, pause_seconds, renew_lease, seconds_from_now
+from service.domain.batch_state import BatchState
+from service.domain.claims import Claim, claim_rows, finish_claim, release_claim, renew_lease
 from service.domain.gallery.images import ImageResult
 from service.domain.gallery.new_items import NewItem
 from service.domain.ingest.references import PHASE, UNIT
 from service.domain.job_state import WORKING, JobAction, JobState
 from service.domain.jobs import INGEST, change_jobs, succeed_job
-from service.domain.phases import phase_of, rate_of
+from service.domain.phases import Phase, phase_of, rate_of
+from service.json_records import JsonRecord
 from service.tables import Gallery, IngestBatch, IngestReference, Job
 
 events = logs.Events(__name__)
@@ -48,16 +47,19 @@ class IngestNotRunning(Exception):
 
 
 @dataclass(frozen=True)
-class BatchClaim:
-    """The right to work on one batch, until its token is replaced; `first_position` is that of its first image."""
+class BatchClaim(Claim[IngestBatch]):
+    """The right to work on one batch, whose images are `items`."""
 
-    batch_id: int
-    job_id: int
-    token: uuid.UUID
-    attempts: int
-    last_error: str | None
-    first_position: int
     items: Sequence[NewItem]
+
+
+@dataclass(frozen=True)
+class IngestResult(JsonRecord):
+    """What became of an ingest's images, as the job's row keeps it."""
+
+    created: int
+    replaced: int
+    rejected: int
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,12 @@ def claim_batch(database: Database, job_id: int, lease_seconds: float) -> BatchC
     """
     # 1.
     with database.session_scope() as session:
-        claimed = claim_rows(
-            session, IngestBatch, IngestBatch.job_id == job_id, IngestBatch.id, limit=1, lease_seconds=lease_seconds
-        )
-        if not claimed:
+        claim = claim_rows(session, IngestBatch, IngestBatch.job_id == job_id, IngestBatch.id, 1, lease_seconds)
+        if claim is None:
             return None
-        (batch,) = claimed
-        assert batch.claim_token is not None
-        items = _items_of(session, batch)
+        items = _items_of(session, claim.row)
     crash_point("ingest.claimed")
-    return BatchClaim(batch.id, job_id, batch.claim_token, batch.attempts, batch.error, batch.first_position, items)
+    return BatchClaim(claim.table, claim.rows, items)
 
 
 def _items_of(session: Session, batch: IngestBatch) -> list[NewItem]:
@@ -119,9 +117,9 @@ def lease_kept(database: Database, claim: BatchClaim, lease_seconds: float) -> I
         while not over.wait(lease_seconds / 3):
             try:
                 with database.session_scope() as session:
-                    renew_lease(session, IngestBatch, _is_of(claim), lease_seconds)
+                    renew_lease(session, claim, lease_seconds)
             except AWAY as error:  # the work itself finds out whether the database comes back in time
-                events.warning("ingest.lease_not_renewed", batch_id=claim.batch_id, error=str(error))
+                events.warning("ingest.lease_not_renewed", batch_id=claim.row.id, error=str(error))
 
     thread = threading.Thread(target=renew, name="ingest-lease", daemon=True)
     thread.start()
@@ -138,35 +136,34 @@ def record_batch(session: Session, claim: BatchClaim, results: Sequence[ImageRes
     Raises `IngestNotRunning`, which undoes it.
     """
     # 3.
-    runs = select(Job.id).where(Job.id == claim.job_id, Job.state == JobState.RUNNING).with_for_update()
+    runs = select(Job.id).where(Job.id == claim.row.job_id, Job.state == JobState.RUNNING).with_for_update()
     if session.scalar(runs) is None:
         raise IngestNotRunning
     counts = {status: sum(result.status == status for result in results) for status in ("created", "replaced")}
-    rejected = {claim.first_position + n: result.error for n, result in enumerate(results) if result.error is not None}
+    rejected = {
+        claim.row.first_position + n: result.error for n, result in enumerate(results) if result.error is not None
+    }
     finished = {**counts, "rejected": len(rejected)}
-    done_at = func.clock_timestamp()
-    done = change_rows(session, IngestBatch, _is_of(claim), BatchAction.FINISH, **finished, error=None, done_at=done_at)
-    if len(done) != 1:
+    if not finish_claim(session, claim, **finished):
         raise IngestNotRunning
     _strike_from_list(session, claim, rejected)
-    progress = _progress(session, claim.job_id)
-    session.execute(update(Job).where(Job.id == claim.job_id).values(progress=progress, error=None))
-    events.info("ingest.batch_recorded", job_id=claim.job_id, batch_id=claim.batch_id, **finished)
+    progress = {PHASE: _progress(session, claim.row.job_id).to_json()}
+    session.execute(update(Job).where(Job.id == claim.row.job_id).values(progress=progress, error=None))
+    events.info("ingest.batch_recorded", job_id=claim.row.job_id, batch_id=claim.row.id, **finished)
     crash_point("ingest.recorded")
 
 
 def _strike_from_list(session: Session, claim: BatchClaim, rejected: dict[int, str]) -> None:
     """Remove a batch's images from the list, but for those that were rejected, by position; keep why these were."""
-    last_position = claim.first_position + len(claim.items) - 1
     stored = delete(IngestReference).where(
-        IngestReference.job_id == claim.job_id,
-        IngestReference.position.between(claim.first_position, last_position),
+        IngestReference.job_id == claim.row.job_id,
+        IngestReference.position.between(claim.row.first_position, claim.row.last_position),
         IngestReference.position.not_in(list(rejected)),
     )
     session.execute(stored, execution_options={"synchronize_session": False})
     if rejected:
         reasons = [
-            {"job_id": claim.job_id, "position": position, "reason": _storable(reason)}
+            {"job_id": claim.row.job_id, "position": position, "reason": _storable(reason)}
             for position, reason in rejected.items()
         ]
         session.execute(update(IngestReference), reasons)
@@ -177,7 +174,7 @@ def _storable(reason: str) -> str:
     return reason[:_MOST_REASON_CHARACTERS].replace("\0", "").encode("utf-8", "replace").decode()
 
 
-def _progress(session: Session, job_id: int) -> dict[str, Any]:
+def _progress(session: Session, job_id: int) -> Phase:
     """Return how far an ingest is; its rate is that of the batches that were done last, since its state or its speed
     was changed: `updated_at` says when."""
     images = IngestBatch.last_position - IngestBatch.first_position + 1
@@ -196,21 +193,14 @@ def _progress(session: Session, job_id: int) -> dict[str, Any]:
     counted = recent[:_RECENT_BATCHES]
     since = recent[-1].done_at if len(recent) > _RECENT_BATCHES else began
     rate = rate_of(sum(row[0] for row in counted), (counted[0].done_at - since).total_seconds()) if counted else None
-    return {PHASE: asdict(phase_of(int(done), int(total), UNIT, rate))}
+    return phase_of(int(done), int(total), UNIT, rate)
 
 
 def release_batch(session: Session, claim: BatchClaim, sentence: str, retry_base_seconds: float) -> None:
-    """Give a claim back after a failure, with the reason, which the job shows until a batch is done; it can be claimed
-    again after a pause that doubles with every attempt, up to a minute."""
-    retry_at = seconds_from_now(pause_seconds(claim.attempts, retry_base_seconds))
+    """Give a claim back after a failure, with the reason, which the job shows until a batch is done."""
     reason = _storable(sentence)
-    change_rows(session, IngestBatch, _is_of(claim), BatchAction.RELEASE, error=reason, retry_at=retry_at)
-    session.execute(update(Job).where(Job.id == claim.job_id, Job.state == JobState.RUNNING).values(error=reason))
-
-
-def return_batch(session: Session, claim: BatchClaim) -> None:
-    """Give a claim back as if the batch had not been tried."""
-    change_rows(session, IngestBatch, _is_of(claim), BatchAction.RELEASE, attempts=IngestBatch.attempts - 1)
+    release_claim(session, claim, reason, retry_base_seconds)
+    session.execute(update(Job).where(Job.id == claim.row.job_id, Job.state == JobState.RUNNING).values(error=reason))
 
 
 def end_ingest(session: Session, job_id: int) -> bool:
@@ -219,10 +209,10 @@ def end_ingest(session: Session, job_id: int) -> bool:
     unfinished = select(func.count()).where(IngestBatch.job_id == job_id, IngestBatch.state != BatchState.DONE)
     if session.scalar(unfinished):
         return False
-    names = ("created", "replaced", "rejected")
-    sums = (func.coalesce(func.sum(getattr(IngestBatch, name)), 0) for name in names)
+    columns = (IngestBatch.created, IngestBatch.replaced, IngestBatch.rejected)
+    sums = (func.coalesce(func.sum(column), 0) for column in columns)
     counts = session.execute(select(*sums).where(IngestBatch.job_id == job_id)).one()
-    result = {name: int(count) for name, count in zip(names, counts, strict=True)}
+    result = IngestResult(*map(int, counts)).to_json()
     if succeed_job(session, job_id, result):
         events.info("ingest.succeeded", job_id=job_id, **result)
     return True
@@ -232,8 +222,3 @@ def unfinished_ingests(session: Session) -> Sequence[int]:
     """Return the ingests that a worker may have something to do for: what the sweep nudges."""
     query = select(Job.id).where(Job.kind == INGEST, Job.state.in_(WORKING), Job.speed > 0)
     return session.scalars(query.order_by(Job.id)).all()
-
-
-def _is_of(claim: BatchClaim) -> ColumnElement[bool]:
-    """Return the condition that a batch is the claimed one, and that nobody has taken it over."""
-    return (IngestBatch.id == claim.batch_id) & (IngestBatch.claim_token == claim.token)

@@ -7,10 +7,10 @@ a wrong URI costs its own image only.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import BinaryIO
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from service import logs
@@ -24,10 +24,11 @@ from service.domain.jobs import INGEST, get_job
 from service.domain.phases import phase_of
 from service.errors import TooLarge, Unprocessable
 from service.image_sources.source import ImageSource
+from service.json_records import JsonRecord
 from service.networks.encoders import check_encodes
 from service.queue import ADVANCE_INGEST, send_after_commit
 from service.settings import Settings
-from service.tables import IngestReference, Job
+from service.tables import IngestBatch, IngestReference, Job
 from service.vectors.arrow import check_columns, read_strings, read_table, refuse_no_rows
 
 events = logs.Events(__name__)
@@ -45,6 +46,14 @@ class InvalidReferences(Unprocessable):
 
 class TooManyReferences(TooLarge):
     """The list is longer than one job takes."""
+
+
+@dataclass(frozen=True)
+class IngestRequest(JsonRecord):
+    """What the job's row keeps of what was asked for: into which gallery, and how many images."""
+
+    gallery: str
+    images: int
 
 
 def read_references(body: BinaryIO) -> list[NewItem]:
@@ -83,8 +92,8 @@ def plan_ingest(
         kind=INGEST,
         state=JobState.QUEUED,
         gallery_id=gallery.id,
-        request={"gallery": gallery.name, UNIT: len(items)},
-        progress={PHASE: asdict(phase_of(0, len(items), UNIT))},
+        request=IngestRequest(gallery.name, len(items)).to_json(),
+        progress={PHASE: phase_of(0, len(items), UNIT).to_json()},
     )
     session.add(job)
     session.flush()  # its id is in the rows of the list
@@ -109,14 +118,9 @@ def _keep_list(session: Session, job_id: int, items: Sequence[NewItem]) -> None:
 
 
 def _plan_batches(session: Session, job_id: int, images: int, batch_images: int) -> None:
-    session.execute(
-        text(
-            "INSERT INTO ingest_batches (job_id, first_position, last_position)"
-            " SELECT :job_id, first, least(first + :size, :images) - 1"
-            " FROM generate_series(0, CAST(:images AS bigint) - 1, :size) AS first ORDER BY first"
-        ),
-        {"job_id": job_id, "images": images, "size": batch_images},
-    )
+    first = func.generate_series(0, images - 1, batch_images).column_valued("first")
+    batches = select(literal(job_id), first, func.least(first + batch_images, images) - 1).order_by(first)
+    session.execute(insert(IngestBatch).from_select(["job_id", "first_position", "last_position"], batches))
 
 
 def list_rejected(session: Session, job_id: int, after_position: int, limit: int) -> list[IngestReference]:

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.blobs import BlobDamaged, BlobMissing, BlobStore
 from service.db import Database
-from service.domain.gallery.generations import get_stored_generation
 from service.domain.judging.evidence import GalleryRows, JudgedItems
+from service.domain.judging.reference_pairs import versions_of
 from service.index.protocol import Ids, Vectors
 from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped, VersionEncoder
 from service.networks.images import InvalidImage, ReducedImage
@@ -93,7 +93,8 @@ def encode_queries(
     Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
     with database.session_scope() as session:
-        versions = _versions(session, upgrade)
+        before, after = versions_of(session, upgrade)
+        versions = (before.version, after.version)
         parameters = _parameters(upgrade, versions)
         rows = session.execute(text(_TO_ENCODE), parameters | {"most": most, "seed": seed}).all()
 
@@ -163,13 +164,6 @@ SELECT s.id, s.name, count(q.id) AS queries, count(q.id) FILTER (WHERE NOT ({_BO
 FROM query_sets s LEFT JOIN judged_queries q ON q.query_set_id = s.id {_VECTORS}
 WHERE s.gallery_id = :gallery_id GROUP BY s.id ORDER BY s.id
 """
-
-
-def _versions(session: Session, upgrade: Upgrade) -> tuple[ModelVersion, ModelVersion]:
-    return (
-        get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id).version,
-        get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id).version,
-    )
 
 
 def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -> dict[str, int | bool]:

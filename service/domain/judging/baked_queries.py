@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from service.domain.judging.guardrails import Bake, Figures
+from service.domain.guardrails import Bake, Figures
 from service.domain.upgrade_state import State
 
 KEPT = 5_000

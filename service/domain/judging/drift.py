@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
-from service.domain.gallery.current_rows import is_current
+from service.domain.gallery.current_rows import has_revision, is_current
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation, gone_if_dropped
 from service.domain.gallery.same_image import cosine
 from service.index.protocol import Vectors
@@ -144,7 +144,7 @@ def _draw(session: Session, stored: StoredGeneration, count: int) -> list[_Probe
         f" FROM probe_images m JOIN items i ON i.id = m.item_id JOIN {stored.table} e ON {is_current('e')}"
         " LEFT JOIN LATERAL ("
         "  SELECT CASE WHEN to_version_id = :version_id THEN embedding_to ELSE embedding_from END AS embedding"
-        "  FROM reference_pairs WHERE gallery_id = i.gallery_id AND item_id = i.id AND revision = i.revision"
+        f" FROM reference_pairs r WHERE r.gallery_id = i.gallery_id AND {has_revision('r')}"
         "  AND :version_id IN (from_version_id, to_version_id) ORDER BY created_at DESC LIMIT 1) p"
         f" ON e.origin = {int(Origin.TRANSFORMED)}"
         " WHERE m.gallery_id = :gallery_id"

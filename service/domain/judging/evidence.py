@@ -23,6 +23,7 @@ from service.domain.gallery.current_rows import (
     read_current_vectors,
 )
 from service.domain.gallery.generations import StoredGeneration, count_live, get_stored_generation
+from service.domain.judging.reference_pairs import IS_REFERENCE, pair_parameters, versions_of
 from service.index.protocol import Ids, Vectors
 from service.tables import Gallery, Generation, Task, Transformation, Upgrade
 from service.vectors.copy import read_rows
@@ -141,7 +142,9 @@ def judged_items(
     """Return up to `most` items that both versions encoded, drawn by `seed`; None where there are none."""
     columns = f"i.id, a.origin = {int(Origin.TRANSFORMED)} AS is_transformed, p.embedding_from, p.embedding_to"
     query = f"SELECT {columns} FROM {_evidence(*gallery.generations)} ORDER BY {_CHANCE} LIMIT :most"
-    drawn = list(session.execute(text(query), {**_parameters(*gallery.generations), "most": most, "seed": seed}))
+    drawn = list(
+        session.execute(text(query), {**pair_parameters(gallery.before, gallery.after), "most": most, "seed": seed})
+    )
     if not drawn:
         return None
     drawn.sort(key=lambda row: row.id)
@@ -176,7 +179,7 @@ def count_evidence(session: Session, upgrade: Upgrade, after_revision: int = 0) 
     """Return how many items both versions encoded, of those that changed after a revision."""
     generations = _generations(session, upgrade)
     query = f"SELECT count(*) FROM {_evidence(*generations)} AND i.revision > :after"
-    return session.scalar(text(query), {**_parameters(*generations), "after": after_revision}) or 0
+    return session.scalar(text(query), {**pair_parameters(*generations[:2]), "after": after_revision}) or 0
 
 
 def read_common_vectors(
@@ -210,11 +213,8 @@ def _read_common(
 
 def _generations(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration, StoredGeneration]:
     """Return what an upgrade leads from and to, and what its first leg reads."""
-    before, after, read = (
-        get_stored_generation(session, upgrade.gallery_id, generation_id)
-        for generation_id in (upgrade.from_generation_id, upgrade.to_generation_id, upgrade.legs[0].generation_id)
-    )
-    return before, after, read
+    read = get_stored_generation(session, upgrade.gallery_id, upgrade.legs[0].generation_id)
+    return *versions_of(session, upgrade), read
 
 
 _CHANCE = "hashint8extended(i.id, :seed)"
@@ -229,22 +229,13 @@ def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGen
     return (
         f"items i JOIN {before.table} b ON {is_current('b')} JOIN {after.table} a ON {is_current('a')}"
         f" JOIN {read.table} r ON {is_current('r')}"
-        " LEFT JOIN reference_pairs p ON p.gallery_id = i.gallery_id AND p.item_id = i.id AND p.revision = i.revision"
-        " AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id"
+        f" LEFT JOIN reference_pairs p ON {IS_REFERENCE}"
         # The few that may be evidence first: without, PostgreSQL joins the whole generations.
         " WHERE i.gallery_id = :gallery_id AND i.id IN (SELECT item_id FROM reference_pairs"
         " WHERE gallery_id = :gallery_id AND from_version_id = :from_version_id AND to_version_id = :to_version_id"
         f" UNION SELECT item_id FROM {after.table} WHERE origin = {int(Origin.ENCODED)})"
         f" AND (p.item_id IS NOT NULL OR a.origin = {int(Origin.ENCODED)} AND b.origin {from_pixels})"
     )
-
-
-def _parameters(before: StoredGeneration, after: StoredGeneration, _: StoredGeneration) -> dict[str, int]:
-    return {
-        "gallery_id": after.gallery_id,
-        "from_version_id": before.version.id,
-        "to_version_id": after.version.id,
-    }
 
 
 def _digests(transformation: Transformation) -> list[str]:

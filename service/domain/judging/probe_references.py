@@ -4,22 +4,26 @@ judged without anybody posting one."""
 from functools import partial
 
 from sqlalchemy import select, text
-from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
-from service.domain.gallery.generations import get_stored_generation
-from service.domain.judging.reference_pairs import NoReferenceAccepted, ReferenceImage, add_references
+from service.domain.judging.reference_pairs import (
+    IS_REFERENCE,
+    NoReferenceAccepted,
+    ReferenceImage,
+    add_references,
+    pair_parameters,
+    versions_of,
+)
 from service.networks.encoders import Encoders, EncodingFailed, EncodingStopped
-from service.tables import ModelVersion, ProbeImage, Upgrade
+from service.tables import ProbeImage, Upgrade
 
 events = logs.Events(__name__)
 
-_LACKING = """
+_LACKING = f"""
 SELECT i.external_id, i.id FROM probe_images m JOIN items i ON i.id = m.item_id
 WHERE m.gallery_id = :gallery_id AND NOT EXISTS (
-  SELECT FROM reference_pairs p WHERE p.gallery_id = i.gallery_id AND p.item_id = i.id AND p.revision = i.revision
-    AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id)
+  SELECT FROM reference_pairs p WHERE {IS_REFERENCE})
 ORDER BY i.id
 """
 
@@ -32,10 +36,10 @@ def encode_probe_images(database: Database, encoders: Encoders, upgrade: Upgrade
     Running it again does what is left. Raises `ArtifactUnusable` (409) for a network that cannot be loaded.
     """
     with database.session_scope() as session:
-        versions = _versions(session, upgrade)
-        if not all(version.has_networks for version in versions):
+        generations = versions_of(session, upgrade)
+        if not all(generation.version.has_networks for generation in generations):
             return
-        rows = session.execute(text(_LACKING), _parameters(upgrade, versions)).all()
+        rows = session.execute(text(_LACKING), pair_parameters(*generations)).all()
     images = [ReferenceImage(row.external_id, partial(_read, database, upgrade.gallery_id, row.id)) for row in rows]
     if not images:
         return
@@ -63,15 +67,3 @@ def _read(database: Database, gallery_id: int, item_id: int) -> bytes:
     query = select(ProbeImage.image).where(ProbeImage.gallery_id == gallery_id, ProbeImage.item_id == item_id)
     with database.session_scope() as session:
         return session.scalar(query) or b""
-
-
-def _versions(session: Session, upgrade: Upgrade) -> tuple[ModelVersion, ModelVersion]:
-    return (
-        get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id).version,
-        get_stored_generation(session, upgrade.gallery_id, upgrade.to_generation_id).version,
-    )
-
-
-def _parameters(upgrade: Upgrade, versions: tuple[ModelVersion, ModelVersion]) -> dict[str, int]:
-    before, after = versions
-    return {"gallery_id": upgrade.gallery_id, "from_version_id": before.id, "to_version_id": after.id}

@@ -20,7 +20,6 @@ from service.advisory_locks import AdvisoryLock, hold
 from service.audit import Act, Subject, record
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain import registry
 from service.domain.gallery.galleries import get_gallery
 from service.domain.judging.new_queries import (
     MAX_QUERIES,
@@ -33,6 +32,8 @@ from service.domain.judging.new_queries import (
     refuse_faults,
     vector_faults,
 )
+from service.domain.registry.blobs import delete_unreferenced_blobs
+from service.domain.registry.versions import get_version
 from service.errors import Conflict, NotFound
 from service.index.protocol import Vectors
 from service.networks.images import ImageDecoder, InvalidImage
@@ -144,7 +145,7 @@ def remove_query_set(database: Database, blobs: BlobStore, gallery_name: str, na
         session.execute(delete(QuerySet).where(QuerySet.id == query_set.id))
         record(session, Act.QUERY_SET_DELETED, Subject("gallery", gallery_name), before={"query_set": name})
     with database.session_scope() as session:
-        registry.delete_unreferenced_blobs(session, blobs, digests)
+        delete_unreferenced_blobs(session, blobs, digests)
 
 
 def _find(session: Session, gallery_name: str, name: str) -> QuerySet:
@@ -164,7 +165,7 @@ def _hold_gallery(session: Session, name: str) -> int:
 def _hold_version(session: Session, name: str) -> ModelVersion:
     """Keep the version from being deleted until the transaction ends."""
     session.execute(select(ModelVersion.id).where(version_named(name)).with_for_update(read=True, key_share=True))
-    return registry.get_version(session, name)
+    return get_version(session, name)
 
 
 def _refuse_taken_name(session: Session, gallery_id: int, name: str) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from service.db import Database
-from service.domain.gallery.current_rows import is_current
+from service.domain.gallery.current_rows import has_revision, is_current
 from service.domain.gallery.generations import StoredGeneration, get_stored_generation
 from service.domain.gallery.same_image import ANOTHER_IMAGE, StoredRow, stored_rows
 from service.errors import Unprocessable
@@ -24,6 +24,13 @@ from service.networks.images import InvalidImage, ReducedImage
 from service.tables import ReferencePair, Upgrade
 
 _POOL = 20  # of how many times as many items as are wanted they are drawn, so that a large gallery is not sorted
+
+
+# The condition that `p` of `reference_pairs` is the one of item `i` as it is, between the two versions of an upgrade.
+IS_REFERENCE = (
+    f"p.gallery_id = i.gallery_id AND {has_revision('p')}"
+    " AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id"
+)
 
 
 class NoReferenceAccepted(Unprocessable):
@@ -59,15 +66,8 @@ def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) 
     """Draw up to `wanted` items that have a current embedding and are no reference yet, the same for the same seed and
     items: of each label about its share of the gallery."""
     source = get_stored_generation(session, upgrade.gallery_id, upgrade.from_generation_id)
-    versions = versions_of(session, upgrade)
-    parameters = {
-        "gallery_id": upgrade.gallery_id,
-        "from_version_id": versions[0].version.id,
-        "to_version_id": versions[1].version.id,
-        "seed": seed,
-        "wanted": wanted,
-        "pool": wanted * _POOL,
-    }
+    pair = pair_parameters(*versions_of(session, upgrade))
+    parameters = {**pair, "seed": seed, "wanted": wanted, "pool": wanted * _POOL}
     chance = "hashint8extended(i.id, :seed)"
     drawn = session.scalars(
         text(
@@ -75,9 +75,7 @@ def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) 
             f" SELECT i.id, i.external_id, i.label, {chance} AS chance FROM items i"
             f" JOIN {source.table} e ON {is_current('e')}"
             " WHERE i.gallery_id = :gallery_id AND NOT EXISTS ("
-            "  SELECT FROM reference_pairs p WHERE p.gallery_id = i.gallery_id AND p.item_id = i.id"
-            "  AND p.revision = i.revision AND p.from_version_id = :from_version_id"
-            "  AND p.to_version_id = :to_version_id)"
+            f" SELECT FROM reference_pairs p WHERE {IS_REFERENCE})"
             f" ORDER BY {chance} LIMIT :pool)"
             " SELECT external_id FROM pool ORDER BY"
             " row_number() OVER (PARTITION BY label ORDER BY chance)::float8 / count(*) OVER (PARTITION BY label),"
@@ -90,18 +88,11 @@ def draw_references(session: Session, upgrade: Upgrade, wanted: int, seed: int) 
 
 def count_references(session: Session, upgrade: Upgrade) -> int:
     """Return how many references there are whose items are as they were."""
-    before, after = versions_of(session, upgrade)
     query = text(
-        "SELECT count(*) FROM reference_pairs p JOIN items i ON i.id = p.item_id AND i.revision = p.revision"
-        " AND i.deleted_at IS NULL WHERE p.gallery_id = :gallery_id AND p.from_version_id = :from_version_id"
-        " AND p.to_version_id = :to_version_id"
+        f"SELECT count(*) FROM reference_pairs p JOIN items i ON {IS_REFERENCE}"
+        " WHERE p.gallery_id = :gallery_id AND i.deleted_at IS NULL"
     )
-    parameters = {
-        "gallery_id": upgrade.gallery_id,
-        "from_version_id": before.version.id,
-        "to_version_id": after.version.id,
-    }
-    return session.scalar(query, parameters) or 0
+    return session.scalar(query, pair_parameters(*versions_of(session, upgrade))) or 0
 
 
 def add_references(
@@ -181,9 +172,7 @@ def pair_of(
 ) -> dict[str, object]:
     """Return the row of a reference: what both versions give for an item's image, (D_from,) and (D_to,) float32."""
     return {
-        "gallery_id": versions[0].gallery_id,
-        "from_version_id": versions[0].version.id,
-        "to_version_id": versions[1].version.id,
+        **pair_parameters(*versions),
         "item_id": row.item_id,
         "revision": row.revision,
         "embedding_from": before.astype("<f4").tobytes(),
@@ -203,6 +192,15 @@ def keep_pairs(session: Session, rows: Sequence[dict[str, object]]) -> None:
         ),
         [by_item[item_id] for item_id in sorted(by_item)],
     )
+
+
+def pair_parameters(before: StoredGeneration, after: StoredGeneration) -> dict[str, int]:
+    """Return what identifies the references between the versions of two generations of a gallery in SQL."""
+    return {
+        "gallery_id": after.gallery_id,
+        "from_version_id": before.version.id,
+        "to_version_id": after.version.id,
+    }
 
 
 def versions_of(session: Session, upgrade: Upgrade) -> tuple[StoredGeneration, StoredGeneration]:

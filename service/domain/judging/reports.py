@@ -6,13 +6,15 @@ when there is much more evidence, it is stale, and another one is made.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, defer
 
+from service.audit import actor_now
+from service.domain.decision import BY_ITSELF, Decision
 from service.domain.judging.evidence import count_evidence
 from service.domain.judging.gates import GateMetric, GateRule, Outcome
 from service.domain.verdict import Verdict
@@ -129,7 +131,12 @@ def is_stale(report: Report, gallery: Gallery) -> bool:
     return gallery.revision - report.revision > max(_LEAST_CHANGES, _STALE_SHARE * gallery.items)
 
 
-def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:
+def asked_now(report: int | None, reason: str | None, verdict: Verdict | None = None) -> Decision:
+    """Return that whoever is served here now wants an upgrade to go live."""
+    return Decision("request", reason, report, verdict, actor_now(), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def check_verdict(session: Session, upgrade: Upgrade) -> Decision:
     """Return on what verdict the upgrade goes live, and by whose wish, or raise `GatesHold` (409).
 
     Of itself it does so on a pass; when a person asked for it, unless a gate failed and that report's failure was not
@@ -139,15 +146,15 @@ def check_verdict(session: Session, upgrade: Upgrade) -> dict[str, Any]:
     verdict = Verdict.NOT_JUDGED if report is None else report.verdict
     number = None if report is None else report.number
     asked = upgrade.cutover_requested_at is not None
-    wish = upgrade.decision if asked and upgrade.decision is not None else {"by": "auto", "reason": None}
+    wish = upgrade.decision if asked and upgrade.decision is not None else BY_ITSELF
 
-    overridden = wish["reason"] is not None and wish.get("report") == number
+    overridden = wish.reason is not None and wish.report == number
     if not upgrade.observe:
         if report is not None and verdict is Verdict.FAIL and not overridden:
             raise GatesHold(_FAILED.format(number=report.number, gates=failed_gates(report.content)))
         if not asked and verdict is not Verdict.PASS:
             raise GatesHold(_NOT_PASSED.format(verdict=verdict))
-    return {**wish, "verdict": str(verdict), "report": number}
+    return replace(wish, verdict=verdict, report=number)
 
 
 def check_not_failed(session: Session, upgrade: Upgrade) -> None:

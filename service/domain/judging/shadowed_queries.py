@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from sqlalchemy import select, text
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.db import Database
 from service.domain.generation_stage import GenerationStage
-from service.domain.registry import encoder_of
+from service.domain.registry.versions import encoder_of
 from service.index.protocol import Ids, Vectors
-from service.index.replica import ServedGeneration
+from service.index.served import ServedGeneration
 from service.networks.encoders import Encoders, VersionWithoutNetworks, in_one_thread
-from service.tables import ShadowedQuery, Upgrade
+from service.tables import Upgrade
 
 events = logs.Events(__name__)
 
@@ -64,6 +64,10 @@ DELETE FROM shadowed_queries WHERE id IN (
   FOR UPDATE SKIP LOCKED)
 """
 _REMOVE_ALL = "DELETE FROM shadowed_queries WHERE id IN (SELECT id FROM shadowed_queries FOR UPDATE SKIP LOCKED)"
+_ANSWERS = """
+SELECT answers_before, answers_after FROM shadowed_queries
+WHERE gallery_id = :gallery_id AND to_generation_id = :to_generation_id ORDER BY id
+"""
 
 
 class ShadowDraw:
@@ -253,10 +257,8 @@ class ShadowedAnswers:
 
 def shadowed_answers(session: Session, upgrade: Upgrade) -> ShadowedAnswers | None:
     """Return the answers that are kept of an upgrade's queries, oldest first; None where there are none."""
-    query = select(ShadowedQuery.answers_before, ShadowedQuery.answers_after).where(
-        ShadowedQuery.gallery_id == upgrade.gallery_id, ShadowedQuery.to_generation_id == upgrade.to_generation_id
-    )
-    rows = session.execute(query.order_by(ShadowedQuery.id)).all()
+    key = {"gallery_id": upgrade.gallery_id, "to_generation_id": upgrade.to_generation_id}
+    rows = session.execute(text(_ANSWERS), key).all()
     if not rows:
         return None
     return ShadowedAnswers(*(np.array([row[place] for row in rows], np.int64) for place in (0, 1)))

@@ -15,7 +15,7 @@ from service import logs
 from service.db import Database
 from service.domain.gallery.galleries import Bake
 from service.domain.judging.baked_queries import Compared, note_compared
-from service.index.replica import ServedGeneration
+from service.index.served import ServedGeneration
 
 events = logs.Events(__name__)
 

@@ -11,7 +11,7 @@ from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.search.answers import InvalidQuery, Query
 from service.domain.search.filters import compile_filter
 from service.index.protocol import NO_ID, Ids, SearchResult, Vectors
-from service.index.replica import ServedGeneration
+from service.index.served import ServedGeneration
 from service.tables import Gallery, Item
 
 

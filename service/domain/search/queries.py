@@ -22,7 +22,7 @@ from service.domain.gallery.items import UnknownItem
 from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import QuerySamples
 from service.domain.judging.shadowed_queries import Shadowing
-from service.domain.registry import encoder_of
+from service.domain.registry.versions import encoder_of
 from service.domain.search import bakes, canary, groups, pages
 from service.domain.search.answers import Answer, InvalidQuery, Neighbor, Query, Which
 from service.domain.search.canary_counts import CanaryCounts
@@ -33,7 +33,8 @@ from service.domain.search.filters import compile_filter
 from service.domain.search.rates import SearchRates
 from service.errors import Conflict, GalleryError, Gone, Unavailable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
-from service.index.replica import GenerationGone, NotServed, Replicas, ServedGeneration, difference
+from service.index.replica import Replicas
+from service.index.served import GenerationGone, NotServed, ServedGeneration, difference
 from service.networks.encoders import (
     Encoders,
     EncodingFailed,

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.access.tenancy import own_or_shared
 from service.domain.choice import choose, unsoundness
-from service.domain.registry import NetworkStore
+from service.domain.registry.registration import NetworkStore
 from service.errors import Unprocessable
 from service.tables import ModelVersion, Task, Transformation
 

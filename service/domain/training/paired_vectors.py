@@ -16,7 +16,8 @@ from service.domain.training.files import FeatureRows, TrainingFiles, Vectors, l
 from service.durable import file_sha256
 from service.errors import GalleryError, TooLarge, Unprocessable
 from service.tables import ModelVersion
-from service.vectors.arrow import UnknownFormat, is_text, plain_values, read_vectors, refuse_unknown_columns
+from service.vectors.arrow import UnknownFormat, plain_values, read_vectors, refuse_unknown_columns
+from service.vectors.arrow_bytes import is_text
 
 _REQUIRED = ("embedding_from", "embedding_to")
 _OPTIONAL = ("side_information_from", "side_information_to", "label")

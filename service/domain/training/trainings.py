@@ -8,8 +8,8 @@ training that kills its worker again and again fails, after pauses that double.
 
 import math
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -25,12 +25,14 @@ from service.db import Database
 from service.domain.job_state import UNFINISHED, JobAction, JobState
 from service.domain.jobs import TRAINING, change_jobs, fail_job, succeed_job
 from service.domain.phases import Phase, phase_of, rate_of
-from service.domain.registry import NetworkStore, get_version, register_transformation
+from service.domain.registry.registration import NetworkStore, register_transformation
+from service.domain.registry.versions import get_version
 from service.domain.training.chains import chained_transformations
 from service.domain.training.datasets import PairFiles, find_dataset
 from service.domain.training.files import TrainingFiles, remove_unwanted
 from service.domain.training.paired_vectors import PairLimits, StoredPairs, check_bytes, store_pairs
 from service.errors import Unprocessable
+from service.json_records import JsonRecord
 from service.networks.encoders import check_encodes
 from service.queue import ADVANCE_TRAINING, send_after_commit
 from service.settings import Settings
@@ -71,7 +73,7 @@ class ListedImages:
 
 
 @dataclass(frozen=True)
-class TrainingRequest:
+class TrainingRequest(JsonRecord):
     """What the job's row keeps of what was asked for, and of what the training learns from."""
 
     from_version: str
@@ -87,19 +89,26 @@ class TrainingRequest:
     @classmethod
     def of(cls, job: Job) -> Self:
         """Return the request of a training's job."""
-        assert job.request is not None
-        values = dict(job.request)
-        source = ListedImages if "images" in values else StoredPairs
-        learns_from = source(**{field.name: values.pop(field.name) for field in fields(source)})
-        chained = tuple(values.pop("chained_transformations", ()))
-        return cls(learns_from=learns_from, chained_transformations=chained, **values)
+        return cls.from_json(job.request or {})
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the request that a row keeps; the keys of `learns_from` lie beside the others."""
+        return super().from_json({**values, "learns_from": values})
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the row keeps; the keys of `learns_from` lie beside the others."""
-        values = asdict(self)
-        del values["learns_from"]
-        chained = list(self.chained_transformations)
-        return {**values, **asdict(self.learns_from), "chained_transformations": chained}
+        """Return what the row keeps."""
+        values = super().to_json()
+        learns_from: dict[str, Any] = values.pop("learns_from")
+        return values | learns_from
+
+
+@dataclass(frozen=True)
+class TrainingResult(JsonRecord):
+    """What a training made, by its id, and the transformations that it learned from too."""
+
+    transformation: int
+    chained_transformations: tuple[int, ...]
 
 
 _MOST_LOSSES = 200
@@ -159,7 +168,7 @@ def plan_training(store: NetworkStore, wanted: WantedTraining, pairs: BinaryIO |
         state=JobState.QUEUED,
         file_prefix=prefix,
         request=request.to_json(),
-        progress={name: asdict(phase) for name, phase in _planned_phases(request).items()},
+        progress={name: phase.to_json() for name, phase in _planned_phases(request).items()},
     )
     session.add(job)
     session.flush()  # its id is the answer
@@ -212,7 +221,7 @@ def training_phase(done: int, total: int, unit: str, seconds: float, losses: Seq
 
 def phases_of(job: Job) -> dict[str, TrainingPhase]:
     """Return how far a training is, by the names of its phases."""
-    return {name: TrainingPhase(**values) for name, values in job.progress.items()}
+    return {name: TrainingPhase.from_json(values) for name, values in job.progress.items()}
 
 
 def begin_slice(session: Session, job_id: int, settings: Settings) -> Job | None:
@@ -255,7 +264,7 @@ def record_failed_attempt(session: Session, job_id: int, sentence: str) -> None:
 
 def record_phase(session: Session, job_id: int, name: str, phase: TrainingPhase) -> None:
     """Record how far a phase is. Raises `TrainingEnded` when the job does not run any more."""
-    merged = Job.progress.op("||")(cast({name: asdict(phase)}, JSONB))
+    merged = Job.progress.op("||")(cast({name: phase.to_json()}, JSONB))
     running = session.scalar(
         update(Job).where(_runs(job_id)).values(progress=merged, updated_at=func.now()).returning(Job.id)
     )
@@ -291,8 +300,7 @@ def complete_training(store: NetworkStore, job_id: int, trained: TrainedTransfor
         transformation = register_transformation(store, before.name, after.name, trained.h, trained.g, reason)
     transformation.training = _training_record(job, request, trained)
     transformation.metrics = trained.metrics
-    chained = list(request.chained_transformations)
-    succeed_job(store.session, job_id, {"transformation": transformation.id, "chained_transformations": chained})
+    succeed_job(store.session, job_id, TrainingResult(transformation.id, request.chained_transformations).to_json())
     events.info("training.succeeded", job_id=job_id, transformation_id=transformation.id)
 
 

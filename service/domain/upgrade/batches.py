@@ -14,20 +14,27 @@ transformed or stored (`service.networks.transformations.PoisonedItems`) is not:
 others are done. Then the upgrade fails and names them all, so that whoever mends them retries once.
 """
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from psycopg.errors import UniqueViolation
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import func, text
 from sqlalchemy.orm import Session
 
 from service import logs
 from service.crash_points import crash_point
 from service.db import Database, driver_connection
-from service.domain.batch_state import BatchAction, BatchState
-from service.domain.claims import change_rows, claim_rows, pause_seconds, seconds_from_now
+from service.domain.batch_state import BatchAction
+from service.domain.claims import (
+    Claim,
+    change_rows,
+    claim_rows,
+    finish_claim,
+    lock_claimed,
+    lose_when_frozen,
+    return_claim,
+)
 from service.domain.gallery.current_rows import current_rows_query, is_current, lacks_current
 from service.domain.gallery.generations import (
     StoredGeneration,
@@ -36,6 +43,7 @@ from service.domain.gallery.generations import (
     stage_embeddings,
     upsert_clause,
 )
+from service.domain.refused_rows import RefusedItem, RefusedItems
 from service.domain.upgrade.catch_up import insert_batches
 from service.domain.upgrade.upgrades import NAMED_ITEMS, change_state, lock_state
 from service.domain.upgrade_state import Action, State
@@ -52,17 +60,6 @@ _WORKED_ON_IN: dict[BatchPhase, frozenset[State]] = {
     "catching_up": TRANSFORMABLE,
     "smoothing": frozenset({State.SMOOTHING}),
 }
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to work on one batch, until its token is replaced."""
-
-    batch_id: int
-    upgrade_id: int
-    token: uuid.UUID
-    attempts: int
-    last_error: str | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def plan_batches(session: Session, upgrade_id: int, batch_items: int) -> None:
     insert_batches(session, upgrade, "transforming", batch_items, source, parameters)
 
 
-def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Claim | None:
+def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Claim[UpgradeBatch] | None:
     """Claim a batch that is pending, or whose claimer is gone; None when there is none to take.
 
     Committed at once, so that an attempt counts even if it kills the worker.
@@ -96,74 +93,43 @@ def claim_batch(database: Database, upgrade_id: int, lease_seconds: float) -> Cl
     # 1.
     with database.session_scope() as session:
         wanted = (UpgradeBatch.upgrade_id == upgrade_id) & UpgradeBatch.refused.is_(None)
-        found = claim_rows(session, UpgradeBatch, wanted, UpgradeBatch.id, 1, lease_seconds)
-        if not found:
-            return None
-        (batch,) = found
-
-    crash_point("batch.claimed")
-    assert batch.claim_token is not None
-    return Claim(batch.id, upgrade_id, batch.claim_token, batch.attempts, batch.error)
+        claim = claim_rows(session, UpgradeBatch, wanted, UpgradeBatch.id, 1, lease_seconds)
+    if claim is not None:
+        crash_point("batch.claimed")
+    return claim
 
 
-def work_on_batch(session: Session, claim: Claim, work: Work) -> int | None:
+def work_on_batch(session: Session, claim: Claim[UpgradeBatch], work: Work) -> int | None:
     """Work on a claimed batch and mark it done, in the session's one transaction; return the rows written.
 
     None when there is nothing to do any more: the upgrade was paused or ended, or the claim was taken over.
     """
-    # A worker that is frozen in the middle loses its connection, and with it the batch, after this time; one that waits
-    # for its turn to compute does not come near it.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '300s'"))
+    lose_when_frozen(session)
 
     # 2.
-    upgrade = lock_state(session, claim.upgrade_id, shared=True)
-    batch = session.scalar(
-        select(UpgradeBatch).where(_is_of(claim), UpgradeBatch.state == BatchState.CLAIMED).with_for_update()
-    )
-    if batch is None:
+    upgrade = lock_state(session, claim.row.upgrade_id, shared=True)
+    if not lock_claimed(session, claim):
         return None
+    batch = claim.row
     if upgrade.state not in _WORKED_ON_IN[batch.phase]:
-        return_batch(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
+        return_claim(session, claim)  # nothing was tried: it waits for a resume as if it had not been claimed
         return None
     rows = work(session, upgrade, ItemRange(batch.first_item_id, batch.last_item_id))
 
     # 3.
-    done_at = func.clock_timestamp()
-    values = {"rows": rows, "error": None, "done_at": done_at}
-    finished = change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.FINISH, **values)
-    if len(finished) != 1:
+    if not finish_claim(session, claim, rows=rows):
         raise RuntimeError(f"Batch {batch.id} left its claim while its row was locked.")
     events.info("upgrade.batch_recorded", upgrade_id=upgrade.id, batch_id=batch.id, items=rows)
     return rows
 
 
-def release_batch(session: Session, claim: Claim, sentence: str, retry_base_seconds: float) -> None:
-    """Give a claim back after a failure, with the reason; it can be claimed again after a pause that doubles with every
-    attempt, from `retry_base_seconds` up to a minute."""
-    retry_at = seconds_from_now(pause_seconds(claim.attempts, retry_base_seconds))
-    change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.RELEASE, error=sentence, retry_at=retry_at)
-
-
-def set_aside(session: Session, claim: Claim, reasons: dict[int, str]) -> None:
+def set_aside(session: Session, claim: Claim[UpgradeBatch], reasons: dict[int, str]) -> None:
     """Give a claim back because of items that cannot be upgraded, for reasons by their ids; it is not claimed again
     before a retry of the upgrade."""
-    first = [{"item_id": item_id, "reason": reasons[item_id]} for item_id in sorted(reasons)[:NAMED_ITEMS]]
-    refused = {"count": len(reasons), "first": first}
-    change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.RELEASE, refused=refused)
-    events.warning("upgrade.items_refused", upgrade_id=claim.upgrade_id, batch_id=claim.batch_id, items=len(reasons))
-
-
-def return_batch(session: Session, claim: Claim) -> None:
-    """Give a claim back as if the batch had not been tried."""
-    change_rows(session, UpgradeBatch, _is_of(claim), BatchAction.RELEASE, attempts=UpgradeBatch.attempts - 1)
-
-
-def _is_of(claim: Claim) -> ColumnElement[bool]:
-    """Return the condition that a batch is the claimed one, and that nobody has taken it over.
-
-    Whoever gives back a claim that was taken over moves no row, and need not know: the batch is another's by then.
-    """
-    return (UpgradeBatch.id == claim.batch_id) & (UpgradeBatch.claim_token == claim.token)
+    first = tuple(RefusedItem(item_id, reasons[item_id]) for item_id in sorted(reasons)[:NAMED_ITEMS])
+    refused = RefusedItems(len(reasons), first)
+    change_rows(session, UpgradeBatch, claim.holds(), BatchAction.RELEASE, refused=refused)
+    events.warning("upgrade.items_refused", upgrade_id=claim.row.upgrade_id, batch_id=claim.row.id, items=len(reasons))
 
 
 def transform_items(session: Session, upgrade: Upgrade, items: ItemRange, transform: Transform) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.audit import Act, Subject, record
-from service.domain.judging.guardrails import Bake
+from service.domain.guardrails import Bake
 from service.domain.upgrade.trials import set_bake, set_canary
 from service.domain.upgrade.upgrades import get_upgrade, set_speed
 from service.tables import Upgrade
@@ -43,4 +43,5 @@ def change_upgrade(session: Session, upgrade_id: int, change: UpgradeChange) -> 
 
 def _tried(upgrade: Upgrade) -> dict[str, Any]:
     """Return how much of an upgrade is tried on users' queries."""
-    return {"canary": upgrade.canary, "bake": upgrade.bake, "bake_result": upgrade.bake_result}
+    bake, result = (None if kept is None else kept.to_json() for kept in (upgrade.bake, upgrade.bake_result))
+    return {"canary": upgrade.canary, "bake": bake, "bake_result": result}

@@ -16,28 +16,28 @@ known to be complete: since it was verified, or since it stopped being the activ
 """
 
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
 
 from sqlalchemy import BigInteger, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Session
 
 from service import logs
-from service.audit import Act, Actor, Subject, record
+from service.audit import Act, Subject, actor_now, record
 from service.crash_points import crash_point
 from service.domain.gallery.current_rows import delete_orphans, missing_items
 from service.domain.gallery.galleries import find_open_upgrade, lock_gallery
 from service.domain.gallery.generations import GenerationKey, change_generation, drop_generation
 from service.domain.gallery.writes import delete_items
 from service.domain.generation_stage import GenerationAction
-from service.domain.judging.reports import GatesHold, check_verdict, is_stale, newest_report
+from service.domain.guardrails import BakeResult, Outcome
+from service.domain.judging.reports import GatesHold, asked_now, check_verdict, is_stale, newest_report
 from service.domain.upgrade.batches import ItemRange, Transform, transform_items
-from service.domain.upgrade.trials import Outcome, bake_end, check_not_baked, end_bake, is_baked
+from service.domain.upgrade.trials import bake_end, check_not_baked, end_bake, is_baked
 from service.domain.upgrade.upgrades import change_state, lock_state
 from service.domain.upgrade_state import OPEN, Action, State, advance
 from service.errors import Conflict
-from service.tables import Gallery, Item, Upgrade
+from service.identity import Actor
+from service.tables import Gallery, Item, Json, Upgrade
 
 events = logs.Events(__name__)
 
@@ -95,10 +95,8 @@ def request_cutover(session: Session, upgrade_id: int, override: str | None = No
 
     report = newest_report(session, upgrade_id)
     upgrade.cutover_requested_at = func.now()
-    number, actor = None if report is None else report.number, Actor.now()
-    asked_at = datetime.now(UTC).isoformat(timespec="seconds")
-    asked = {"asked_by": actor.to_json(), "asked_at": asked_at}
-    upgrade.decision = {"by": "request", "reason": override, "report": number, **asked}
+    number = None if report is None else report.number
+    upgrade.decision = asked_now(number, override)
     session.flush()
     session.refresh(upgrade)
     check_verdict(session, upgrade)
@@ -160,7 +158,7 @@ def cut_over(session: Session, upgrade_id: int, transform: Transform, max_change
 
     # 3.
     _switch(session, gallery, target, verified)
-    _record_switch(session, Act.CUTOVER, upgrade, decision)
+    _record_switch(session, Act.CUTOVER, upgrade, decision.audited(), decision.reason, decision.asked_by)
     return change_state(
         session,
         upgrade_id,
@@ -201,9 +199,10 @@ def roll_back(
     # 3.
     _switch(session, gallery, target, since)
     if is_baked(upgrade):
-        end_bake(session, upgrade, Outcome.ENDED, "The bake ended: the upgrade was rolled back by request.")
+        sentence = "The bake ended: the upgrade was rolled back by request."
+        end_bake(session, upgrade, BakeResult(Outcome.ENDED, sentence, None))
     by = "request" if guardrails is None else "guardrails"
-    _record_switch(session, Act.ROLLBACK, upgrade, {"by": by, "reason": guardrails, "accepted_loss": len(names)})
+    _record_switch(session, Act.ROLLBACK, upgrade, {"by": by, "accepted_loss": len(names)}, guardrails)
     upgrade = change_state(session, upgrade_id, Action.ROLLBACK)
     drop_generation(session, upgrade.to_generation_id)
     return upgrade
@@ -252,22 +251,22 @@ def check_finalize(session: Session, upgrade: Upgrade) -> None:
         raise OtherUpgradeFirst(_GENERATION_READ.format(upgrade=reader.id))
 
 
-def _record_switch(session: Session, act: Act, upgrade: Upgrade, decision: dict[str, Any]) -> None:
+def _record_switch(
+    session: Session, act: Act, upgrade: Upgrade, decided: Json, reason: str | None, asked_by: Actor | None = None
+) -> None:
     """Audit that the active generation changes, as the act of whoever asked for it: a worker may do it for them. What
     comes by itself is in the audit of the gallery's tenant."""
     active, other = upgrade.from_generation_id, upgrade.to_generation_id
     before, after = (other, active) if act is Act.ROLLBACK else (active, other)
-    decided = {name: value for name, value in decision.items() if name not in ("asked_by", "reason")}
     tenant = session.scalars(select(Gallery.tenant).where(Gallery.id == upgrade.gallery_id)).one()
-    asked_by = decision.get("asked_by")
     record(
         session,
         act,
         Subject("upgrade", upgrade.id),
         before={"generation": before},
         after={"generation": after, **decided},
-        reason=decision["reason"],
-        actor=Actor(**asked_by) if asked_by else replace(Actor.now(), tenant=tenant),
+        reason=reason,
+        actor=asked_by or replace(actor_now(), tenant=tenant),
     )
 
 

@@ -8,6 +8,7 @@ since it would lose items or another upgrade stands on the generation, leaves th
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlalchemy import func, select
@@ -16,11 +17,11 @@ from sqlalchemy.orm import Session
 from service import logs
 from service.crash_points import crash_point
 from service.db import Database
+from service.domain.guardrails import BakeResult, Broken, Figures, FiguresAtEnd, Outcome, broken_guardrails
 from service.domain.judging.baked_queries import figures_of
-from service.domain.judging.guardrails import Bake, Broken, Figures, broken_guardrails
 from service.domain.judging.reports import get_report
 from service.domain.upgrade.cutover import NotComplete, OtherUpgradeFirst, roll_back
-from service.domain.upgrade.trials import Outcome, end_bake, is_baked
+from service.domain.upgrade.trials import end_bake, is_baked
 from service.domain.upgrade.upgrades import lock_state
 from service.domain.upgrade_state import State
 from service.domain.verdict import Verdict
@@ -56,7 +57,7 @@ def look(session: Session, upgrade_id: int) -> bool:
     if not is_baked(upgrade) or upgrade.bake is None:
         return False  # somebody else was first
 
-    bake = Bake.from_json(upgrade.bake)
+    bake = upgrade.bake
     figures = figures_of(session, upgrade_id, bake)
     broken = broken_guardrails(bake, figures, _expected_overlap(session, upgrade))
     if broken:
@@ -79,7 +80,7 @@ def _record_refusal(session: Session, upgrade_id: int, reason: str) -> None:
     upgrade = lock_state(session, upgrade_id)
     if not is_baked(upgrade) or upgrade.bake is None:
         return
-    bake = Bake.from_json(upgrade.bake)
+    bake = upgrade.bake
     figures = figures_of(session, upgrade_id, bake)
     broken = broken_guardrails(bake, figures, _expected_overlap(session, upgrade))
     sentence = f"Guardrails broke ({_listed(broken)}), and the upgrade stays live: {reason}"
@@ -92,19 +93,19 @@ def _end(
     outcome: Outcome,
     sentence: str,
     figures: Figures,
-    broken: list[Broken] | None = None,
+    broken: Sequence[Broken] = (),
 ) -> None:
-    found = {**asdict(figures), "broken": [asdict(each) for each in broken or []]}
-    end_bake(session, upgrade, outcome, sentence, found)
+    found = FiguresAtEnd(**asdict(figures), broken=tuple(broken))
+    end_bake(session, upgrade, BakeResult(outcome, sentence, found))
 
 
 def _expected_overlap(session: Session, upgrade: Upgrade) -> float | None:
     """Return how alike the report on which the upgrade went live found the answers of both generations, if it passed:
     those to shadowed queries, or else to its own."""
-    decision = upgrade.decision or {}
-    if decision.get("verdict") != Verdict.PASS or decision.get("report") is None:
+    decision = upgrade.decision
+    if decision is None or decision.verdict is not Verdict.PASS or decision.report is None:
         return None
-    measured = json.loads(get_report(session, upgrade.id, decision["report"]).content)["measurements"]
+    measured = json.loads(get_report(session, upgrade.id, decision.report).content)["measurements"]
     churn = measured["churn"] or measured["churn_of_queries"]
     return None if churn is None else churn["overlap"]
 

@@ -12,7 +12,7 @@ from service.access.tenancy import own_or_shared
 from service.column_types import Leg
 from service.domain.choice import choose, unsoundness
 from service.domain.gallery.generations import StoredGeneration
-from service.domain.registry import get_transformation
+from service.domain.registry.transformations import get_transformation
 from service.domain.upgrade.history import Histories
 from service.errors import Conflict
 from service.tables import ModelVersion, Task, Transformation

@@ -8,12 +8,12 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.audit import Act, Subject, record
-from service.domain import registry
 from service.domain.gallery.galleries import find_open_upgrade, get_gallery, lock_gallery
 from service.domain.gallery.generations import StoredGeneration, add_generation, stored_generations
 from service.domain.generation_stage import GenerationStage
+from service.domain.guardrails import Bake
 from service.domain.judging.gates import GateRule, rules_for
-from service.domain.judging.guardrails import Bake
+from service.domain.registry.versions import get_version
 from service.domain.upgrade.disk import Bytes, check_room, generation_bytes
 from service.domain.upgrade.path_reasons import reason_for
 from service.domain.upgrade.paths import FoundLeg, find_legs
@@ -70,7 +70,7 @@ class Outline:
 
 def outline_upgrade(session: Session, wanted: WantedUpgrade) -> Outline:
     """Return what an upgrade would do; refuses what `plan_upgrade` would refuse, but for a disk that is too small."""
-    version = registry.get_version(session, wanted.to_version)
+    version = get_version(session, wanted.to_version)
     return _outline(session, get_gallery(session, wanted.gallery_name), version, wanted)
 
 
@@ -81,7 +81,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     `NoPath` and `ErasesItems` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), and `NoRoom`
     (507).
     """
-    version = registry.get_version(session, wanted.to_version)
+    version = get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
     outline = _outline(session, gallery, version, wanted)
     rules_for(gallery.task, wanted.gates)  # raises for one that cannot be
@@ -106,7 +106,7 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         speed=wanted.speed,
         gates=[asdict(rule) for rule in wanted.gates],
         observe=wanted.observe,
-        bake=None if wanted.bake is None else wanted.bake.to_json(),
+        bake=wanted.bake,
         smoothing=None if wanted.smoothing is None else wanted.smoothing.to_json(),
         state=State.PLANNED,
         start_revision=gallery.revision,
@@ -134,7 +134,7 @@ def _begin(session: Session, upgrade: Upgrade, gallery_name: str, to_version: st
         "cutover": upgrade.cutover,
         "gates": upgrade.gates,
         "observe": upgrade.observe,
-        "bake": upgrade.bake,
+        "bake": None if upgrade.bake is None else upgrade.bake.to_json(),
         "smoothing": upgrade.smoothing,
     }
     record(session, Act.UPGRADE_OPENED, Subject("upgrade", upgrade.id), after=opened)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
 from service.domain.batch_state import BatchState
-from service.domain.jobs import INDEX_BUILD, BuildProgress
+from service.domain.jobs import INDEX_BUILD, BuildProgress, BuildResult
 from service.domain.judging.reports import newest_reports
 from service.domain.phases import Phase, phase_of, rate_of
 from service.domain.upgrade.upgrades import events_of, get_upgrade
@@ -184,9 +184,9 @@ def _rows(build: Job | None, now: datetime, moving: bool) -> Phase:
     if build is None or (not build.progress and build.result is None):
         return phase_of(0, 0, "rows")
     if build.result is not None:
-        rows = build.result["rows"]
-        return phase_of(rows, rows, "rows", rate_of(rows, build.result["seconds"]))
-    built = BuildProgress(**build.progress)
+        result = BuildResult.from_json(build.result)
+        return phase_of(result.rows, result.rows, "rows", rate_of(result.rows, result.seconds))
+    built = BuildProgress.from_json(build.progress)
     rate = rate_of(built.done, (build.updated_at - build.created_at).total_seconds())
     since_seconds = (now - build.updated_at).total_seconds()
     return phase_of(built.done, built.total, "rows", rate, since_seconds=since_seconds, moving=moving)

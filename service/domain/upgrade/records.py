@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from service.audit import Subject, content_of, entries_about, head_of
 from service.canonical_json import digest_of
 from service.domain.upgrade.upgrades import events_of, get_upgrade
+from service.json_records import JsonRecord
 from service.signatures import Signer
 from service.tables import Gallery, Generation, Json, ModelVersion, Report, Transformation, Upgrade, UpgradeBatch
 
@@ -53,8 +54,8 @@ def record_of(session: Session, upgrade_id: int) -> Json:
         ],
         "counts": {"items": gallery.items, **_counts(session, upgrade_id)},
         "reports": [_report(report) for report in _reports(session, upgrade_id)],
-        "decision": upgrade.decision,
-        "bake": {"wanted": upgrade.bake, "result": upgrade.bake_result},
+        "decision": _json(upgrade.decision),
+        "bake": {"wanted": _json(upgrade.bake), "result": _json(upgrade.bake_result)},
         "events": [
             {"id": event.id, "state": event.state, "note": event.note, "at": _at(event.at)}
             for event in events_of(session, upgrade_id)
@@ -145,6 +146,10 @@ def _report(report: Report) -> Json:
         "gates": gates,
         "created_at": _at(report.created_at),
     }
+
+
+def _json(kept: JsonRecord | None) -> Json | None:
+    return None if kept is None else kept.to_json()
 
 
 def _at(moment: datetime | None) -> str | None:

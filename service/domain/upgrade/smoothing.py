@@ -10,7 +10,7 @@ It is asked for when the upgrade is; nothing is smoothed otherwise. The steps:
 A row that a writer replaced meanwhile is left alone, and so is one that h makes after R.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ from service.domain.upgrade.upgrades import change_state, get_upgrade
 from service.domain.upgrade_state import Action
 from service.index.protocol import Metric, Vectors
 from service.index.smoothing import Neighbourhoods
+from service.json_records import JsonRecord
 from service.metrics import UPGRADE_BATCH_SECONDS
-from service.tables import Generation, Json, Upgrade
+from service.tables import Generation, Upgrade
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
 from service.vectors.storing import NotStorable, to_storage
@@ -41,19 +42,16 @@ _INDEX_CHANGED = (
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class Smoothing(JsonRecord):
     """Each row becomes (1 - share) of itself and `share` of the mean of its `neighbors` nearest rows."""
 
     share: float
     neighbors: int
 
-    def to_json(self) -> Json:
-        return asdict(self)
-
 
 def smoothing_of(upgrade: Upgrade) -> Smoothing | None:
     """Return how the upgrade's rows are to be smoothed; None: not at all."""
-    return None if upgrade.smoothing is None else Smoothing(**upgrade.smoothing)
+    return None if upgrade.smoothing is None else Smoothing.from_json(upgrade.smoothing)
 
 
 def waits_for_smoothing(upgrade: Upgrade) -> bool:

@@ -6,7 +6,6 @@ when a user ends it, or with the state `live`. Each change is an event with a no
 """
 
 from datetime import timedelta
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import func
@@ -14,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from service import logs
 from service.domain.gallery.generations import get_stored_generation
+from service.domain.guardrails import Bake, BakeResult, Outcome
 from service.domain.judging.baked_queries import forget_compared
-from service.domain.judging.guardrails import Bake
 from service.domain.judging.reports import check_not_failed, failed_report
 from service.domain.upgrade.upgrades import NotReady, UpgradeEnded, get_upgrade, lock_state, note_event
 from service.domain.upgrade_state import OPEN, State
@@ -28,16 +27,6 @@ events = logs.Events(__name__)
 
 class BakeRuns(Conflict):
     """The upgrade is baked; it is neither final nor is its bake to be changed before that ends."""
-
-
-class Outcome(StrEnum):
-    """How a bake ended."""
-
-    PASSED = "passed"  # its minutes are over, and no guardrail broke
-    UNDECIDED = "undecided"  # its minutes are over, and there were fewer queries than guardrails decide by
-    ROLLED_BACK = "rolled_back"  # a guardrail broke
-    NOT_ROLLED_BACK = "not_rolled_back"  # a guardrail broke, and a rollback was refused
-    ENDED = "ended"  # a user ended it
 
 
 # Why a change is refused.
@@ -87,9 +76,9 @@ def set_bake(session: Session, upgrade_id: int, bake: Bake | None) -> Upgrade:
     if is_baked(upgrade):
         if bake is not None:
             raise _runs(upgrade)
-        end_bake(session, upgrade, Outcome.ENDED, "The bake was ended by request.")
+        end_bake(session, upgrade, BakeResult(Outcome.ENDED, "The bake was ended by request.", None))
     elif upgrade.state in OPEN:
-        upgrade.bake = None if bake is None else bake.to_json()
+        upgrade.bake = bake
     elif bake is not None:
         raise UpgradeEnded(_TOO_LATE.format(id=upgrade_id, state=upgrade.state))
     session.flush()
@@ -109,21 +98,16 @@ def check_not_baked(upgrade: Upgrade) -> None:
 
 def bake_end(upgrade: Upgrade) -> Any:
     """Return, for a cutover that happens now, the SQL of when its bake ends; None without one."""
-    if upgrade.bake is None:
-        return None
-    minutes = Bake.from_json(upgrade.bake).minutes
-    return func.now() + timedelta(minutes=minutes)
+    return None if upgrade.bake is None else func.now() + timedelta(minutes=upgrade.bake.minutes)
 
 
-def end_bake(
-    session: Session, upgrade: Upgrade, outcome: Outcome, reason: str, figures: dict[str, Any] | None = None
-) -> None:
+def end_bake(session: Session, upgrade: Upgrade, result: BakeResult) -> None:
     """Record how a bake ended, and forget what was noted of single queries. The upgrade's state is held."""
-    upgrade.bake_result = {"outcome": str(outcome), "reason": reason, "figures": figures}
-    note_event(session, upgrade, reason)
+    upgrade.bake_result = result
+    note_event(session, upgrade, result.reason)
     forget_compared(session, upgrade.id)
     session.flush()
-    events.info("upgrade.bake_ended", upgrade_id=upgrade.id, outcome=str(outcome), reason=reason)
+    events.info("upgrade.bake_ended", upgrade_id=upgrade.id, outcome=str(result.outcome), reason=result.reason)
 
 
 def _runs(upgrade: Upgrade) -> BakeRuns:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, null, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -18,6 +18,7 @@ from service.domain.gallery.generations import drop_generation
 from service.domain.indexes.due import DueRebuild
 from service.domain.indexes.engine import IndexEngine
 from service.domain.judging import reports
+from service.domain.steering import move, throttle
 from service.domain.upgrade_state import OPEN, WORKING, Action, State, advance
 from service.domain.verdict import Verdict
 from service.errors import Conflict, NotFound
@@ -125,22 +126,13 @@ def change_state(session: Session, upgrade_id: int, action: Action, **values: An
     if target == state:
         return upgrade
 
-    left: dict[str, Any] = {"resume_state": state} if target in (State.PAUSED, State.FAILED) else {}
     if state is State.READY:
         values = {"canary": 0.0, **values}
-    if target not in OPEN:
-        left = {"finished_at": func.now()}
     if target is State.LIVE:
-        left = {"live_at": func.now()}
-
-    changed = session.execute(
-        update(Upgrade)
-        .where(Upgrade.id == upgrade_id, Upgrade.state == state)
-        .values(state=target, updated_at=func.now(), **left, **values)
-        .returning(Upgrade.id)
-    ).scalar()
-    if changed is None:
-        raise RuntimeError(f"Upgrade {upgrade_id} left state {state} while its lock was held.")
+        values["live_at"] = func.now()
+    elif target not in OPEN:
+        values["finished_at"] = func.now()
+    move(session, upgrade, target, **values)
 
     session.add(UpgradeEvent(upgrade_id=upgrade_id, state=target, error=values.get("error")))
     events.info("upgrade.state_changed", upgrade_id=upgrade_id, before=str(state), after=str(target))
@@ -160,8 +152,7 @@ def retry_upgrade(session: Session, upgrade_id: int) -> Upgrade:
     upgrade = lock_state(session, upgrade_id)
     if upgrade.state is State.FAILED:
         batches = UpgradeBatch.upgrade_id == upgrade_id
-        # None would be JSON's null.
-        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": null()}
+        fresh = {"attempts": 0, "retry_at": None, "error": None, "refused": None}
         change_rows(session, UpgradeBatch, batches, BatchAction.RESET, **fresh)
     return change_state(session, upgrade_id, Action.RETRY, error=None)
 
@@ -172,15 +163,7 @@ def set_speed(session: Session, upgrade_id: int, speed: float) -> Upgrade:
     Raises `UpgradeEnded` (409) when there is nothing left to throttle.
     """
     upgrade = get_upgrade(session, upgrade_id)
-    # The rate is measured from `updated_at` on, and the same speed again is no change.
-    updated_at = case((Upgrade.speed == speed, Upgrade.updated_at), else_=func.now())
-    changed = session.execute(
-        update(Upgrade)
-        .where(Upgrade.id == upgrade_id, Upgrade.state.in_(OPEN))
-        .values(speed=speed, updated_at=updated_at)
-        .returning(Upgrade.id)
-    ).scalar()
-    if changed is None:
+    if not throttle(session, upgrade, speed, OPEN):
         raise UpgradeEnded(f"An upgrade that is {upgrade.state} has no speed.")
     if speed > 0:
         send_after_commit(session, ADVANCE_UPGRADE, upgrade_id)
@@ -268,8 +251,8 @@ def fail_for_refused(session: Session, upgrade_id: int) -> bool:
     refused = [batch.refused for batch in left if batch.refused is not None]
     if not refused or len(refused) < len(left):
         return False
-    reasons = {named["item_id"]: named["reason"] for each in refused for named in each["first"]}
-    fail_for_items(session, upgrade_id, reasons, sum(each["count"] for each in refused))
+    reasons = {named.item_id: named.reason for each in refused for named in each.first}
+    fail_for_items(session, upgrade_id, reasons, sum(each.count for each in refused))
     return True
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from service.access.operations import ANY_KEY, PUBLIC, SCOPE_OF, SCOPES
 from service.connectors.store import Description
 from service.domain.external.reports import store_report
+from service.domain.external_findings import Findings
 from service.domain.external_state import ExternalState
 from service.settings import Settings, StoreSetting
 from service.tables import ExternalUpgrade, Transformation
@@ -135,7 +136,7 @@ def external_upgrade(worker: WorkerParts, transformation_id: int) -> int:
             from_version_id=transformation.from_version_id,
             to_version_id=transformation.to_version_id,
             transformation_id=transformation_id,
-            description=asdict(described),
+            description=described,
             batch_rows=1,
             cutover="manual",
             state=ExternalState.PLANNED,
@@ -144,7 +145,7 @@ def external_upgrade(worker: WorkerParts, transformation_id: int) -> int:
         session.flush()
         upgrade_id = upgrade.id
     with worker.stores.opened(STORE) as store:
-        report = judge_external(worker, store, upgrade, findings={}, seed=1)
+        report = judge_external(worker, store, upgrade, Findings(1, 1, 1, 1, "", "", 0, 0, 0, 0.0, "float32"), seed=1)
     with worker.database.session_scope() as session:
         store_report(session, upgrade_id, report)
     return upgrade_id

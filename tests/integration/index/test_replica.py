@@ -23,7 +23,7 @@ from service.app import create_app
 from service.domain.gallery.current_rows import read_current_rows, read_next_rows
 from service.domain.gallery.generations import get_stored_generation
 from service.domain.upgrade.cutover import request_cutover
-from service.index.replica import GenerationGone
+from service.index.served import GenerationGone
 from service.settings import Settings
 from tests.fakes import Call, WatchedSource
 from tests.networks import image_bytes

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import nn
 
+from models.artifact_kinds import artifact_kind
 from models.artifacts import (
     ArtifactError,
-    artifact_kind,
     load_encoder,
     load_transformation_network,
     read_config,

@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from models.artifact_kinds import artifact_kind
 from models.artifacts import (
     ArtifactError,
     NetworkForm,
-    artifact_kind,
     load_encoder,
     load_transformation_network,
     try_encoder,

@@ -21,7 +21,6 @@ from service.vectors.arrow import (
     read_strings,
     read_table,
     read_vectors,
-    written_bytes,
 )
 
 VECTORS = [[1.5, -2.0], [0.25, 65504.0], [0.0, 3.0]]  # numbers of float16, which every kind of column holds exactly
@@ -282,26 +281,3 @@ def test_text_that_is_far_too_long_is_named_or_cut_and_never_written_out(kind: s
     assert [row for row, _ in refusal.value.faults] == [1, 4]
     assert [cut[0], cut[2], cut[3]] == ["a", None, "b"]
     assert {len(text or "") for text in (cut[1], cut[4])} == {8_193}
-
-
-@pytest.mark.parametrize(
-    ("values", "least"),
-    [
-        (pa.array([LONG] * 100).dictionary_encode(), 1_000_000),
-        (pa.array([{"a": LONG}] * 100, pa.struct([("a", pa.dictionary(pa.int8(), pa.string()))])), 1_000_000),
-        (pa.array([[LONG]] * 100, pa.list_(pa.string_view())), 1_000_000),
-        (
-            pa.ListViewArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([1] * 100, pa.int32()), [LONG]),
-            1_000_000,
-        ),
-        (pa.array([[("a", LONG)]] * 100, pa.map_(pa.string(), pa.string())), 1_000_000),
-        (pa.array([1, 2, 3]), 24),
-        (pa.array([None, None]), 16),
-    ],
-    ids=lambda value: str(getattr(value, "type", "")),
-)
-def test_what_a_column_takes_when_it_is_written_out_counts_shared_values_for_each_row(values: Any, least: int) -> None:
-    taken = written_bytes(pa.chunked_array([values]))
-
-    assert least <= taken < 2 * least + 10_000
-    assert written_bytes(pa.chunked_array([values.slice(1, 1)])) < 2 * least / len(values) + 12_000

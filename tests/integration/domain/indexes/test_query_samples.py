@@ -12,7 +12,7 @@ from sqlalchemy import make_url, text
 from service.db import Database, create_database_engine
 from service.domain.gallery.galleries import WantedGallery, create_gallery, delete_gallery
 from service.domain.indexes.query_samples import QuerySamples, fewest_queries, read_query_sample
-from service.domain.registry import delete_version
+from service.domain.registry.versions import delete_version
 from service.index.protocol import Vectors
 from service.settings import Settings
 from service.tables import ModelVersion

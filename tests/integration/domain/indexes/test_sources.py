@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from service.domain.indexes.sources import read_states, warm
-from service.index.replica import GalleryState, GenerationState
+from service.index.served import GalleryState, GenerationState
 from service.networks.encoders import Encoders
 from service.networks.micro_batching import ImageQueryMetrics
 from service.settings import Settings

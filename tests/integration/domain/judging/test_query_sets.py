@@ -9,10 +9,11 @@ from sqlalchemy import text
 
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain import registry
 from service.domain.gallery.galleries import delete_gallery
 from service.domain.judging.new_queries import NewQuery
 from service.domain.judging.query_sets import QueryImage, add_image_set
+from service.domain.registry.blobs import delete_unreferenced_blobs
+from service.domain.registry.versions import delete_version
 from service.networks.images import ImageDecoder
 from service.settings import Settings
 from tests.judged import post_query_vectors
@@ -61,7 +62,7 @@ def test_images_are_not_added_while_the_same_ones_are_removed(
 
     with ThreadPoolExecutor() as threads:
         with database.session_scope() as session:
-            registry.delete_unreferenced_blobs(session, BlobStore(settings.blob_location), [digest])
+            delete_unreferenced_blobs(session, BlobStore(settings.blob_location), [digest])
             addition = threads.submit(
                 gallery.post, "/v1/galleries/g/query-sets", files={"files": ("q", IMAGE)}, data=form
             )
@@ -90,7 +91,7 @@ def test_vectors_under_a_version_that_has_just_been_deleted_are_404(gallery: Tes
 
     with ThreadPoolExecutor() as threads:
         with database.session_scope() as session:
-            registry.delete_version(session, "v2")
+            delete_version(session, "v2")
             addition = threads.submit(post_query_vectors, gallery, "v2", vectors, id=["a"], label=["x"])
             wait_for(lambda: somebody_waits(database))
         check_problem(addition.result(), 404)

@@ -18,7 +18,7 @@ from service.api.dependencies import Parts
 from service.app import create_app, make_parts
 from service.domain.judging.shadowed_queries import ShadowDraw, Shadowing
 from service.domain.upgrade.cutover import request_cutover
-from service.index.replica import ServedGeneration
+from service.index.served import ServedGeneration
 from service.networks.encoders import Encoded
 from service.settings import Settings
 from service.tables import Item, ModelVersion, ShadowedQuery

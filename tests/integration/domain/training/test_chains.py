@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from models.artifacts import save_network
 from models.transformation import Transformation
 from service.app import create_app
-from service.domain.registry import NetworkStore, get_version
+from service.domain.registry.registration import NetworkStore
+from service.domain.registry.versions import get_version
 from service.domain.training.chains import ChainBroken, chained_sources, chained_transformations
 from service.settings import Settings
 from service.tables import Task

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.artifacts import save_network
 from service.db import Database
+from service.domain.claims import release_claim
 from service.domain.gallery.generations import count_rows, get_stored_generation
 from service.domain.upgrade import batches, catch_up
 from service.domain.upgrade.upgrades import get_upgrade
@@ -133,7 +134,7 @@ def test_a_rest_after_a_failure_doubles(gallery: TestClient, worker: WorkerParts
         claim = batches.claim_batch(worker.database, upgrade_id, 30.0)
         assert claim is not None
         with worker.database.session_scope() as session:
-            batches.release_batch(session, claim, "failed", 10.0)
+            release_claim(session, claim, "failed", 10.0)
             rests.append(
                 session.scalars(text("SELECT extract(epoch FROM retry_at - now()) FROM upgrade_batches")).one()
             )

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from service.db import Database
 from service.domain.gallery.galleries import UnknownGallery
 from service.domain.gallery.generations import get_stored_generation
-from service.domain.registry import UnknownTransformation, UnknownVersion
+from service.domain.registry.transformations import UnknownTransformation
+from service.domain.registry.versions import UnknownVersion
 from service.domain.upgrade.paths import NoPath
 from service.domain.upgrade.planning import AlreadyThere, UpgradeOpen, WantedUpgrade, outline_upgrade, plan_upgrade
 from service.errors import GalleryError

@@ -10,7 +10,7 @@ from service.db import Database
 from service.domain.choice import AmbiguousTransformation, NoSoundTransformation
 from service.domain.gallery.generations import StoredGeneration
 from service.domain.generation_stage import GenerationStage
-from service.domain.registry import UnknownTransformation, set_default
+from service.domain.registry.transformations import UnknownTransformation, set_default
 from service.domain.upgrade.paths import ErasesItems, FoundLeg, NoPath, find_legs
 from service.tables import ModelVersion, Task, Transformation
 from service.vectors.rows import VectorFormat

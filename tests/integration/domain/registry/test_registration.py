@@ -10,7 +10,10 @@ from sqlalchemy import text
 from service.app import create_app
 from service.blobs import BlobStore
 from service.db import Database
-from service.domain import registry
+from service.domain.registry import registration
+from service.domain.registry.blobs import delete_unreferenced_blobs
+from service.domain.registry.registration import NetworkStore
+from service.domain.registry.versions import delete_version
 from service.settings import Settings
 from tests.networks import (
     PREPROCESSING,
@@ -141,8 +144,8 @@ def test_deleting_blobs_waits_for_a_registration_that_is_about_to_name_one(
 
     with ThreadPoolExecutor() as threads:
         with database.session_scope() as session:
-            store = registry.NetworkStore(session, BlobStore(settings.blob_location), settings)
-            new = registry.register_transformation(store, "v1", "v2", h, None, "a test").id
+            store = NetworkStore(session, BlobStore(settings.blob_location), settings)
+            new = registration.register_transformation(store, "v1", "v2", h, None, "a test").id
             deletion = threads.submit(client.delete, f"/v1/transformations/{old}")
             wait_for(lambda: waits_for_the_blobs_lock(database))
         assert deletion.result().status_code == 204
@@ -157,11 +160,11 @@ def test_a_registration_waits_for_the_deletion_of_the_blob_that_it_stores(
     phi = encoder_bytes(6, 1)
     post_version(client, "old", phi)
     with database.session_scope() as session:
-        digests = registry.delete_version(session, "old")
+        digests = delete_version(session, "old")
 
     with ThreadPoolExecutor() as threads:
         with database.session_scope() as session:
-            registry.delete_unreferenced_blobs(session, BlobStore(settings.blob_location), digests)
+            delete_unreferenced_blobs(session, BlobStore(settings.blob_location), digests)
             registration = threads.submit(post_version, client, "new", phi)
             wait_for(lambda: waits_for_the_blobs_lock(database))
         assert registration.result().status_code == 201

@@ -7,8 +7,10 @@ its limit with an interval of three standard deviations, or the mean overlap bel
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.json_records import JsonRecord
 
 _DEVIATIONS = 3.0
 _DEVIATIONS_OF_MEAN = 2.0  # an overlap that has collapsed is far below what it was
@@ -29,7 +31,7 @@ class Guardrails:
 
 
 @dataclass(frozen=True)
-class Bake:
+class Bake(JsonRecord):
     """For how many minutes from the cutover on, which share of image queries is asked of both generations, and from how
     many on guardrails decide."""
 
@@ -37,13 +39,6 @@ class Bake:
     share: float = 0.05
     least_queries: int = 50
     guardrails: Guardrails = Guardrails()
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Bake":
-        return cls(**{**value, "guardrails": Guardrails(**value["guardrails"])})
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,32 @@ class Broken:
 
     def __str__(self) -> str:
         return f"{self.guardrail} {self.measured:.3g}, limit {self.limit:g}"
+
+
+class Outcome(StrEnum):
+    """How a bake ended."""
+
+    PASSED = "passed"  # its minutes are over, and no guardrail broke
+    UNDECIDED = "undecided"  # its minutes are over, and there were fewer queries than guardrails decide by
+    ROLLED_BACK = "rolled_back"  # a guardrail broke
+    NOT_ROLLED_BACK = "not_rolled_back"  # a guardrail broke, and a rollback was refused
+    ENDED = "ended"  # a user ended it
+
+
+@dataclass(frozen=True)
+class FiguresAtEnd(Figures):
+    """What was known of the queries when a bake ended, and what broke."""
+
+    broken: tuple[Broken, ...]
+
+
+@dataclass(frozen=True)
+class BakeResult(JsonRecord):
+    """How a bake ended, and on what figures; None where nobody looked at them."""
+
+    outcome: Outcome
+    reason: str
+    figures: FiguresAtEnd | None
 
 
 def broken_guardrails(bake: Bake, figures: Figures, expected_overlap: float | None = None) -> list[Broken]:

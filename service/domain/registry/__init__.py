@@ -1,0 +1,1 @@
+"""Model versions and transformations: registering, finding and deleting them."""
