@@ -42,7 +42,7 @@ test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-ser
 test-milvus: $(VENV)/.installed ## Run what uses Milvus against a standalone server, from a wheel in .venv-milvus
 	$(BIN)/python -m tests.milvus_standalone $(PYTEST_OPTIONS)
 
-fuzz: $(VENV)/.installed ## Ask the API 10,000 things that its description allows, and does not (schemathesis)
+fuzz: $(VENV)/.installed ## Ask the API 10,000 things that its description allows, and does not (schemathesis); FUZZ_OPTIONS=--keys as keys of every scope, beside another tenant
 	$(BIN)/python -m tests.fuzzing $(FUZZ_OPTIONS)
 
 chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000 items (needs redis-server), the model at length

@@ -130,8 +130,18 @@ def test_a_key_that_expired_is_refused(guarded: TestClient, database: Database) 
     assert "expired" in answer.json()["detail"]
 
 
-def test_a_key_in_the_address_is_refused_whatever_else_is_shown(guarded: TestClient) -> None:
-    answer = guarded.get("/v1/galleries", params={"cursor": ADMIN_KEY}, headers=bearer(ADMIN_KEY))
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"/v1/galleries?cursor={ADMIN_KEY}",
+        f"/v1/galleries?cursor={ADMIN_KEY.replace('_', '%5F')}",
+        f"/v1/galleries/{ADMIN_KEY}",
+        f"/v1/galleries/{ADMIN_KEY.replace('u', '%75')}/items",
+        f"/livez?{ADMIN_KEY}",
+    ],
+)
+def test_a_key_in_the_address_is_refused_whatever_else_is_shown(guarded: TestClient, address: str) -> None:
+    answer = guarded.get(address, headers=bearer(ADMIN_KEY))
 
     assert answer.status_code == 401
     assert "address" in answer.json()["detail"]
@@ -181,6 +191,17 @@ def test_no_log_line_has_a_key(guarded: TestClient, caplog: pytest.LogCaptureFix
     assert made["id"] in caplog.text  # that it was made is said
     assert made["key"][12:-1] not in caplog.text
     assert ADMIN_KEY[12:] not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "to", ["//evil.example", "/\\evil.example", "/\t/evil.example", "/\n\\evil.example", "https://evil.example", "x"]
+)
+def test_after_a_login_comes_a_page_of_ours(guarded: TestClient, to: str) -> None:
+    ours, theirs = (guarded.get("/console/login", params={"to": page}).text for page in ("/console/jobs?of=x", to))
+
+    assert 'data-then="/console/jobs?of=x"' in ours
+    assert 'data-then="/"' in theirs
+    assert '<form class="action " method="post" data-method="POST"' in ours  # without its script, no key in an address
 
 
 def test_where_no_key_is_needed_one_that_is_shown_still_counts(client: TestClient) -> None:
