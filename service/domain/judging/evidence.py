@@ -7,6 +7,7 @@ generation where h made that; where the new version encoded it, it is computed, 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,9 @@ def judged_items(
     """Return up to `most` items that both versions encoded, drawn by `seed`; None where there are none."""
     columns = f"i.id, a.origin = {int(Origin.TRANSFORMED)} AS is_transformed, p.embedding_from, p.embedding_to"
     query = f"SELECT {columns} FROM {_evidence(*gallery.generations)} ORDER BY {_CHANCE} LIMIT :most"
-    drawn = list(session.execute(text(query), {**_parameters(*gallery.generations), "most": most, "seed": seed}))
+    drawn = list(
+        session.execute(text(query), {**_parameters(gallery.before, gallery.after), "most": most, "seed": seed})
+    )
     if not drawn:
         return None
     drawn.sort(key=lambda row: row.id)
@@ -176,7 +179,15 @@ def count_evidence(session: Session, upgrade: Upgrade, after_revision: int = 0) 
     """Return how many items both versions encoded, of those that changed after a revision."""
     generations = _generations(session, upgrade)
     query = f"SELECT count(*) FROM {_evidence(*generations)} AND i.revision > :after"
-    return session.scalar(text(query), {**_parameters(*generations), "after": after_revision}) or 0
+    return session.scalar(text(query), {**_parameters(*generations[:2]), "after": after_revision}) or 0
+
+
+def count_given(session: Session, upgrade: Upgrade, since: datetime) -> int:
+    """Return how many references and queries of sets were given after a time; 0 while more seem to come, since the last
+    ones are not a minute old. Probe images, which judging itself makes references of, do not count."""
+    before, after, _ = _generations(session, upgrade)
+    parameters = {**_parameters(before, after), "since": since}
+    return session.scalar(text(_GIVEN), parameters) or 0
 
 
 def read_common_vectors(
@@ -239,12 +250,26 @@ def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGen
     )
 
 
-def _parameters(before: StoredGeneration, after: StoredGeneration, _: StoredGeneration) -> dict[str, int]:
+def _parameters(before: StoredGeneration, after: StoredGeneration) -> dict[str, int]:
     return {
         "gallery_id": after.gallery_id,
         "from_version_id": before.version.id,
         "to_version_id": after.version.id,
     }
+
+
+_GIVEN = """
+WITH given AS (
+  SELECT p.created_at FROM reference_pairs p
+  JOIN items i ON i.id = p.item_id AND i.revision = p.revision AND i.deleted_at IS NULL
+  WHERE p.gallery_id = :gallery_id AND p.from_version_id = :from_version_id AND p.to_version_id = :to_version_id
+    AND p.created_at > :since
+    AND NOT EXISTS (SELECT FROM probe_images m WHERE m.gallery_id = p.gallery_id AND m.item_id = p.item_id)
+  UNION ALL
+  SELECT s.created_at FROM query_sets s JOIN judged_queries q ON q.query_set_id = s.id
+  WHERE s.gallery_id = :gallery_id AND s.created_at > :since)
+SELECT count(*) FROM given HAVING max(created_at) < clock_timestamp() - interval '1 minute'
+"""
 
 
 def _digests(transformation: Transformation) -> list[str]:
