@@ -321,7 +321,9 @@ def problems() -> str:
         is_ours = error.__module__.startswith("service.") and not error.__name__.startswith("_")
         if error.__name__ != of_status and is_ours:
             text = error.__doc__ if error.__dict__.get("__doc__") else ""
-            found[error.__name__] = (kind_of(error), of_status, _docstring((text or "").split("\n\n")[0]))
+            known = kind_of(error), of_status, _docstring((text or "").split("\n\n")[0])
+            if found.setdefault(error.__name__, known) != known:
+                raise SystemExit(f"{error.__module__}.{error.__name__} is a second kind of problem of that name.")
     imports = ", ".join(sorted({of_status for _, of_status, _ in found.values()} | {"Problem"}))
     parts = [
         f'"""One class for each kind of problem. {_WROTE.format(source="the errors of the service")}"""',

@@ -256,6 +256,10 @@ class NoArtifact(NotFound):
     """The version or the transformation has no such part."""
 
 
+class NoCandidate(Conflict):
+    """There is no candidate that is ready."""
+
+
 class NoCurrentEmbedding(Conflict):
     """A query by an item that the generation which answers has no current embedding of yet."""
 
@@ -277,7 +281,7 @@ class NoKey(Unauthorized):
 
 
 class NoNextGeneration(Conflict):
-    """No upgrade of the gallery is open."""
+    """No upgrade of the gallery is open, or its candidate has no index to ask yet."""
 
 
 class NoPath(Conflict):
@@ -300,8 +304,8 @@ class NoSoundTransformation(Conflict):
     """What leads between two versions is worse, by its own metrics, than having no network at all."""
 
 
-class NoSuchGeneration(NotFound):
-    """The gallery keeps no generation of this id."""
+class NoSuchGeneration(Gone):
+    """The gallery does not keep the generation that was asked for by its id."""
 
 
 class NoThumbnail(NotFound):
@@ -709,6 +713,7 @@ BY_TYPE: dict[str, type[Problem]] = {
     "urn:gallery-upgrade:missing-part": MissingPart,
     "urn:gallery-upgrade:missing-scope": MissingScope,
     "urn:gallery-upgrade:no-artifact": NoArtifact,
+    "urn:gallery-upgrade:no-candidate": NoCandidate,
     "urn:gallery-upgrade:no-current-embedding": NoCurrentEmbedding,
     "urn:gallery-upgrade:no-curve": NoCurve,
     "urn:gallery-upgrade:no-image-accepted": NoImageAccepted,

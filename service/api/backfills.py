@@ -26,8 +26,8 @@ from service.domain.backfill.clients import GenerationsChange, NoImageTaken, Oth
 from service.domain.backfill.planning import (
     BackfillOpen,
     Budget,
+    NoCandidate,
     NoCurve,
-    NoSuchGeneration,
     NothingToBackfill,
     OrderUnknown,
     Outline,
@@ -216,7 +216,7 @@ def _view_of(details: BackfillDetails) -> BackfillView:
     status_code=202,
     responses=refusals(
         UnknownGallery,
-        NoSuchGeneration,
+        NoCandidate,
         BackfillOpen,
         NothingToBackfill,
         NoCurve,

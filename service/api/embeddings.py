@@ -13,6 +13,7 @@ from service.api.uploads import spooled_body
 from service.domain.gallery import exports
 from service.domain.gallery.exports import Wanted
 from service.domain.gallery.galleries import UnknownGallery
+from service.domain.gallery.generations import NoNextGeneration, NoSuchGeneration
 from service.domain.gallery.imports import OtherSpace, import_embeddings
 from service.networks.decoded_bytes import ImagesTooBusy
 from service.vectors.table_streams import TableFormat
@@ -62,8 +63,8 @@ def post_embeddings(
     responses=_TABLE
     | refusals(
         UnknownGallery,
-        exports.NoSuchGeneration,
-        exports.NoNextGeneration,
+        NoSuchGeneration,
+        NoNextGeneration,
         exports.NotACursor,
         exports.CursorGone,
         exports.TooManyExports,

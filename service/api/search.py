@@ -23,13 +23,14 @@ from service.api.json_bodies import Body, JsonRoute, parse_json
 from service.api.refusals import refusals
 from service.api.uploads import is_form, read_upload_form, texts_of
 from service.domain.gallery.galleries import UnknownGallery
+from service.domain.gallery.generations import NoNextGeneration, NoSuchGeneration
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import InvalidItem
 from service.domain.search.answers import MAX_K, Answer, InvalidQuery, Neighbor, Query
 from service.domain.search.cursors import MAX_TEXT, CursorOutdated, InvalidCursor, TooDeep
 from service.domain.search.filters import MAX_PATH, InvalidFilter
 from service.domain.search.groups import InvalidGrouping, check_grouping
-from service.domain.search.queries import NoCurrentEmbedding, NoNextGeneration, NoSuchGeneration, WrongSpace
+from service.domain.search.queries import NoCurrentEmbedding, WrongSpace
 from service.errors import Unprocessable
 from service.networks.micro_batching import NotTried
 

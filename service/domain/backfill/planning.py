@@ -28,7 +28,7 @@ WantedGeneration = Literal["next", "active"]
 WantedOrder = Literal["auto", "uncertainty", "traffic", "random"]
 
 
-class NoSuchGeneration(Conflict):
+class NoCandidate(Conflict):
     """There is no candidate that is ready."""
 
 
@@ -114,7 +114,7 @@ def outline(writer: GalleryWriter, wanted: WantedBackfill) -> Outline:
         with gone_if_dropped():
             return _outline(writer.database, writer.encoders, wanted)
     except GenerationGone as error:
-        raise NoSuchGeneration(_DROPPED) from error
+        raise NoCandidate(_DROPPED) from error
 
 
 def _outline(database: Database, encoders: Encoders, wanted: WantedBackfill) -> Outline:
@@ -140,7 +140,7 @@ def plan_backfill(writer: GalleryWriter, wanted: WantedBackfill) -> Backfill:
         with writer.database.session_scope() as session:
             return _insert(session, wanted, found)
     except GenerationGone as error:
-        raise NoSuchGeneration(_DROPPED) from error
+        raise NoCandidate(_DROPPED) from error
     except IntegrityError as error:
         raise BackfillOpen(_OPEN.format(generation=found.generation.id)) from error
 
@@ -162,9 +162,9 @@ def _generation(session: Session, gallery: Gallery, wanted: WantedGeneration) ->
         return get_stored_generation(session, gallery.id, gallery.active_generation_id or 0)
     upgrade = find_open_upgrade(session, gallery.id)
     if upgrade is None:
-        raise NoSuchGeneration(_NO_CANDIDATE.format(gallery=gallery.name))
+        raise NoCandidate(_NO_CANDIDATE.format(gallery=gallery.name))
     if upgrade.state is not State.READY:
-        raise NoSuchGeneration(_NOT_READY.format(upgrade=upgrade.id, state=upgrade.state))
+        raise NoCandidate(_NOT_READY.format(upgrade=upgrade.id, state=upgrade.state))
     return get_stored_generation(session, gallery.id, upgrade.to_generation_id)
 
 

@@ -23,8 +23,14 @@ from service import logs
 from service.db import Database, driver_connection
 from service.domain.gallery.current_rows import current_rows_query, is_current
 from service.domain.gallery.galleries import find_open_upgrade, get_gallery
-from service.domain.gallery.generations import StoredGeneration, gone_if_dropped, stored_generations
-from service.errors import Conflict, GalleryError, NotFound, TooManyRequests, Unprocessable
+from service.domain.gallery.generations import (
+    NoNextGeneration,
+    NoSuchGeneration,
+    StoredGeneration,
+    gone_if_dropped,
+    stored_generations,
+)
+from service.errors import GalleryError, TooManyRequests, Unprocessable
 from service.tables import Gallery
 from service.vectors.copy import read_rows
 from service.vectors.rows import EmbeddingRows
@@ -37,14 +43,6 @@ _RETRY_AFTER_SECONDS = 10
 CURSOR_PATTERN = r"^[0-9]{1,18}(\.[0-9]{1,18}){3}$"
 
 events = logs.Events(__name__)
-
-
-class NoSuchGeneration(NotFound):
-    """The gallery keeps no generation of this id."""
-
-
-class NoNextGeneration(Conflict):
-    """No upgrade of the gallery is open."""
 
 
 class NotACursor(Unprocessable):
@@ -139,7 +137,7 @@ class Exports:
     def open(self, wanted: Wanted) -> Export:
         """Return an export that is ready to be read.
 
-        Raises `UnknownGallery` and `NoSuchGeneration` (404), `NoNextGeneration` (409), `CursorGone` (410), `NotACursor`
+        Raises `UnknownGallery` (404), `NoNextGeneration` (409), `NoSuchGeneration` and `CursorGone` (410), `NotACursor`
         (422) and `TooManyExports` (429).
         """
         if not self._free.acquire(blocking=False):

@@ -13,6 +13,7 @@ from service.db import driver_connection
 from service.domain.generation_stage import STORED, TRANSITIONS, GenerationAction, GenerationStage
 from service.domain.jobs import end_jobs_left_running
 from service.domain.upgrade_state import State
+from service.errors import Conflict, Gone
 from service.index.protocol import Metric
 from service.index.served import GenerationGone
 from service.tables import (
@@ -26,6 +27,14 @@ from service.tables import (
 )
 from service.vectors.copy import write_rows
 from service.vectors.rows import EmbeddingRows, Origin, VectorFormat
+
+
+class NoSuchGeneration(Gone):
+    """The gallery does not keep the generation that was asked for by its id."""
+
+
+class NoNextGeneration(Conflict):
+    """No upgrade of the gallery is open, or its candidate has no index to ask yet."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ generation where h made that; where the new version encoded it, it is computed, 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,14 @@ def count_evidence(session: Session, upgrade: Upgrade, after_revision: int = 0) 
     return session.scalar(text(query), {**pair_parameters(*generations[:2]), "after": after_revision}) or 0
 
 
+def count_given(session: Session, upgrade: Upgrade, since: datetime) -> int:
+    """Return how many references and queries of sets were given after a time; 0 while more seem to come, since the last
+    ones are not a minute old. Probe images, which judging itself makes references of, do not count."""
+    before, after, _ = _generations(session, upgrade)
+    parameters = {**pair_parameters(before, after), "since": since}
+    return session.scalar(text(_GIVEN), parameters) or 0
+
+
 def read_common_vectors(
     session: Session, generation: StoredGeneration, gallery: GalleryRows, rows_at_once: int
 ) -> Iterator[tuple[Ids, Vectors]]:
@@ -236,6 +245,19 @@ def _evidence(before: StoredGeneration, after: StoredGeneration, read: StoredGen
         f" UNION SELECT item_id FROM {after.table} WHERE origin = {int(Origin.ENCODED)})"
         f" AND (p.item_id IS NOT NULL OR a.origin = {int(Origin.ENCODED)} AND b.origin {from_pixels})"
     )
+
+
+_GIVEN = f"""
+WITH given AS (
+  SELECT p.created_at FROM reference_pairs p
+  JOIN items i ON {IS_REFERENCE} AND i.deleted_at IS NULL
+  WHERE i.gallery_id = :gallery_id AND p.created_at > :since
+    AND NOT EXISTS (SELECT FROM probe_images m WHERE m.gallery_id = p.gallery_id AND m.item_id = p.item_id)
+  UNION ALL
+  SELECT s.created_at FROM query_sets s JOIN judged_queries q ON q.query_set_id = s.id
+  WHERE s.gallery_id = :gallery_id AND s.created_at > :since)
+SELECT count(*) FROM given HAVING max(created_at) < clock_timestamp() - interval '1 minute'
+"""
 
 
 def _digests(transformation: Transformation) -> list[str]:

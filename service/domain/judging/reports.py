@@ -1,13 +1,13 @@
 """Reports of what judging an upgrade found, and whether its verdict lets it go live.
 
 A report is written once and never changed. It belongs to the rows that it was made of: when too many changed since, or
-when there is much more evidence, it is stale, and another one is made.
+when there is much more evidence, another one is made.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import distinct_on
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, defer
 
 from service.audit import actor_now
 from service.domain.decision import BY_ITSELF, Decision
-from service.domain.judging.evidence import count_evidence
+from service.domain.judging.evidence import count_evidence, count_given
 from service.domain.judging.gates import GateMetric, GateRule, Outcome
 from service.domain.verdict import Verdict
 from service.errors import Conflict, NotFound
@@ -120,10 +120,15 @@ def wants_report(session: Session, upgrade: Upgrade) -> bool:
     gallery = session.get_one(Gallery, upgrade.gallery_id)
     if is_stale(report, gallery):
         return True
-    wanted = max(_LEAST_CHANGES, report.evidence)  # as much again as there was
-    if report.verdict in (Verdict.PASS, Verdict.FAIL) or gallery.revision - report.revision < wanted:
+    if report.verdict in (Verdict.PASS, Verdict.FAIL):
         return False
-    return count_evidence(session, upgrade, report.revision) >= wanted
+    wanted = max(_LEAST_CHANGES, report.evidence)  # as much again as there was
+    began_at = report.created_at - timedelta(seconds=report.seconds)
+    if count_given(session, upgrade, began_at) >= wanted:
+        return True
+    return gallery.revision - report.revision >= wanted and (
+        count_evidence(session, upgrade, report.revision) >= wanted
+    )
 
 
 def is_stale(report: Report, gallery: Gallery) -> bool:

@@ -17,7 +17,13 @@ from service import logs
 from service.db import Database
 from service.domain.gallery.current_rows import read_current_vectors
 from service.domain.gallery.galleries import Bake, Serving, find_serving
-from service.domain.gallery.generations import GenerationKey, generation_stage, get_stored_generation
+from service.domain.gallery.generations import (
+    GenerationKey,
+    NoNextGeneration,
+    NoSuchGeneration,
+    generation_stage,
+    get_stored_generation,
+)
 from service.domain.gallery.items import UnknownItem
 from service.domain.generation_stage import GenerationStage
 from service.domain.indexes.query_samples import QuerySamples
@@ -31,7 +37,7 @@ from service.domain.search.cursors import FIRST, Cursor, CursorOutdated, Invalid
 from service.domain.search.described_items import DescribedItem, DescribedItems
 from service.domain.search.filters import compile_filter
 from service.domain.search.rates import SearchRates
-from service.errors import Conflict, GalleryError, Gone, Unavailable
+from service.errors import Conflict, GalleryError, Unavailable
 from service.index.protocol import NO_ID, Ids, IndexGone, SearchResult, Vectors
 from service.index.replica import Replicas
 from service.index.served import GenerationGone, NotServed, ServedGeneration, difference
@@ -49,14 +55,6 @@ _LONGEST = 1e18  # its square, and what is added to that, is within float32
 _ATTEMPTS = 3
 
 events = logs.Events(__name__)
-
-
-class NoNextGeneration(Conflict):
-    """`generation=next` was asked for and no candidate is loaded."""
-
-
-class NoSuchGeneration(Gone):
-    """The generation that was asked for by its id is not stored."""
 
 
 class WrongSpace(Conflict):

@@ -22,6 +22,7 @@ from tests.judged import (
     evaluate_again,
     judged,
     post_class_images,
+    post_query_images,
     post_references,
     register_h,
     register_two_spaces,
@@ -32,6 +33,8 @@ from tests.scenario import start_upgrade, state_of
 from tests.working import run_until
 from workers.app import WorkerParts
 from workers.upgrading import advance_upgrade
+
+UNREACHABLE = {"metric": "cmc_at_1", "limit": 0.0, "slice": "label=nobody"}
 
 pytestmark = pytest.mark.few_batches
 
@@ -204,6 +207,61 @@ def test_a_person_may_cut_over_what_was_not_judged_and_that_is_recorded(
     live = cut_over(client, worker, upgrade_id)
 
     assert live["decision"] == decision("not_judged", 1)
+
+
+def age(worker: WorkerParts, seconds: int) -> None:
+    """Let that much time have passed since all references, query sets and reports."""
+    with worker.database.session_scope() as session:
+        for table in ("reference_pairs", "query_sets", "reports"):
+            session.execute(text(f"UPDATE {table} SET created_at = created_at - interval '{seconds} s'"))
+
+
+@pytest.mark.parametrize("give", ["references", "a query set"])
+def test_evidence_is_judged_by_itself_once_no_more_of_it_comes(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32], give: str
+) -> None:
+    register_h(client, turn)
+    upgrade_id = start_upgrade(client, "v2", cutover="auto", observe=False)
+    run_until(worker, client, upgrade_id, "ready")
+    age(worker, 3600)
+
+    given = range(ITEMS, 2 * ITEMS)
+    if give == "references":
+        assert post_references(client, upgrade_id, range(ITEMS)).is_success
+    else:
+        assert post_query_images(client, given).is_success
+    advance_upgrade(worker, upgrade_id)
+    assert report_of(client, upgrade_id)["report"] == 1
+    age(worker, 61)
+    advance_upgrade(worker, upgrade_id)
+
+    report = report_of(client, upgrade_id)
+    assert (report["report"], report["verdict"], report["evidence"]) == (2, "pass", ITEMS)
+    run_until(worker, client, upgrade_id, "live")
+
+
+def test_few_references_and_those_of_the_last_report_ask_for_no_other_one(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32]
+) -> None:
+    register_h(client, turn)
+    upgrade_id = start_upgrade(client, "v2", cutover="auto", observe=False)
+    run_until(worker, client, upgrade_id, "ready")
+    age(worker, 3600)
+
+    assert post_references(client, upgrade_id, range(99)).is_success
+    age(worker, 61)
+    advance_upgrade(worker, upgrade_id)
+    assert report_of(client, upgrade_id)["report"] == 1
+    assert post_references(client, upgrade_id, range(99, 100)).is_success
+    age(worker, 61)
+    with worker.database.session_scope() as session:
+        session.execute(text("UPDATE upgrades SET gates = :gates"), {"gates": json.dumps([UNREACHABLE])})
+    advance_upgrade(worker, upgrade_id)
+    age(worker, 61)
+    advance_upgrade(worker, upgrade_id)
+
+    report = report_of(client, upgrade_id)
+    assert (report["report"], report["verdict"], report["evidence"]) == (2, "inconclusive", 100)
 
 
 def test_rows_that_change_after_a_report_make_it_stale(

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.db import Database
-from service.domain.gallery.exports import CursorGone, Exports, NoNextGeneration, NotACursor, TooManyExports, Wanted
+from service.domain.gallery.exports import CursorGone, Exports, NotACursor, TooManyExports, Wanted
+from service.domain.gallery.generations import NoNextGeneration, NoSuchGeneration
 from service.domain.gallery.new_items import canonical_id
 from service.domain.gallery.writes import delete_items
 from tests.exported import export, import_table, read
@@ -162,6 +163,8 @@ def test_a_cursor_keeps_to_its_generation_and_is_gone_with_it(client: TestClient
         exports.open(Wanted("g", generation="999", cursor=found.next_cursor))
     with pytest.raises(NoNextGeneration):
         exports.open(Wanted("g", generation="next"))
+    with pytest.raises(NoSuchGeneration, match="keeps no generation 999"):
+        exports.open(Wanted("g", generation="999"))
     client.post(f"/v1/upgrades/{upgrade_id}/finalize")
 
     assert pa.concat_tables([first_page, second_page]).equals(whole)
