@@ -1,6 +1,7 @@
 """Answering a query: one serving pair, its encoder, its index, and the items that it found."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -131,6 +132,23 @@ class Search:
             return self._page(gallery, query, ["vector", *vectors[0]], checked)
         return self._answer(gallery, query, checked)
 
+    def by_vectors_together(
+        self, gallery: str, asked: Sequence[Sequence[Sequence[float]]], query: Query
+    ) -> list[Answer]:
+        """Answer several requests that differ in nothing but their vectors by one look-up and one search, each as
+        `by_vectors` would. `query` has no cursor and no groups. Raises what any one of them is refused for."""
+        ends = list(itertools.accumulate(map(len, asked)))
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+        def checked(served: ServedGeneration) -> _Probe:
+            array = _checked(served, [vector for vectors in asked for vector in vectors], query.model_version)
+            for part in parts:
+                self.samples.note(served.gallery_id, served.version.id, array[part])
+            return _Probe(array)
+
+        answer = self._answer(gallery, query, checked, searches=len(asked))
+        return [replace(answer, neighbors=answer.neighbors[part]) for part in parts]
+
     def by_items(self, gallery: str, external_ids: Sequence[str], query: Query, *, exclude_self: bool) -> Answer:
         """Return the nearest items of each item, by its embedding in the generation that answers.
 
@@ -245,11 +263,14 @@ class Search:
         generation = query.generation if after is None else after.generation_id
         return self._by_what_serves(gallery, generation, read, serving)
 
-    def _answer(self, gallery: str, query: Query, probe_for: _Probing, known: Serving | None = None) -> Answer:
-        """Search the generation that the query is for; `known` is what was read of the gallery just now."""
+    def _answer(
+        self, gallery: str, query: Query, probe_for: _Probing, known: Serving | None = None, searches: int = 1
+    ) -> Answer:
+        """Search the generation that the query is for; `known` is what was read of the gallery just now, and `searches`
+        how many requests it is the answer of."""
 
         def search(serving: Serving, served: ServedGeneration) -> Answer:
-            return self._noted(serving, served, query, probe_for)
+            return self._noted(serving, served, query, probe_for, searches)
 
         return self._by_what_serves(gallery, query.generation, search, known)
 
@@ -294,11 +315,13 @@ class Search:
             f"Generation {generation_id} of this gallery is not stored; {serving.active_generation_id} is active."
         )
 
-    def _noted(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
+    def _noted(
+        self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing, searches: int = 1
+    ) -> Answer:
         """Search for whoever waits for it, and note what that takes."""
         began = time.monotonic()
         answer = self._answer_from(serving, served, query, probe_for)
-        self.rates.note(serving.gallery_id, time.monotonic() - began)
+        self.rates.note(serving.gallery_id, time.monotonic() - began, searches)
         return answer
 
     def _answer_from(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
