@@ -97,8 +97,7 @@ def _layers(worker: WorkerParts) -> Iterator[Layers]:
             return served.index.search(np.asarray(json.loads(body)["vectors"], np.float32), _K)
 
         def look_up(body: bytes) -> object:
-            with parts.database.reading() as connection:
-                find_serving(connection, "g")
+            find_serving(parts.database, "g")
             return index(body)
 
         def searched(body: bytes) -> object:

@@ -56,6 +56,7 @@ from service.api.process_metrics import metrics_port
 from service.api.refusals import add_refusals
 from service.api.request_logs import name_subject
 from service.api.request_metrics import HandlerMiddleware, RequestMetricsMiddleware
+from service.api.vector_queries import VectorQueries
 from service.blobs import BlobStore
 from service.connectors.named import NamedStores, OpenStore
 from service.connectors.opening import open_store
@@ -153,6 +154,7 @@ def make_parts(settings: Settings, open_store: OpenStore = open_store) -> Parts:
             DescribedItems(settings.described_items_bytes),
             SearchRates(),
         ),
+        VectorQueries(),
         samples,
         shadowing,
         drift,
@@ -228,6 +230,7 @@ async def _running(parts: Parts) -> AsyncIterator[None]:
     parts.figures.start()
     with metrics_port(parts):
         yield
+    await run_in_threadpool(parts.vector_queries.stop)
     await run_in_threadpool(parts.figures.stop)
     await run_in_threadpool(news.stop)
     await run_in_threadpool(parts.drift.stop)

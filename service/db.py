@@ -6,8 +6,9 @@ The exception is `service.domain.request_keys`, whose statements commit by thems
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -86,6 +87,19 @@ class Database:
         exchange with the server each, where a transaction of one statement takes three."""
         with self._autocommit.connect() as connection:
             yield connection
+
+    def read_row(self, statement: str, parameters: Mapping[str, object]) -> tuple[Any, ...] | None:
+        """Return the first row of a statement of psycopg's that only reads, as `reading` does; without SQLAlchemy,
+        which takes several times as long as a statement that finds one row."""
+        with self.reading() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            try:
+                return driver.execute(statement, parameters).fetchone()
+            except psycopg.Error as error:
+                if is_outage(error):
+                    connection.invalidate(error)
+                raise
 
     @contextmanager
     def advisory_lock(self, lock: AdvisoryLock, id_: int = 0, wait_seconds: float = 0.0) -> Iterator[bool]:

@@ -11,6 +11,7 @@ from service.access.known_keys import KnownKeys
 from service.access.quotas import QuotaBook
 from service.api.admission import Admission
 from service.api.event_streams import EventStreams
+from service.api.vector_queries import VectorQueries
 from service.blobs import BlobStore
 from service.connectors.named import NamedStores
 from service.db import Database
@@ -49,6 +50,7 @@ class Parts:
     writer: GalleryWriter
     exports: Exports
     search: Search
+    vector_queries: VectorQueries
     query_samples: QuerySamples
     shadowing: Shadowing
     drift: DriftWatch

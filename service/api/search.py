@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import orjson
@@ -337,7 +338,7 @@ def search_by_image(
         *_PAGES,
     ),
 )
-def search_by_vectors(
+async def search_by_vectors(
     name: NamePath, body: VectorsQuery, parts: PartsDependency, generation: Which = "active"
 ) -> Response:
     """Return the nearest items of each vector, which must be of the answering generation's model version. `generation`
@@ -353,8 +354,8 @@ def search_by_vectors(
         cursor=body.cursor,
         group_by=_grouping(body.group_by),
     )
-    answer = parts.search.by_vectors(name, body.vectors, query)
-    return _written(answer, query, [_views(name, own, query) for own in answer.neighbors], answer.complete)
+    write = partial(_written_of_each, name, query)
+    return await parts.vector_queries.answer(parts.search, name, body.vectors, query, write)
 
 
 @router.post(
@@ -386,7 +387,11 @@ def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, ge
         group_by=_grouping(body.group_by),
     )
     answer = parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self)
-    return _written(answer, query, [_views(name, own, query) for own in answer.neighbors], answer.complete)
+    return _written_of_each(name, query, answer)
+
+
+def _written_of_each(gallery: str, query: Query, answer: Answer) -> Response:
+    return _written(answer, query, [_views(gallery, own, query) for own in answer.neighbors], answer.complete)
 
 
 def _written(answer: Answer, query: Query, neighbors: list[Any], complete: bool | list[bool] | None) -> Response:

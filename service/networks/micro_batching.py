@@ -44,7 +44,7 @@ class ImageQueryMetrics:
         stage_seconds = Histogram(
             "gallery_search_stage_seconds",
             "What stages of searches take: decoding the image, encoding it with the wait for its batch, searching the"
-            " index, reading the rows of what was found",
+            " index, reading the rows of what was found; the last two once for vectors that were asked together",
             ["stage"],
             buckets=SECONDS,
             registry=self.registry,

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from service.db import Database, create_database_engine
+from service.db import Database, create_database_engine, is_outage
 from service.queue import ADVANCE_UPGRADE, BUILD_INDEX, send_after_commit
 from tests.fakes import RecordingQueue
 
@@ -58,6 +58,29 @@ def test_reading_sees_what_others_commit_and_holds_no_transaction(engine: Engine
 
     assert (before, after) == (0, 1)
     assert states == [("idle",)]
+
+
+def test_a_row_is_read_as_it_is_committed_and_none_is_none(engine: Engine, outside: psycopg.Connection) -> None:
+    database = Database(engine, RecordingQueue())
+    outside.execute("CREATE TABLE seen (id int, name text)")
+
+    before = database.read_row("SELECT id, name FROM seen WHERE id = %(id)s", {"id": 1})
+    outside.execute("INSERT INTO seen VALUES (1, 'one')")
+    after = database.read_row("SELECT id, name FROM seen WHERE id = %(id)s", {"id": 1})
+
+    assert (before, after) == (None, (1, "one"))
+    assert outside.execute(f"SELECT state {OTHERS}").fetchall() == [("idle",)]
+
+
+def test_a_connection_that_dies_under_a_row_is_used_no_more(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(engine, RecordingQueue())
+
+    with pytest.raises(psycopg.OperationalError) as raised:
+        database.read_row("SELECT pg_terminate_backend(pg_backend_pid())", {})
+
+    assert is_outage(raised.value)
+    assert database.read_row("SELECT 1", {}) == (1,)
+    assert caplog.records == []
 
 
 def test_a_transaction_after_reading_is_one(engine: Engine) -> None:

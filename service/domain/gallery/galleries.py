@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, text, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -42,15 +42,15 @@ _WITH_VERSION = (
     .join(ModelVersion, ModelVersion.id == Generation.model_version_id)
 )
 # An upgrade that is open is one at most, and so is one that made the active generation.
-_SERVING = text(f"""
-SELECT g.id, g.revision, g.active_generation_id, c.id AS canary_id, c.canary,
-  b.id AS bake_id, CAST(b.bake ->> 'share' AS float8) AS bake_share, b.from_generation_id AS previous_id
+_SERVING = f"""
+SELECT g.id, g.revision, g.active_generation_id, c.id, c.canary,
+  b.id, CAST(b.bake ->> 'share' AS float8), b.from_generation_id
 FROM galleries g
 LEFT JOIN upgrades c ON c.gallery_id = g.id AND c.state = '{State.READY}' AND c.canary > 0
 LEFT JOIN upgrades b ON b.gallery_id = g.id AND b.to_generation_id = g.active_generation_id
   AND b.state = '{State.LIVE}' AND b.bake_ends_at > now() AND b.bake_result IS NULL
-WHERE g.name = :name AND g.tenant = :tenant
-""")
+WHERE g.name = %(name)s AND g.tenant = %(tenant)s
+"""
 
 
 class UnknownGallery(NotFound):
@@ -160,21 +160,19 @@ def get_gallery(session: Session, name: str) -> Gallery:
     return gallery
 
 
-def find_serving(connection: Connection, name: str) -> Serving:
-    """Return what answers a gallery's queries, or raise `UnknownGallery` (404) or `NotYourGallery` (403).
-
-    For searches: to load the gallery's row as an object takes twice as long.
-    """
+def find_serving(database: Database, name: str) -> Serving:
+    """Return what answers a gallery's queries, or raise `UnknownGallery` (404) or `NotYourGallery` (403)."""
     check_gallery_name(name)
-    row = connection.execute(_SERVING, {"name": name, "tenant": identity.current.get().tenant}).one_or_none()
+    row = database.read_row(_SERVING, {"name": name, "tenant": identity.current.get().tenant})
     if row is None:
         raise UnknownGallery(f"There is no gallery named {name!r}.")
+    gallery_id, revision, active_generation_id, canary_id, canary, bake_id, bake_share, previous_id = row
     return Serving(
-        row.id,
-        row.revision,
-        row.active_generation_id,
-        None if row.canary_id is None else Trial(row.canary_id, row.canary),
-        None if row.bake_id is None else Bake(row.bake_id, row.bake_share, row.previous_id),
+        gallery_id,
+        revision,
+        active_generation_id,
+        None if canary_id is None else Trial(canary_id, canary),
+        None if bake_id is None else Bake(bake_id, bake_share, previous_id),
     )
 
 

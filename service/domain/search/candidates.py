@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import func, literal, select
 
+from service.db import Database
 from service.domain.gallery.new_items import canonical_id, check_external_id
 from service.domain.search.answers import InvalidQuery, Query
 from service.domain.search.filters import compile_filter
@@ -43,28 +44,28 @@ def _without(found: SearchResult, excluded: Ids) -> SearchResult:
     )
 
 
-def allowed_items(connection: Connection, served: ServedGeneration, condition: dict[str, Any]) -> tuple[Ids, int]:
+def allowed_items(database: Database, served: ServedGeneration, condition: dict[str, Any]) -> tuple[Ids, int]:
     """Return the ids of the items that pass, in no order, and the gallery's revision at which they do; the ids as one
     value, since a row each takes longer than a search."""
     joined = func.string_agg(func.int8send(Item.id), literal(b""))
     revision = select(Gallery.revision).where(Gallery.id == served.gallery_id).scalar_subquery()
     passes = compile_filter(condition, served.generation_id)
     query = select(joined, revision).where(Item.gallery_id == served.gallery_id, Item.deleted_at.is_(None), passes)
-    ids, at = connection.execute(query).one()
+    with database.reading() as connection:
+        ids, at = connection.execute(query).one()
     return np.frombuffer(ids or b"", ">i8").astype(np.int64), at or 0
 
 
-def excluded_items(connection: Connection, gallery_id: int, query: Query, queries: int) -> Ids:
+def excluded_items(database: Database, gallery_id: int, query: Query, queries: int) -> Ids:
     """Return the ids of the items that are left out of each query, (Q, E), filled up with no id."""
     of_all = [] if query.exclude_id is None else [query.exclude_id]
     wanted = [canonical_ids([*of_all, *own]) for own in query.exclude_ids or [()] * queries]
     if len(wanted) != queries:
         raise InvalidQuery(f"There are {queries} query vectors, and exclude_ids for {len(wanted)}.")
     names = {name for own in wanted for name in own}
-    rows = connection.execute(
-        select(Item.external_id, Item.id).where(Item.gallery_id == gallery_id, Item.external_id.in_(names))
-    )
-    ids: dict[str, int] = {row.external_id: row.id for row in rows}
+    rows = select(Item.external_id, Item.id).where(Item.gallery_id == gallery_id, Item.external_id.in_(names))
+    with database.reading() as connection:
+        ids: dict[str, int] = {row.external_id: row.id for row in connection.execute(rows)}
     excluded = np.full((queries, max(map(len, wanted))), NO_ID, np.int64)
     for place, own in enumerate(wanted):
         excluded[place, : len(own)] = [ids.get(name, NO_ID) for name in own]

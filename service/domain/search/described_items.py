@@ -13,8 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 from cachetools import LRUCache
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from service.db import Database
 from service.domain.gallery.current_rows import is_current
 from service.domain.gallery.generations import GenerationKey, known_uncertainty
 from service.index.protocol import Ids
@@ -59,7 +60,7 @@ class DescribedItems:
         self._revisions: dict[int, int] = {}
 
     def of(
-        self, connection: Connection, generation: GenerationKey, ids: Ids, revision: int | None
+        self, database: Database, generation: GenerationKey, ids: Ids, revision: int | None
     ) -> dict[int, DescribedItem]:
         """Return the items by id, as they are at the gallery's revision or later; one that is deleted by then is left
         out.
@@ -70,9 +71,9 @@ class DescribedItems:
         generation_id = generation.generation_id
         wanted: list[int] = np.unique(ids[ids >= 0]).tolist()
         if revision is None:
-            return {id_: item for id_, item, _ in _read(connection, generation_id, wanted)}
+            return {id_: item for id_, item, _ in _read(database, generation_id, wanted)}
 
-        right_until = self._forget_changed(connection, generation, revision)
+        right_until = self._forget_changed(database, generation, revision)
         found: dict[int, DescribedItem] = {}
         for part in _parts(wanted):
             with self._lock:
@@ -82,12 +83,12 @@ class DescribedItems:
                         found[id_] = kept
         missing = [id_ for id_ in wanted if id_ not in found]
         if missing:
-            read = _read(connection, generation_id, missing)
+            read = _read(database, generation_id, missing)
             found.update((id_, item) for id_, item, _ in read)
             self._keep(generation_id, right_until, [(id_, item) for id_, item, is_current in read if is_current])
         return found
 
-    def _forget_changed(self, connection: Connection, generation: GenerationKey, revision: int) -> int:
+    def _forget_changed(self, database: Database, generation: GenerationKey, revision: int) -> int:
         """Bring what is kept of a generation to a revision, and return the one that it is right until."""
         generation_id = generation.generation_id
         with self._lock:
@@ -96,8 +97,7 @@ class DescribedItems:
             return known
 
         is_much = revision - known > _MOST_CHANGES
-        of_gallery = {"gallery_id": generation.gallery_id, "revision": known}
-        changed = [] if is_much else connection.execute(_CHANGED, of_gallery).scalars().all()
+        changed = [] if is_much else _changed(database, generation.gallery_id, known)
         with self._lock:
             gone = [key for key in self._kept if key[0] == generation_id] if is_much else _keys(generation_id, changed)
             for key in gone:
@@ -131,16 +131,21 @@ def _size(item: DescribedItem) -> int:
     return _BYTES_OF_ONE + len(item.metadata) + sum(map(sys.getsizeof, texts)) + written
 
 
-def _read(connection: Connection, generation_id: int, ids: list[int]) -> list[tuple[int, DescribedItem, bool]]:
+def _changed(database: Database, gallery_id: int, revision: int) -> Sequence[int]:
+    """Return the items that changed since the revision."""
+    with database.reading() as connection:
+        return connection.execute(_CHANGED, {"gallery_id": gallery_id, "revision": revision}).scalars().all()
+
+
+def _read(database: Database, generation_id: int, ids: list[int]) -> list[tuple[int, DescribedItem, bool]]:
     """Return the live ones of the items, and whether each one's row is current: another one may yet be replaced without
     a new revision."""
-    rows = connection.execute(
-        text(
-            f"SELECT i.id, i.external_id, e.origin, e.hops, {known_uncertainty('e')}, i.label,"
-            f" convert_to(i.metadata::text, 'UTF8'), i.image_uri, i.thumbnail IS NOT NULL, {is_current('e')}"
-            f" FROM items i JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
-            " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
-        ),
-        {"ids": ids},
+    query = text(
+        f"SELECT i.id, i.external_id, e.origin, e.hops, {known_uncertainty('e')}, i.label,"
+        f" convert_to(i.metadata::text, 'UTF8'), i.image_uri, i.thumbnail IS NOT NULL, {is_current('e')}"
+        f" FROM items i JOIN {embeddings_table(generation_id)} e ON e.item_id = i.id"
+        " WHERE i.id = ANY(:ids) AND i.deleted_at IS NULL"
     )
-    return [(row[0], DescribedItem(row[1], Origin(row[2]).label, *row[3:9]), row[9]) for row in rows.all()]
+    with database.reading() as connection:
+        rows = connection.execute(query, {"ids": ids}).all()
+    return [(row[0], DescribedItem(row[1], Origin(row[2]).label, *row[3:9]), row[9]) for row in rows]

@@ -10,9 +10,10 @@ from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Connection, Text, any_, case, func, literal, select
+from sqlalchemy import BigInteger, Text, any_, case, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from service.db import Database
 from service.domain.search.filters import InvalidFilter, compile_field
 from service.errors import Unprocessable
 from service.index.protocol import NO_ID, Ids, SearchResult
@@ -54,7 +55,7 @@ def check_grouping(field: str) -> None:
     raise InvalidGrouping("group_by is label, or metadata.<path> as filters have it.")
 
 
-def find_groups(connection: Connection, field: str, k: int, queries: int, search: SearchFor) -> Groups:
+def find_groups(database: Database, field: str, k: int, queries: int, search: SearchFor) -> Groups:
     """Return the k best groups of each query. An item without a value, or whose value is null, a list or an object, is
     a group by itself."""
     ids = np.full((queries, k), NO_ID, np.int64)
@@ -65,7 +66,7 @@ def find_groups(connection: Connection, field: str, k: int, queries: int, search
     open_, fetch = np.arange(queries), min(bound, _FIRST_STEP * k)
     while True:
         found = search(open_, fetch)
-        _look_up(connection, field, found.ids, values)
+        _look_up(database, field, found.ids, values)
         is_open = np.zeros(len(open_), np.bool_)
         for row, query in enumerate(open_.tolist()):
             best = _best(found.ids[row].tolist(), values, k)
@@ -98,7 +99,7 @@ def _best(ids: list[int], values: dict[int, Value], k: int) -> list[int]:
     return places
 
 
-def _look_up(connection: Connection, field: str, ids: Ids, values: dict[int, Value]) -> None:
+def _look_up(database: Database, field: str, ids: Ids, values: dict[int, Value]) -> None:
     """Add the values of the live ones of the items that are not known yet."""
     wanted = np.setdiff1d(ids[ids != NO_ID], np.fromiter(values, np.int64, len(values))).tolist()
     if not wanted:
@@ -108,8 +109,9 @@ def _look_up(connection: Connection, field: str, ids: Ids, values: dict[int, Val
     scalar = case((kind.in_(["string", "number", "boolean"]), value.op("#>>")(literal([], ARRAY(Text)))))
     is_wanted = Item.id == any_(literal(wanted, ARRAY(BigInteger)))
     query = select(Item.id, kind, scalar).where(is_wanted, Item.deleted_at.is_(None))
-    for id_, kind_, text in connection.execute(query):
-        values[id_] = _value(kind_, text)
+    with database.reading() as connection:
+        for id_, kind_, text in connection.execute(query):
+            values[id_] = _value(kind_, text)
 
 
 def _value(kind: str | None, text: str | None) -> Value:

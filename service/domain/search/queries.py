@@ -1,6 +1,7 @@
 """Answering a query: one serving pair, its encoder, its index, and the items that it found."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -130,6 +131,23 @@ class Search:
             return self._page(gallery, query, ["vector", *vectors[0]], checked)
         return self._answer(gallery, query, checked)
 
+    def by_vectors_together(
+        self, gallery: str, asked: Sequence[Sequence[Sequence[float]]], query: Query
+    ) -> list[Answer]:
+        """Answer several requests that differ in nothing but their vectors by one look-up and one search, each as
+        `by_vectors` would. `query` has no cursor and no groups. Raises what any one of them is refused for."""
+        ends = list(itertools.accumulate(map(len, asked)))
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+        def checked(served: ServedGeneration) -> _Probe:
+            array = _checked(served, [vector for vectors in asked for vector in vectors], query.model_version)
+            for part in parts:
+                self.samples.note(served.gallery_id, served.version.id, array[part])
+            return _Probe(array)
+
+        answer = self._answer(gallery, query, checked, searches=len(asked))
+        return [replace(answer, neighbors=answer.neighbors[part]) for part in parts]
+
     def by_items(self, gallery: str, external_ids: Sequence[str], query: Query, *, exclude_self: bool) -> Answer:
         """Return the nearest items of each item, by its embedding in the generation that answers.
 
@@ -221,8 +239,7 @@ class Search:
         return encoder_of(self.database, self.encoders, served.version)
 
     def _serving(self, gallery: str) -> Serving:
-        with self.database.reading() as connection:
-            return find_serving(connection, gallery)
+        return find_serving(self.database, gallery)
 
     def _page(self, gallery: str, query: Query, asked: list[Any], probe_for: _Probing) -> Answer:
         """Return a page of the neighbours of what was asked by, of the generation that answered the first page."""
@@ -245,11 +262,14 @@ class Search:
         generation = query.generation if after is None else after.generation_id
         return self._by_what_serves(gallery, generation, read, serving)
 
-    def _answer(self, gallery: str, query: Query, probe_for: _Probing, known: Serving | None = None) -> Answer:
-        """Search the generation that the query is for; `known` is what was read of the gallery just now."""
+    def _answer(
+        self, gallery: str, query: Query, probe_for: _Probing, known: Serving | None = None, searches: int = 1
+    ) -> Answer:
+        """Search the generation that the query is for; `known` is what was read of the gallery just now, and `searches`
+        how many requests it is the answer of."""
 
         def search(serving: Serving, served: ServedGeneration) -> Answer:
-            return self._noted(serving, served, query, probe_for)
+            return self._noted(serving, served, query, probe_for, searches)
 
         return self._by_what_serves(gallery, query.generation, search, known)
 
@@ -294,32 +314,33 @@ class Search:
             f"Generation {generation_id} of this gallery is not stored; {serving.active_generation_id} is active."
         )
 
-    def _noted(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
+    def _noted(
+        self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing, searches: int = 1
+    ) -> Answer:
         """Search for whoever waits for it, and note what that takes."""
         began = time.monotonic()
         answer = self._answer_from(serving, served, query, probe_for)
-        self.rates.note(serving.gallery_id, time.monotonic() - began)
+        self.rates.note(serving.gallery_id, time.monotonic() - began, searches)
         return answer
 
     def _answer_from(self, serving: Serving, served: ServedGeneration, query: Query, probe_for: _Probing) -> Answer:
         revision = served.revision  # read first: by the time the index is searched, it has followed at least as far
         probe = probe_for(served)
-        with self.database.reading() as connection:
-            allowed, passed_at = None, serving.revision
-            excluded = None if probe.own_ids is None else probe.own_ids[:, None]
-            if query.condition is not None:
-                allowed, passed_at = allowed_items(connection, served, query.condition)
-            if query.exclude_id is not None or query.exclude_ids:
-                excluded = excluded_items(connection, served.gallery_id, query, len(probe.vectors))
-            grouped: groups.Groups | None = None
-            with self.metrics.index_seconds.time():
-                if query.group_by is None:
-                    found = nearest_of(served, probe.vectors, query, allowed, excluded)
-                else:
-                    grouped = _grouped(connection, served, probe.vectors, query, query.group_by, allowed, excluded)
-                    found = grouped.found
-            with self.metrics.rows_seconds.time():
-                items = self._described(connection, serving, served, found.ids, passed_at)
+        allowed, passed_at = None, serving.revision
+        excluded = None if probe.own_ids is None else probe.own_ids[:, None]
+        if query.condition is not None:
+            allowed, passed_at = allowed_items(self.database, served, query.condition)
+        if query.exclude_id is not None or query.exclude_ids:
+            excluded = excluded_items(self.database, served.gallery_id, query, len(probe.vectors))
+        grouped: groups.Groups | None = None
+        with self.metrics.index_seconds.time():
+            if query.group_by is None:
+                found = nearest_of(served, probe.vectors, query, allowed, excluded)
+            else:
+                grouped = self._grouped(served, probe.vectors, query, query.group_by, allowed, excluded)
+                found = grouped.found
+        with self.metrics.rows_seconds.time():
+            items = self._described(serving, served, found.ids, passed_at)
         neighbors = _neighbors(found, items)
         answer = Answer(served.version.name, served.generation_id, revision, found.is_exact, neighbors)
         if grouped is None:
@@ -329,14 +350,29 @@ class Search:
         return replace(answer, neighbors=best, complete=grouped.complete)
 
     def _described(
-        self, connection: Connection, serving: Serving, served: ServedGeneration, ids: Ids, passed_at: int
+        self, serving: Serving, served: ServedGeneration, ids: Ids, passed_at: int
     ) -> dict[int, DescribedItem]:
         """Return what is said of items: nothing older than the filter that they passed, and the vectors by which they
         were found."""
         is_active = served.generation_id == serving.active_generation_id
         at = max(passed_at, served.revision) if is_active else None
         key = GenerationKey(served.gallery_id, served.generation_id)
-        return self.described_items.of(connection, key, ids, at)
+        return self.described_items.of(self.database, key, ids, at)
+
+    def _grouped(
+        self,
+        served: ServedGeneration,
+        vectors: Vectors,
+        query: Query,
+        field: str,
+        allowed: Ids | None,
+        excluded: Ids | None,
+    ) -> groups.Groups:
+        def search(rows: Ids, count: int) -> SearchResult:
+            own = None if excluded is None else excluded[rows]
+            return nearest_of(served, vectors[rows], replace(query, k=count), allowed, own)
+
+        return groups.find_groups(self.database, field, query.k, len(vectors), search)
 
     def _page_from(
         self,
@@ -359,28 +395,20 @@ class Search:
         if probe.revision is not None and probe.revision > revision:
             raise CursorOutdated("The item that is asked by was written since the first page; begin again with it.")
 
-        with self.database.reading() as connection:
-            allowed, passed_at = None, serving.revision
-            if query.condition is not None:
-                allowed, passed_at = allowed_items(connection, served, query.condition)
-            excluded = np.empty(0, np.int64) if probe.own_ids is None else probe.own_ids
-            if query.exclude_id is not None or query.exclude_ids:
-                excluded = excluded_items(connection, served.gallery_id, query, 1)[0]
-            key = GenerationKey(served.gallery_id, served.generation_id)
-            wanted = pages.Wanted(
-                probe.vectors[0],
-                key,
-                revision,
-                query.k,
-                after,
-                allowed,
-                excluded[excluded != NO_ID],
-                query.max_distance,
-            )
-            with self.metrics.index_seconds.time():
-                page = pages.read_page(connection, served.index, wanted)
-            with self.metrics.rows_seconds.time():
-                items = self._described(connection, serving, served, page.ids, passed_at)
+        allowed, passed_at = None, serving.revision
+        if query.condition is not None:
+            allowed, passed_at = allowed_items(self.database, served, query.condition)
+        excluded = np.empty(0, np.int64) if probe.own_ids is None else probe.own_ids
+        if query.exclude_id is not None or query.exclude_ids:
+            excluded = excluded_items(self.database, served.gallery_id, query, 1)[0]
+        key = GenerationKey(served.gallery_id, served.generation_id)
+        wanted = pages.Wanted(
+            probe.vectors[0], key, revision, query.k, after, allowed, excluded[excluded != NO_ID], query.max_distance
+        )
+        with self.metrics.index_seconds.time(), self.database.reading() as connection:
+            page = pages.read_page(connection, served.index, wanted)
+        with self.metrics.rows_seconds.time():
+            items = self._described(serving, served, page.ids, passed_at)
         neighbors = [
             Neighbor(items[id_], distance)
             for id_, distance in zip(page.ids.tolist(), page.distances.tolist(), strict=True)
@@ -460,22 +488,6 @@ def _options(query: Query) -> list[Any]:
 
 def _revision_of(session: Session, item_id: int) -> int:
     return session.scalars(select(Item.revision).where(Item.id == int(item_id))).one()
-
-
-def _grouped(
-    connection: Connection,
-    served: ServedGeneration,
-    vectors: Vectors,
-    query: Query,
-    field: str,
-    allowed: Ids | None,
-    excluded: Ids | None,
-) -> groups.Groups:
-    def search(rows: Ids, count: int) -> SearchResult:
-        own = None if excluded is None else excluded[rows]
-        return nearest_of(served, vectors[rows], replace(query, k=count), allowed, own)
-
-    return groups.find_groups(connection, field, query.k, len(vectors), search)
 
 
 def _neighbors(found: SearchResult, items: dict[int, DescribedItem]) -> list[list[Neighbor]]:

@@ -28,8 +28,8 @@ class SearchRates:
         self._lock = threading.Lock()
         self._ended: dict[int, deque[tuple[float, float]]] = {}  # by gallery, the longest ago searched first
 
-    def note(self, gallery_id: int, seconds: float) -> None:
-        """Note a search of a gallery that ends now."""
+    def note(self, gallery_id: int, seconds: float, searches: int = 1) -> None:
+        """Note that searches of a gallery end now that were answered together in so many seconds."""
         now = self._clock()
         with self._lock:
             ended = self._ended.pop(gallery_id, None)
@@ -37,7 +37,7 @@ class SearchRates:
                 ended = deque(maxlen=_KEPT)
                 if len(self._ended) >= _GALLERIES:
                     del self._ended[next(iter(self._ended))]
-            ended.append((now, seconds))
+            ended.extend([(now, seconds)] * searches)
             self._ended[gallery_id] = ended
 
     def of(self, gallery_id: int) -> SearchRate | None:

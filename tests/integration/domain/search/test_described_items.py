@@ -52,10 +52,10 @@ def item_ids(client: TestClient) -> np.ndarray:
 
 
 def described(client: TestClient, by: DescribedItems, ids: np.ndarray) -> dict[int, DescribedItem]:
-    with parts_of(client).database.reading() as connection:
-        serving = find_serving(connection, "g")
-        key = GenerationKey(serving.gallery_id, serving.active_generation_id)
-        return by.of(connection, key, ids, serving.revision)
+    database = parts_of(client).database
+    serving = find_serving(database, "g")
+    key = GenerationKey(serving.gallery_id, serving.active_generation_id)
+    return by.of(database, key, ids, serving.revision)
 
 
 def rows_read(client: TestClient, do: Callable[[], object]) -> list[int]:

@@ -1,6 +1,9 @@
 """What a search finds: within a distance, without an item, by items, and in which generation."""
 
+import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,8 @@ from tests.working import cut_over, run_until
 from workers.app import WorkerParts
 
 if TYPE_CHECKING:
+    import httpx
+
     from service.api.dependencies import Parts
 
 SEARCH = "/v1/galleries/g/search"
@@ -294,6 +299,41 @@ def test_an_answer_says_no_later_revision_than_it_was_searched_at(gallery: TestC
 
     assert "image-20.png" not in [neighbor["id"] for neighbor in answer["neighbors"]]
     assert answer["revision"] == before
+
+
+def test_those_who_ask_at_once_are_each_answered_as_if_alone(gallery: TestClient) -> None:
+    parts: Parts = gallery.app.state.parts  # type: ignore[attr-defined]  # Starlette's state is untyped
+    vectors = list(embeddings(gallery).values()) * 4
+    goes, searches = threading.Event(), itertools.count()
+
+    def ask(vector: list[float]) -> "httpx.Response":
+        answer: httpx.Response = gallery.post(f"{SEARCH}/vectors", json={"vectors": [vector], "k": 3})
+        return answer
+
+    def held() -> None:
+        next(searches)
+        assert goes.wait(30)
+
+    def all_but_the_first_wait() -> bool:
+        return sum(len(line.waiting) for line in parts.vector_queries._lines.values()) >= len(vectors) - 8
+
+    alone = [ask(vector).json() for vector in vectors]
+    before = parts.search.rates.of(1)
+    served = parts.replicas.active(1, 1)
+    served.index = WatchedIndex(served.index, after_search=held)
+    with ThreadPoolExecutor(len(vectors) + 1) as clients:
+        together = [clients.submit(ask, vector) for vector in [*vectors, [0.5] * 5]]
+        wait_for(all_but_the_first_wait)
+        goes.set()
+        *answers, refused = [each.result() for each in together]
+
+    assert [answer.json() for answer in answers] == alone
+    assert "Query vectors have 6 numbers" in check_problem(refused, 422)
+    assert next(searches) < len(vectors)
+    after = parts.search.rates.of(1)
+    assert before is not None
+    assert after is not None
+    assert after.per_second == pytest.approx(2 * before.per_second)
 
 
 def test_a_search_while_no_generation_is_loaded_is_repeated_and_then_503(client: TestClient) -> None:

@@ -28,6 +28,14 @@ def test_searches_of_the_last_minute_are_counted_and_the_slowest_hundredth_is_na
     assert rates.of(2) is None
 
 
+def test_searches_that_are_answered_together_are_counted_each(clock: Clock) -> None:
+    rates = SearchRates(clock)
+    rates.note(1, 0.02, searches=118)
+    rates.note(1, 0.04, searches=2)
+
+    assert rates.of(1) == SearchRate(2.0, 0.04)
+
+
 def test_what_is_older_counts_no_more(clock: Clock) -> None:
     rates = SearchRates(clock)
     rates.note(1, 5.0)
