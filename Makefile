@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST_PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadgroup
 
-.PHONY: help demo serve test test-fast test-processes test-browser test-real-servers test-milvus fuzz chaos bench paper lint format types openapi client openapi-check metrics lock dockerfile-check clean
+.PHONY: help demo serve test test-fast test-processes test-browser test-real-servers test-stores fuzz chaos bench paper lint format types openapi client openapi-check metrics lock dockerfile-check clean
 .DEFAULT_GOAL := help
 
 help: ## List every target
@@ -39,8 +39,8 @@ test-browser: $(VENV)/.installed ## Use the console in Chromium, against a real 
 test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-server and a PostgreSQL over TCP
 	$(PYTEST) tests/integration tests/end_to_end tests/chaos --servers=real --servers-required $(PYTEST_OPTIONS)
 
-test-milvus: $(VENV)/.installed ## Run what uses Milvus against a standalone server, from a wheel in .venv-milvus
-	$(BIN)/python -m tests.milvus_standalone $(PYTEST_OPTIONS)
+test-stores: $(VENV)/.installed ## Run what uses Milvus and Chroma against their servers, from wheels in .venv-stores: 20 minutes
+	$(BIN)/python -m tests.store_servers $(PYTEST_OPTIONS)
 
 fuzz: $(VENV)/.installed ## Ask the API 10,000 things that its description allows, and does not (schemathesis); FUZZ_OPTIONS=--keys as keys of every scope, beside another tenant
 	$(BIN)/python -m tests.fuzzing $(FUZZ_OPTIONS)

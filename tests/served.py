@@ -94,6 +94,12 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def is_listening(port: int) -> bool:
+    """Return whether a server accepts connections on the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def is_running(pid: int) -> bool:
     """Return whether the process runs; a zombie does not."""
     try:

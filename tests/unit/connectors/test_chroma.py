@@ -1,6 +1,8 @@
-"""Galleries in Chroma, in a folder."""
+"""Galleries in Chroma, in a folder and on a server."""
 
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +12,7 @@ import pytest
 from service.connectors.address import parse
 from service.connectors.opening import open_store
 from service.connectors.store import KeyRange, NewSide, Rows, StoreRefused
+from tests.served import free_port, is_listening, wait_for
 from tests.store_contract import NEW_DIM, POINTS, StoreContract, bring_all, h, new_side, some_rows
 from tests.unit.connectors.odd_keys import ODD_KEYS
 
@@ -42,10 +45,29 @@ class Collection:
         return self.client.get_collection("items", embedding_function=None)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Collection:
-    url = f"chroma://{tmp_path}?collection=items"
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Chroma server's host and port."""
+    port, program = free_port(), Path(sys.executable).with_name("chroma")
+    folder = tmp_path_factory.mktemp("chroma")
+    process = subprocess.Popen(
+        [program, "run", "--path", folder, "--port", str(port)], cwd=folder, stdout=subprocess.DEVNULL
+    )
+    wait_for(lambda: is_listening(port), 60)
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(params=["folder", "server"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Collection:
+    where = (
+        f"chroma://{tmp_path}" if request.param == "folder" else f"chroma+http://{request.getfixturevalue('server')}/"
+    )
+    url = f"{where}?collection=items"
     client = client_of(parse(url))
+    for collection in client.list_collections():
+        client.delete_collection(collection.name)
     client.create_collection("items", configuration={"hnsw": {"space": "cosine"}}, embedding_function=None)
     return Collection(client, url)
 
@@ -82,8 +104,9 @@ def test_a_collection_that_is_not_there_is_refused(place: Collection) -> None:
 
 def test_what_it_says_of_its_items_is_read(place: Collection) -> None:
     keys = place.keys(30)
-    place.put(some_rows(place, keys))
-    place.collection.update(keys[0], documents="a page")
+    rows = some_rows(place, keys)
+    place.put(rows)
+    place.collection.update(keys[0], embeddings=rows.embedding[0], documents="a page")
     store = open_store(place.url)
 
     found = store.payloads(KeyRange(None, keys[3]))
