@@ -108,7 +108,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait until `condition()` is true."""
     ends = time.monotonic() + seconds
     while not condition():

@@ -2,9 +2,9 @@
 and its recall measured.
 
 Queries by an image or by vectors are kept, as vectors; not those by an item, which are rows of the gallery. Of all that
-an API process answers between two writings it keeps a few, drawn uniformly. Each takes a random slot of a fixed number
-and replaces what was there, so that the sample is bounded, and old queries go as new ones come, however many processes
-write. Losing some costs nothing, so none is tried again.
+an API process answers between two writings it keeps a few, drawn uniformly. Each takes a random slot of a fixed number,
+a free one while there are any, and replaces what was there, so that the sample is bounded, and old queries go as new
+ones come, however many processes write. Losing some costs nothing, so none is tried again.
 """
 
 import math
@@ -44,6 +44,8 @@ FOR KEY SHARE OF g, v
 ON CONFLICT (gallery_id, model_version_id, slot) DO UPDATE SET vector = excluded.vector, asked_at = excluded.asked_at
 RETURNING slot
 """
+
+_TAKEN = "SELECT slot FROM query_samples WHERE gallery_id = :gallery_id AND model_version_id = :version_id"
 
 _READ = """
 SELECT vector FROM query_samples WHERE gallery_id = :gallery_id AND model_version_id = :version_id
@@ -93,13 +95,12 @@ class QuerySamples:
 
     def _take_slots(self, session: Session, gallery_id: int, version_id: int, vectors: list[bytes]) -> None:
         count = min(len(vectors), self._slots)
-        values = {
-            "gallery_id": gallery_id,
-            "version_id": version_id,
-            "slots": random.sample(range(self._slots), count),
-            "vectors": random.sample(vectors, count),
-        }
-        if not session.execute(text(_WRITE), values).all():
+        sample = {"gallery_id": gallery_id, "version_id": version_id}
+        taken = set(session.scalars(text(_TAKEN), sample))
+        slots = random.sample(range(self._slots), self._slots)
+        slots.sort(key=taken.__contains__)
+        values = {"slots": slots[:count], "vectors": random.sample(vectors, count)}
+        if not session.execute(text(_WRITE), sample | values).all():
             events.info("query_sample.unwanted", gallery_id=gallery_id, model_version_id=version_id)
 
     def _write_until_stopped(self) -> None:

@@ -22,7 +22,7 @@ from workers.upgrading import advance_upgrade
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"network_seconds": 2.0})
+    return settings.model_copy(update={"network_seconds": 4.0})
 
 
 def test_a_network_that_never_ends_is_refused_with_a_sentence(client: TestClient) -> None:
@@ -32,8 +32,8 @@ def test_a_network_that_never_ends_is_refused_with_a_sentence(client: TestClient
     version = post_version(client, "endless", endless_encoder(6, rows=None))
     transformation = post_transformation(client, "v1", "v2", endless_transformation(6, 8, rows=None))
 
-    check_problem(version, 422, "took longer than 2 s, and was stopped")
-    check_problem(transformation, 422, "took longer than 2 s, and was stopped")
+    check_problem(version, 422, "took longer than 4 s, and was stopped")
+    check_problem(transformation, 422, "took longer than 4 s, and was stopped")
 
 
 def test_many_of_them_at_once_take_no_others_place(client: TestClient) -> None:
@@ -55,7 +55,7 @@ def test_images_that_it_never_ends_on_are_refused_and_others_are_stored(client: 
     create_gallery(client, version="v9")
 
     files = [("files", (f"{seed}.png", image_bytes(seed))) for seed in range(3)]
-    check_problem(client.post("/v1/galleries/g/images", files=files), 422, "took longer than 2 s, and was stopped")
+    check_problem(client.post("/v1/galleries/g/images", files=files), 422, "took longer than 4 s, and was stopped")
 
     post_images(client, range(2))
     assert search(client, 1, k=1)["neighbors"][0]["id"] == "image-1.png"
@@ -73,10 +73,10 @@ def test_an_upgrade_whose_h_never_ends_fails_with_a_sentence(client: TestClient,
     for _ in range(3):
         advance_upgrade(worker, upgrade_id)
 
-    check_problem(dry_run, 409, "h failed on 4 rows: The network took longer than 2 s, and was stopped")
+    check_problem(dry_run, 409, "h failed on 4 rows: The network took longer than 4 s, and was stopped")
     assert state_of(client, upgrade_id) == "failed"
     error = client.get(f"/v1/upgrades/{upgrade_id}").json()["error"]
-    assert "h failed on 4 rows: The network took longer than 2 s, and was stopped" in error
+    assert "h failed on 4 rows: The network took longer than 4 s, and was stopped" in error
     assert client.post(f"/v1/upgrades/{upgrade_id}/cancel").status_code == 200
 
 

@@ -83,6 +83,7 @@ def gallery(client: TestClient) -> TestClient:
     """A client whose gallery `g` under v1 has 20 images and can be upgraded to v2."""
     create_upgradable_gallery(client)
     post_images(client, range(20))
+    poll(client)  # so that it is loaded, however long a server takes
     return client
 
 

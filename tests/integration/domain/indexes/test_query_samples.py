@@ -148,6 +148,16 @@ def test_the_sample_is_bounded_and_new_queries_take_the_place_of_old_ones(databa
     assert min(last) >= 2_000
 
 
+def test_no_query_takes_the_place_of_another_while_there_is_room(database: Database) -> None:
+    samples = QuerySamples(database, slots=100)
+
+    for start in range(0, 100, 10):
+        note_each(samples, 1, 1, numbered(start, start + 10))
+        samples.write()
+
+    assert sorted(numbers(kept(database))) == list(range(100))
+
+
 @pytest.mark.parametrize("slots", [30, 500])
 def test_all_queries_between_two_writings_are_as_likely_to_be_kept(database: Database, slots: int) -> None:
     samples = QuerySamples(database, slots)

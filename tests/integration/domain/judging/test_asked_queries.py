@@ -105,7 +105,7 @@ def test_images_that_a_network_never_ends_on_are_passed_over_and_the_others_are_
     upgrade_id = start_upgrade(client, "v2")
     with worker.database.session_scope() as session:
         upgrade = get_upgrade(session, upgrade_id)
-    encoders = Encoders(worker.blobs, settings.model_copy(update={"encode_batch_items": 10, "network_seconds": 2.0}))
+    encoders = Encoders(worker.blobs, settings.model_copy(update={"encode_batch_items": 10, "network_seconds": 4.0}))
 
     encode_queries(worker.database, worker.blobs, encoders, upgrade, 1_000, 0)
     encode_probe_images(worker.database, encoders, upgrade)
