@@ -225,7 +225,7 @@ class KeyEnded(Conflict):
 
 
 class KeyInAddress(Unauthorized):
-    """A key stands in the query."""
+    """A key stands in the address."""
 
 
 class KeyOfAnotherRequest(Unprocessable):

@@ -8,7 +8,7 @@ Which scope an operation needs is in `service.access.operations`.
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -39,7 +39,7 @@ class NoKey(Unauthorized):
 
 
 class KeyInAddress(Unauthorized):
-    """A key stands in the query."""
+    """A key stands in the address."""
 
 
 class FormBySession(Forbidden):
@@ -130,7 +130,7 @@ class _WhileValid:
 
 
 def _refuse_key_in_address(scope: Scope) -> None:
-    if b"gu_" in scope["query_string"] and holds_token(scope["query_string"].decode("latin-1")):
+    if holds_token(scope["path"]) or holds_token(unquote(scope["query_string"].decode("latin-1"))):
         raise KeyInAddress(
             "A key stands in the address, which ends in logs: revoke it, and send its successor in a header."
         )

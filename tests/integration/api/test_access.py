@@ -130,8 +130,18 @@ def test_a_key_that_expired_is_refused(guarded: TestClient, database: Database) 
     assert "expired" in answer.json()["detail"]
 
 
-def test_a_key_in_the_address_is_refused_whatever_else_is_shown(guarded: TestClient) -> None:
-    answer = guarded.get("/v1/galleries", params={"cursor": ADMIN_KEY}, headers=bearer(ADMIN_KEY))
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"/v1/galleries?cursor={ADMIN_KEY}",
+        f"/v1/galleries?cursor={ADMIN_KEY.replace('_', '%5F')}",
+        f"/v1/galleries/{ADMIN_KEY}",
+        f"/v1/galleries/{ADMIN_KEY.replace('u', '%75')}/items",
+        f"/livez?{ADMIN_KEY}",
+    ],
+)
+def test_a_key_in_the_address_is_refused_whatever_else_is_shown(guarded: TestClient, address: str) -> None:
+    answer = guarded.get(address, headers=bearer(ADMIN_KEY))
 
     assert answer.status_code == 401
     assert "address" in answer.json()["detail"]
