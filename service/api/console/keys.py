@@ -14,7 +14,8 @@ _MOST_SHOWN = 1_000
 @router.get("/console/login")
 def show_login(request: Request, to: str = "/") -> Response:
     """Ask for a key; `to` is the page of ours that follows."""
-    is_ours = to.startswith("/") and not to.startswith(("//", "/\\"))
+    # A browser leaves out line breaks and tabs, so that "/\t/host" is another host's.
+    is_ours = to.startswith("/") and to.isprintable() and not to.startswith(("//", "/\\"))
     return render(request, "pages/login.html", to=to if is_ours else "/")
 
 

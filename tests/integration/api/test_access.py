@@ -193,6 +193,17 @@ def test_no_log_line_has_a_key(guarded: TestClient, caplog: pytest.LogCaptureFix
     assert ADMIN_KEY[12:] not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "to", ["//evil.example", "/\\evil.example", "/\t/evil.example", "/\n\\evil.example", "https://evil.example", "x"]
+)
+def test_after_a_login_comes_a_page_of_ours(guarded: TestClient, to: str) -> None:
+    ours, theirs = (guarded.get("/console/login", params={"to": page}).text for page in ("/console/jobs?of=x", to))
+
+    assert 'data-then="/console/jobs?of=x"' in ours
+    assert 'data-then="/"' in theirs
+    assert '<form class="action " method="post" data-method="POST"' in ours  # without its script, no key in an address
+
+
 def test_where_no_key_is_needed_one_that_is_shown_still_counts(client: TestClient) -> None:
     answers = [client.get("/v1/galleries", headers=headers).status_code for headers in ({}, bearer(ADMIN_KEY))]
 
