@@ -52,7 +52,10 @@ def readyz(parts: PartsDependency, session: SessionDependency) -> Health:
     if not parts.drift.has_looked:
         raise Unavailable("The galleries' probe images are still being encoded.")
     if parts.drift.alarms:
-        raise Unavailable(" ".join(parts.drift.alarms))
+        raise Unavailable(
+            f"Encoders give other embeddings here than they gave, of {len(parts.drift.alarms)} galleries:"
+            " `encoder.drifted` in the log names them."
+        )
     lack = shortage(parts.settings)
     return Health(status="ok") if lack is None else Health(status="no_room", detail=lack)
 

@@ -73,7 +73,7 @@ QUEUE = Figure("gallery_queue_messages", "Messages to workers that wait at the b
 DISK_FREE = Figure("gallery_disk_free_bytes", "Bytes that are free on the data folder's disk")
 DISK_RESERVE = Figure("gallery_disk_reserve_bytes", "Free bytes below which nothing is stored")
 DRIFTED = Figure(
-    "gallery_drifted_galleries", "Galleries whose encoder gives other embeddings here than it gave (/readyz names them)"
+    "gallery_drifted_galleries", "Galleries whose encoder gives other embeddings here than it gave (the log names them)"
 )
 GALLERIES = Figure("gallery_galleries", "Galleries that there are")
 ITEMS = Figure("gallery_items", "Live items", ("gallery",))
