@@ -109,6 +109,7 @@ def test_every_answer_tells_browsers_to_keep_it_in_its_place() -> None:
     for found in (asked.get("/x"), asked.get("/x", headers={"Host": "evil.example"}), asked.get("/none/x")):
         assert found.headers["x-content-type-options"] == "nosniff"
         assert found.headers["referrer-policy"] == "no-referrer"
+        assert found.headers["cross-origin-resource-policy"] == "same-origin"
         assert found.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
 
 
