@@ -33,6 +33,8 @@ class AdvisoryLock(IntEnum):
     # Of an upgrade of another store: who works on a range shares it, a change of state has it alone.
     EXTERNAL_STATE = 724_076
     EXTERNAL_PHASE = 724_077  # of such an upgrade: one worker plans, begins a pass, judges, switches or cleans up
+    # A tenant with a quota opens one upgrade at a time, as one of the last steps of its transaction.
+    OPEN_UPGRADES = 724_078
     VERSION_NAMES = 724_073  # one model version takes a name at a time, since two kinds of names must differ
 
 

@@ -1,8 +1,9 @@
 """How much a tenant, and each of its keys, may have and do (`service.settings.Quotas`).
 
 Rates are counted by the broker, for all processes together; what is kept is counted from rows, before a request that
-would add to it is read: one request may go beyond a quota, the next one is refused. A quota that is not set costs
-nothing. Where the broker does not answer, searches and images go on uncounted, and no training begins.
+would add to it is read: requests that are made at the same time may go beyond a quota, the next one is refused. Open
+upgrades are counted once more by the transaction that opens one. A quota that is not set costs nothing. Where the
+broker does not answer, searches and images go on uncounted, and no training begins.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from sqlalchemy.orm import Session
 
 from service import identity, logs
 from service.access.operations import Operation
+from service.advisory_locks import AdvisoryLock, hold
 from service.db import Database
+from service.domain.external_state import OPEN as OPEN_EXTERNAL
 from service.domain.job_state import UNFINISHED
 from service.domain.upgrade_state import OPEN
 from service.errors import TooManyRequests, Unavailable
@@ -32,8 +35,10 @@ _BYTES = """
 SELECT coalesce(sum(pg_total_relation_size(to_regclass('embeddings_' || n.id))), 0)
 FROM generations n JOIN galleries g ON g.id = n.gallery_id WHERE g.tenant = :tenant"""
 _OPEN_UPGRADES = f"""
-SELECT count(*) FROM upgrades u JOIN galleries g ON g.id = u.gallery_id
-WHERE g.tenant = :tenant AND u.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN))})"""
+SELECT (SELECT count(*) FROM upgrades u JOIN galleries g ON g.id = u.gallery_id
+        WHERE g.tenant = :tenant AND u.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN))}))
+     + (SELECT count(*) FROM external_upgrades
+        WHERE tenant = :tenant AND state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_EXTERNAL))}))"""
 # What the features of a training take in memory, as `service.domain.training.paired_vectors` counts them.
 _TRAINING_BYTES = f"""
 SELECT coalesce(sum(4 * CAST(coalesce(j.request ->> 'rows', j.request ->> 'images') AS bigint) * (
@@ -49,6 +54,7 @@ _ADDS_TO: dict[tuple[str, str], tuple[str, ...]] = {
     ("POST", "/v1/galleries/{name}/images/references"): ("items", "bytes"),
     ("POST", "/v1/galleries/{name}/embeddings"): ("items", "bytes"),
     ("POST", "/v1/galleries/{name}/upgrades"): ("bytes", "open_upgrades"),
+    ("POST", "/v1/external-upgrades"): ("open_upgrades",),
     ("POST", "/v1/transformations/train"): ("training_bytes",),
 }
 _COUNTED = {
@@ -157,11 +163,22 @@ class QuotaBook:
             return False
 
 
-def _check_kept(session: Session, tenant: str, name: str, quota: int | None) -> None:
+def check_open_upgrades(session: Session, settings: Settings) -> None:
+    """See, in the transaction that has just opened an upgrade, whether the tenant still had one to open: others may
+    have opened theirs since `QuotaBook.admit`. Raises `QuotaExceeded` (429)."""
+    tenant = identity.current.get().tenant
+    quota = settings.quotas_of(tenant).open_upgrades
+    if quota is not None:
+        hold(session, AdvisoryLock.OPEN_UPGRADES)
+        _check_kept(session, tenant, "open_upgrades", quota, own=1)
+
+
+def _check_kept(session: Session, tenant: str, name: str, quota: int | None, own: int = 0) -> None:
+    """Raise `QuotaExceeded` unless there is less than the quota, but for what this transaction added of its `own`."""
     if quota is None:
         return
     query, words = _COUNTED[name]
-    kept = int(session.scalar(text(query), {"tenant": tenant}) or 0)
+    kept = int(session.scalar(text(query), {"tenant": tenant}) or 0) - own
     if kept >= quota:
         sentence = f"The tenant has {kept} {words}, and a quota of {quota}: remove some, or ask for more."
         raise QuotaExceeded(sentence, _LATER_SECONDS, name, quota)

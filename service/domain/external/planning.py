@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import identity, logs
+from service.access.quotas import check_open_upgrades
 from service.access.tenancy import own_or_shared
 from service.audit import Act, Subject, record
 from service.connectors.named import NamedStores
@@ -121,8 +122,8 @@ def plan_external_upgrade(
     """Record an upgrade, and have a worker begin it; the store is read and not changed.
 
     Raises `UnknownStore`, `UnknownVersion` and `UnknownTransformation` (404), `StoreTaken`, `StoreOfOtherSpace`,
-    `NoTransformation`, `AmbiguousTransformation`, `NoSoundTransformation` and `StoreRefused` (409), and
-    `StoreAway` (503).
+    `NoTransformation`, `AmbiguousTransformation`, `NoSoundTransformation` and `StoreRefused` (409), `QuotaExceeded`
+    (429), and `StoreAway` (503).
     """
     found = _outline(session, stores, settings, wanted)
     upgrade = ExternalUpgrade(
@@ -143,6 +144,7 @@ def plan_external_upgrade(
         session.flush()  # the unique index on stores has the last word
     except IntegrityError as error:
         raise StoreTaken(f"Store {wanted.store!r} has just been taken by another upgrade.") from error
+    check_open_upgrades(session, settings)
     session.add(ExternalEvent(upgrade_id=upgrade.id, state=ExternalState.PLANNED))
     send_after_commit(session, ADVANCE_EXTERNAL, upgrade.id)
     opened = {

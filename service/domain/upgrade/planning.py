@@ -7,6 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service import logs
+from service.access.quotas import check_open_upgrades
 from service.audit import Act, Subject, record
 from service.domain import registry
 from service.domain.gallery.galleries import find_open_upgrade, get_gallery, lock_gallery
@@ -78,8 +79,8 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
     """Create the next generation with its empty table, and the upgrade that will fill it.
 
     From this commit on, ingested images are encoded for the next generation too. Raises `UpgradeOpen`, `AlreadyThere`,
-    `NoPath` and `ErasesItems` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), and `NoRoom`
-    (507).
+    `NoPath` and `ErasesItems` (409), `UnknownGallery`, `UnknownVersion` and `UnknownTransformation` (404), `NoRoom`
+    (507), and `QuotaExceeded` (429).
     """
     version = registry.get_version(session, wanted.to_version)
     gallery = lock_gallery(session, get_gallery(session, wanted.gallery_name).id)
@@ -112,17 +113,18 @@ def plan_upgrade(session: Session, settings: Settings, wanted: WantedUpgrade) ->
         start_revision=gallery.revision,
         trace=current_trace(),
     )
-    _begin(session, upgrade, gallery.name, version.name)
+    _begin(session, settings, upgrade, gallery.name, version.name)
     return upgrade
 
 
-def _begin(session: Session, upgrade: Upgrade, gallery_name: str, to_version: str) -> None:
+def _begin(session: Session, settings: Settings, upgrade: Upgrade, gallery_name: str, to_version: str) -> None:
     """Record an upgrade that is planned, and have a worker start it."""
     session.add(upgrade)
     try:
         session.flush()  # the unique index on open upgrades has the last word
     except IntegrityError as error:
         raise UpgradeOpen(f"Gallery {gallery_name!r} has an open upgrade.") from error
+    check_open_upgrades(session, settings)
 
     session.add(UpgradeEvent(upgrade_id=upgrade.id, state=State.PLANNED))
     send_after_commit(session, ADVANCE_UPGRADE, upgrade.id)

@@ -1,14 +1,32 @@
 """Quotas over HTTP: each is refused beyond its limit, by tenant and by key; and what is open without a broker."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import text
 
+from service.advisory_locks import AdvisoryLock
 from service.app import create_app
-from service.settings import Quotas, Rates, Settings
+from service.db import Database
+from service.domain.upgrade.planning import WantedUpgrade, plan_upgrade
+from service.settings import Quotas, Rates, Settings, StoreSetting
+from tests.external_upgrades import drawn
 from tests.keys import ADMIN_KEY, bearer, guarded_client, make_key
 from tests.paired_vectors import paired_columns, parquet
-from tests.scenario import create_upgradable_gallery, import_vectors, post_images, post_vectors, register_version
+from tests.scenario import (
+    create_gallery,
+    create_upgradable_gallery,
+    import_vectors,
+    post_images,
+    post_vectors,
+    register_version,
+)
+from tests.served import wait_for
 from tests.trainings import ask
 
 PAIRS = parquet(paired_columns())
@@ -32,6 +50,15 @@ def by_vector(client: TestClient, headers: dict[str, str] | None = None) -> http
 
 def client_with(settings: Settings, **quotas: int) -> TestClient:
     return TestClient(create_app(settings.model_copy(update={"quotas": Quotas(**quotas)})))
+
+
+def is_waited_for(database: Database, lock: AdvisoryLock) -> bool:
+    query = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = :lock AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    with database.reading() as connection:
+        return bool(connection.scalar(text(query), {"lock": lock.value}))
 
 
 def test_searches_of_a_tenant_are_counted_for_all_its_processes(settings: Settings) -> None:
@@ -90,6 +117,40 @@ def test_open_upgrades_are_bounded_and_one_that_ended_counts_no_more(settings: S
         refused(client.post("/v1/galleries/g/upgrades", json=plan), "open_upgrades")
         client.post(f"/v1/upgrades/{first}/cancel")
         assert client.post("/v1/galleries/g/upgrades", json=plan).status_code == 202
+
+
+def test_of_upgrades_that_are_opened_at_once_none_is_beyond_the_quota(settings: Settings, database: Database) -> None:
+    with client_with(settings, open_upgrades=1) as client, ThreadPoolExecutor(1) as other:
+        create_upgradable_gallery(client)
+        create_gallery(client, "h")
+        own = settings.model_copy(update={"quotas": Quotas(open_upgrades=1)})
+
+        with database.session_scope() as session:
+            plan_upgrade(session, own, WantedUpgrade("g", "v2"))
+            asked = other.submit(client.post, "/v1/galleries/h/upgrades", json={"to_version": "v2"})
+            wait_for(lambda: asked.done() or is_waited_for(database, AdvisoryLock.OPEN_UPGRADES))
+        refused(asked.result(), "open_upgrades")
+
+        assert client.get("/v1/galleries/h/upgrades").json()["items"] == []
+
+
+def test_an_upgrade_of_another_store_is_one_of_the_tenants(settings: Settings, tmp_path: Path) -> None:
+    embedding, side_information = drawn(4)
+    pq.write_table(
+        pa.table({"id": list("abcd"), "embedding": list(embedding), "side_information": list(side_information)}),
+        tmp_path / "shop.parquet",
+    )
+    url = f"file://{tmp_path}/shop.parquet?side_information=side_information"
+    wanted = {"store": "shop", "from_version": "v1", "to_version": "v2"}
+    with client_with(
+        settings.model_copy(update={"stores": {"shop": StoreSetting(url=url)}}), open_upgrades=1
+    ) as client:
+        create_upgradable_gallery(client)
+        first = client.post("/v1/external-upgrades", json=wanted)
+        assert first.status_code == 202, first.text
+
+        refused(client.post("/v1/galleries/g/upgrades", json={"to_version": "v2"}), "open_upgrades")
+        refused(client.post("/v1/external-upgrades", json=wanted), "open_upgrades")
 
 
 def test_trainings_are_bounded_by_the_bytes_that_they_hold(settings: Settings) -> None:
