@@ -37,7 +37,7 @@ from service.api import (
     transformations,
     upgrades,
 )
-from service.api.access import AccessMiddleware
+from service.api.access import AccessMiddleware, describe_keys
 from service.api.admission import Admission
 from service.api.browsers import BrowserMiddleware
 from service.api.console import routes as console
@@ -199,6 +199,7 @@ def create_app(
     app.include_router(console.router)
     app.include_router(docs_page.router)
     add_refusals(app)
+    describe_keys(app)
     _add_middleware(app, settings)
     return app
 

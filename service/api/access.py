@@ -7,9 +7,10 @@ Which scope an operation needs is in `service.access.operations`.
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode
 
+from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import Request, cookie_parser
@@ -19,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import identity
 from service.access.keys import holds_token
 from service.access.known_keys import ANYONE, REMEMBERED_SECONDS, STRANGER, KnownKeys
-from service.access.operations import check_scope, operation_of
+from service.access.operations import SCOPE_OF, check_scope, operation_of
 from service.api.problems import database_away, refused
 from service.db import AWAY
 from service.errors import Forbidden, GalleryError, Unauthorized
@@ -32,6 +33,32 @@ COOKIE = "gallery_session"
 # What a script of ours sends with a change by its session, and a form cannot.
 FORM_GUARD = "X-Requested-With"
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+# How a key is shown, as OpenAPI says it; on 127.0.0.1 none may be needed.
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+}
+_EITHER_OR_NONE: list[dict[str, list[str]]] = [{"bearer": []}, {"api-key": []}, {}]
+
+
+def describe_keys(app: FastAPI) -> None:
+    """Have the application's document say how a key is shown, and as `x-scope` which scope each operation needs."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        document["components"]["securitySchemes"] = _SCHEMES
+        document["security"] = _EITHER_OR_NONE
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                scope = SCOPE_OF.get((method.upper(), path))
+                if scope is not None:
+                    operation["x-scope"] = scope
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's way to extend its document
 
 
 class NoKey(Unauthorized):

@@ -29,6 +29,20 @@ def test_every_operation_says_what_scope_it_needs() -> None:
     pages = {(method, route.path) for route in routes for method in (route.methods or set()) - {"HEAD"}}
     docs = {("GET", path) for path in ("/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/openapi.json")}
     assert operations | pages | docs == SCOPE_OF.keys() | PUBLIC | ANY_KEY
+    assert not SCOPE_OF.keys() & (PUBLIC | ANY_KEY)
+
+
+def test_the_document_says_how_a_key_is_shown_and_which_scope_each_operation_needs() -> None:
+    document = create_app(Settings()).openapi()
+
+    scopes = {
+        (method.upper(), path): operation.get("x-scope")
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert document["components"]["securitySchemes"].keys() == {"bearer", "api-key"}
+    assert {} in document["security"]  # on 127.0.0.1 none is needed
+    assert scopes == {operation: SCOPE_OF.get(operation) for operation in scopes}
 
 
 @pytest.mark.parametrize(
