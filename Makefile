@@ -39,7 +39,7 @@ test-browser: $(VENV)/.installed ## Use the console in Chromium, against a real 
 test-real-servers: $(VENV)/.installed ## Run what uses servers against redis-server and a PostgreSQL over TCP
 	$(PYTEST) tests/integration tests/end_to_end tests/chaos --servers=real --servers-required $(PYTEST_OPTIONS)
 
-fuzz: $(VENV)/.installed ## Ask the API 10,000 things that its description allows, and does not (schemathesis)
+fuzz: $(VENV)/.installed ## Ask the API 10,000 things that its description allows, and does not (schemathesis); FUZZ_OPTIONS=--keys as keys of every scope, beside another tenant
 	$(BIN)/python -m tests.fuzzing $(FUZZ_OPTIONS)
 
 chaos: $(VENV)/.installed ## The long forms: 36 seeded SIGKILL storms on 200,000 items (needs redis-server), the model at length

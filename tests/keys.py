@@ -12,11 +12,15 @@ from service.settings import Settings
 ADMIN_KEY = f"gu_operatr1_{'s' * 43}"
 
 
+def guarded(settings: Settings, **changes: Any) -> Settings:
+    """Return settings of a service that needs keys and has `ADMIN_KEY`."""
+    return settings.model_copy(update={"auth": "on", "admin_key": ADMIN_KEY, **changes})
+
+
 @contextmanager
 def guarded_client(settings: Settings, **changes: Any) -> Iterator[TestClient]:
-    """Give a client, without a key, of a service that needs keys and has `ADMIN_KEY`."""
-    guarded = settings.model_copy(update={"auth": "on", "admin_key": ADMIN_KEY, **changes})
-    with TestClient(create_app(guarded), raise_server_exceptions=False) as client:
+    """Give a client, without a key, of such a service."""
+    with TestClient(create_app(guarded(settings, **changes)), raise_server_exceptions=False) as client:
         yield client
 
 
