@@ -12,14 +12,13 @@ Prints a table as Markdown.
 import shutil
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy import text
 
-from benchmarks.processes import Api, api_process
+from benchmarks.processes import Api, api_process, processor_ms
 from benchmarks.setting import (
     fill_gallery,
     machine,
@@ -205,13 +204,13 @@ def visit(browser: Browser, address: str, visits: int, pid: int) -> list[Visit]:
     for _ in range(1 + visits):
         context = browser.new_context(viewport=_SIZE)  # type: ignore[arg-type]  # a literal's type is wider
         page = context.new_page()
-        before = _processor_ms(pid)
+        before = processor_ms(pid)
         answer = page.goto(address)
         if answer is None or not answer.ok:
             raise RuntimeError(f"{address} did not answer.")
         page.wait_for_function(_IS_PAINTED)
         paint_ms, service_ms, size_bytes = page.evaluate(_TIMES)
-        found.append(Visit(paint_ms, service_ms, size_bytes, _processor_ms(pid) - before))
+        found.append(Visit(paint_ms, service_ms, size_bytes, processor_ms(pid) - before))
         context.close()
     return found[1:]
 
@@ -223,12 +222,6 @@ def row_of(name: str, visits: list[Visit]) -> list[str]:
     processor = f"{statistics.median(each.processor_ms for each in visits):.0f}"
     size = f"{visits[0].size_bytes / 1024:.0f}"
     return [name, f"{statistics.median(paints):.0f}", f"{max(paints):.0f}", *of_service, processor, size]
-
-
-def _processor_ms(pid: int) -> float:
-    """Return how long the threads of a process have run."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(each.read_text().split()[0]) for each in threads) / 1e6
 
 
 if __name__ == "__main__":

@@ -161,6 +161,12 @@ def _wait_until(reached: Callable[[], bool], folder: Path) -> None:
         time.sleep(0.1)
 
 
+def processor_ms(pid: int) -> float:
+    """Return how long the threads of a process have run."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(each.read_text().split()[0]) for each in threads) / 1e6
+
+
 def _resident_bytes(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -59,6 +59,8 @@ def _measure(settings: Settings, repeats: int) -> None:
     quiet = settings.model_copy(update={"metrics_every_seconds": 3600.0, "follow_every_seconds": 3600.0})
     with TestClient(create_app(quiet), base_url="http://localhost") as client:
         parts = client.app.state.parts  # type: ignore[attr-defined]  # the client's type says any ASGI application
+        while client.get("/readyz").is_error:  # galleries are being loaded
+            time.sleep(0.1)
         look = _seconds(parts.figures.look, 3)
         statements = _count_statements(parts.database.engine)
         began = time.process_time()

@@ -114,8 +114,12 @@ def fuzz(app: FastAPI, seed: int, phases: dict[str, Any], examples: int, asker: 
             "seed": seed,
             "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True, "database": "none"},
             "phases": phases,
-            # In its place stands `what_is_described_is_not_called_malformed`.
-            "checks": {"positive_data_acceptance": {"enabled": False}},
+            "checks": {
+                # In its place stands `what_is_described_is_not_called_malformed`.
+                "positive_data_acceptance": {"enabled": False},
+                # Which methods a path has is told to whoever is an admin, or needs no key: to others it is 404.
+                "unsupported_method": {"enabled": asker is None},
+            },
         }
     )
     found = Fuzzed()

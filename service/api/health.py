@@ -3,12 +3,12 @@
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from service import identity
 from service.api.dependencies import PartsDependency, SessionDependency
-from service.api.process_metrics import registry_of
+from service.api.process_metrics import metrics_text
 from service.api.refusals import refusals
 from service.db import ping
 from service.disk import shortage
@@ -76,4 +76,4 @@ def metrics(parts: PartsDependency) -> Response:
             f"{parts.settings.processes} processes share this port, and each counts what it did itself: ask each on a"
             " port of its own, from GALLERY_API_METRICS_PORT on."
         )
-    return Response(generate_latest(registry_of(parts)), media_type=CONTENT_TYPE_LATEST)
+    return Response(metrics_text(parts), media_type=CONTENT_TYPE_LATEST)

@@ -7,12 +7,10 @@ have labels of their own up to a number; the others, the newest, share the label
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -159,8 +157,8 @@ class _Found:
     galleries: dict[int, _Known] = field(default_factory=dict)
 
 
-class Figures(Collector):
-    """Looks, keeps, and is collected from; one per API process, safe to use from many threads."""
+class Figures:
+    """Looks, keeps, and is asked; one per API process, safe to use from many threads."""
 
     def __init__(
         self, database: Database, queue: TaskQueue, replicas: Replicas, drift: DriftWatch, settings: Settings
@@ -202,15 +200,18 @@ class Figures(Collector):
         except Unavailable:
             self._broker_up = False
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Give every figure as it was found, and those of this process's memory and disk as they are."""
+    def text(self) -> str:
+        """Return every figure as it was found, and those of this process's memory and disk as they are, in the text
+        format of Prometheus; its library would take several times as long to write those of many galleries."""
         found = self._found
         values = {**found.values, **self._of_process(), **self._of_replicas(found.galleries)}
+        lines: list[str] = []
         for figure in FIGURES:
-            family = GaugeMetricFamily(figure.name, figure.meaning, labels=figure.labels)
-            for labels, value in values.get(figure, {}).items():
-                family.add_metric(labels, value)
-            yield family
+            lines += (f"# HELP {figure.name} {figure.meaning}", f"# TYPE {figure.name} gauge")
+            lines += (
+                f"{figure.name}{_shown(figure, labels)} {value}" for labels, value in values.get(figure, {}).items()
+            )
+        return "\n".join([*lines, ""])
 
     def _run(self) -> None:
         while True:
@@ -240,6 +241,12 @@ class Figures(Collector):
                 taken.append(((known.label,), float(sizes[id_] * bytes_per_row(known.kind, known.dim))))
             lag.append(((known.label,), float(max(0, known.revision - max(0, revisions.get(id_, 0))))))
         return {VECTORS: _joined(vectors, sum), INDEX_BYTES: _joined(taken, sum), LAG: _joined(lag, max)}
+
+
+def _shown(figure: Figure, labels: tuple[str, ...]) -> str:
+    """Return labels as they are written; names of galleries, tenants and states have nothing to be escaped."""
+    pairs = ",".join([f'{name}="{value}"' for name, value in zip(figure.labels, labels, strict=True)])
+    return f"{{{pairs}}}" if pairs else ""
 
 
 def _joined(values: Iterable[tuple[tuple[str, ...], float]], join: Callable[[Sequence[float]], float]) -> Values:
