@@ -214,7 +214,8 @@ def _read_common(
     gallery: GalleryRows,
     rows_at_once: int,
 ) -> Iterator[EmbeddingRows]:
-    common = " AND ".join(has_current(stored.table) for stored in (gallery.before, gallery.after))
+    others = [stored for stored in (gallery.before, gallery.after) if stored.id != generation.id]
+    common = " AND ".join(has_current(stored.table) for stored in others)
     query = current_rows_query(generation, vector_format, common)
     return read_rows(driver_connection(session), query, (), vector_format, rows_at_once)
 
