@@ -167,6 +167,7 @@ def judged_items(
     attributes: dict[str, NDArray[np.str_]] = {
         **_metadata(session, ids),
         "evidence": np.where(is_reference, _REFERENCE, _INGESTED),
+        "origin": np.array([Origin(origin).label for origin in rows.origin]),
         "hops": given.hops.astype(np.str_),
         "uncertainty decile": _deciles(given.uncertainty),
     }
