@@ -100,7 +100,7 @@ def paired_bootstrap(
     means = []
     for start in range(0, resamples, at_once):
         drawn = generator.integers(0, count, (min(at_once, resamples - start), count))
-        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        means.append(sums[drawn].sum(axis=1) / (count if clusters is None else sizes[drawn].sum(axis=1)))
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return DifferenceInterval(float(differences.mean()), float(low), float(high))
 

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import version
+from typing import TypeVar
 
 from models.judging.evidence import Answers, Evidence, Galleries, Queries, References, RelevantItems
 from models.judging.intervals import Draws
@@ -24,12 +26,13 @@ from service.domain.judging.shadowed_queries import ShadowedAnswers, shadowed_an
 from service.index.protocol import Ids, Vectors
 from service.networks.encoders import Encoders
 from service.tables import Upgrade
-from workers.app import WorkerParts
+from workers.app import WorkerParts, all_cores
 from workers.judging import Judging, Known, judge
 from workers.linear_floor import linear_floor
 
-_ROWS_AT_ONCE = 50_000
+_ROWS_AT_ONCE = 16_384
 _LEAST_NEIGHBOURS = 2
+_Chunk = TypeVar("_Chunk")
 
 
 def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
@@ -41,19 +44,20 @@ def evaluate(parts: WorkerParts, upgrade: Upgrade, seed: int) -> NewReport:
     """
     began = time.monotonic()
     most = parts.settings.evaluation_sample_items
-    # Not the worker's own: encoders are in memory only while there is something to encode.
-    encoders = Encoders(parts.blobs, parts.settings)
-    encode_probe_images(parts.database, encoders, upgrade)
-    encode_queries(parts.database, parts.blobs, encoders, upgrade, most, seed)
-    del encoders
-    with parts.database.session_scope(snapshot=True) as session:
-        gallery = gallery_rows(session, upgrade)
-        items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
-        asked = asked_queries(session, upgrade, gallery, items, most, seed)
-        shadowed = shadowed_answers(session, upgrade)
-        evidence = _evidence(session, parts, upgrade, gallery, items, seed)
-        evidence = replace(evidence, queries=_queries(asked), shadowed=_answers(shadowed))
-        report = judge(evidence, _judging(upgrade, gallery, items, asked, seed, most))
+    with all_cores(parts.settings):
+        # Not the worker's own: encoders are in memory only while there is something to encode.
+        encoders = Encoders(parts.blobs, parts.settings)
+        encode_probe_images(parts.database, encoders, upgrade)
+        encode_queries(parts.database, parts.blobs, encoders, upgrade, most, seed)
+        del encoders
+        with parts.database.session_scope(snapshot=True) as session:
+            gallery = gallery_rows(session, upgrade)
+            items = judged_items(session, upgrade, gallery, most, seed, parts.networks.transform)
+            asked = asked_queries(session, upgrade, gallery, items, most, seed)
+            shadowed = shadowed_answers(session, upgrade)
+            evidence = _evidence(session, parts, upgrade, gallery, items, seed)
+            evidence = replace(evidence, queries=_queries(asked), shadowed=_answers(shadowed))
+            report = judge(evidence, _judging(upgrade, gallery, items, asked, seed, most))
     return NewReport(
         verdict=report.verdict,
         revision=gallery.revision,
@@ -69,7 +73,7 @@ def _evidence(
     """Return what there is. The linear map that h is compared with is the better one of two: the one that stands beside
     it in its artifact, and one that is fitted on the references, each answered by a map that was fitted on others."""
     before, after = (
-        read_common_vectors(session, generation, gallery, _ROWS_AT_ONCE)
+        _read_ahead(read_common_vectors(session, generation, gallery, _ROWS_AT_ONCE))
         for generation in (gallery.before, gallery.after)
     )
     galleries = Galleries(
@@ -121,10 +125,19 @@ def _linear_rows(
     session: Session, parts: WorkerParts, upgrade: Upgrade, gallery: GalleryRows
 ) -> Iterator[tuple[Ids, Vectors]]:
     """Give what the linear map would make of the whole gallery."""
-    for rows in read_common_rows(session, gallery.read, gallery, _ROWS_AT_ONCE):
+    for rows in _read_ahead(read_common_rows(session, gallery.read, gallery, _ROWS_AT_ONCE)):
         found = parts.networks.linear(rows, upgrade.legs[0].transformation_ids)
         assert found is not None
         yield rows.item_id, found
+
+
+def _read_ahead(chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
+    """Give the chunks; while one is in use, a thread reads the next."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = thread.submit(next, chunks, None)
+            yield chunk
 
 
 def _judging(

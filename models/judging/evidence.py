@@ -113,13 +113,9 @@ class Answers:
 @dataclass(frozen=True)
 class Evidence:
     """All that there is; each part may be missing, except the galleries. `references` and `queries` are other images
-    than each other; those that are judged by labels are one part of `queries`, those by relevant items another.
-    `held_out` are rows that were kept from h's training: shown, and no gate's. trained_on: (T, D_old) embeddings by
-    φ_old that h learned from, a few thousand."""
+    than each other; those that are judged by labels are one part of `queries`, those by relevant items another."""
 
     galleries: Galleries
     references: References | None = None
     queries: tuple[Queries, ...] = ()
-    held_out: References | None = None
     shadowed: Answers | None = None
-    trained_on: Vectors | None = None

@@ -23,9 +23,7 @@ from models.judging.spaces import (
     SpaceCheck,
     SpaceReport,
     Threshold,
-    outside_share,
     pair_distances,
-    remap,
     thresholds,
 )
 from models.metrics import Metric, Vectors
@@ -36,11 +34,10 @@ _PAIRED_QUERIES, _PAIRED_ITEMS = 1_000, 2_000
 
 @dataclass(frozen=True)
 class Reading:
-    """How evidence is read. sample_items: of the gallery, for mAP, thresholds; thresholds: distances in use before."""
+    """How evidence is read. sample_items: of the gallery, for mAP and thresholds."""
 
     draws: Draws = DRAWS
     sample_items: int = 5_000
-    thresholds: tuple[float, ...] = ()
 
 
 READING = Reading()
@@ -77,8 +74,7 @@ class Hubs:
 @dataclass(frozen=True)
 class Spaces:
     """pairs: distances that let certain shares of random pairs of query and item pass, in both spaces; nearest: the
-    same of queries and their nearest items; remapped: the thresholds that were asked for, by pairs; outside_training:
-    the share of a sample of items that is farther from what h learned from than all but 1 % of that is from itself."""
+    same of queries and their nearest items."""
 
     before: SpaceReport
     after: SpaceReport
@@ -86,8 +82,6 @@ class Spaces:
     hubs_after: Hubs | None
     pairs: tuple[Threshold, ...]
     nearest: tuple[Threshold, ...]
-    remapped: tuple[Threshold, ...]
-    outside_training: float | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,6 @@ class Measurements:
     references: ReferencesReport | None
     own_items: OwnItems | None
     served: ServedReport | None
-    held_out: ReferencesReport | None
     churn: Churn | None
     churn_of_queries: Churn | None
     spaces: Spaces
@@ -120,13 +113,12 @@ def measure(evidence: Evidence, reading: Reading = READING) -> Measurements:
     asked = [part for part in (references and references.queries, *evidence.queries) if part]
     before = _read(asked, "before", galleries.before, galleries.metric, reading)
     after = _read(asked, "after", galleries.after, galleries.metric, reading)
-    held_out, answers = evidence.held_out, (before.nearest, after.nearest)
+    answers = before.nearest, after.nearest
     judged = judged_ranks(asked, answers, galleries)
     return Measurements(
         judge_references(references, galleries.metric, reading.draws) if references else None,
         _own_items(references, before.nearest, after.nearest, galleries, reading.draws) if references else None,
         judge_served(asked, judged, galleries, (before.sample, after.sample), reading.draws) if judged else None,
-        judge_references(held_out, galleries.metric, reading.draws) if held_out else None,
         _churn(evidence.shadowed) if evidence.shadowed else None,
         _churn(Answers(before.nearest.ids, after.nearest.ids)) if asked else None,
         _spaces(asked, before, after, evidence, reading),
@@ -190,7 +182,6 @@ def _spaces(asked: Sequence[Queries], before: _Read, after: _Read, evidence: Evi
     metric = evidence.galleries.metric
     pairs: tuple[Threshold, ...] = ()
     nearest: tuple[Threshold, ...] = ()
-    remapped: tuple[Threshold, ...] = ()
     common = np.intersect1d(before.sample[0], after.sample[0])[:_PAIRED_ITEMS]
     if asked and len(common):
         drawn = np.random.default_rng(reading.draws.seed).permutation(sum(map(len, asked)))[:_PAIRED_QUERIES]
@@ -202,13 +193,10 @@ def _spaces(asked: Sequence[Queries], before: _Read, after: _Read, evidence: Evi
             )
             for name, read in (("before", before), ("after", after))
         )
-        pairs, remapped = thresholds(old, new), remap(reading.thresholds, old, new)
+        pairs = thresholds(old, new)
         answered = np.isfinite(before.nearest.distances[:, 0]) & np.isfinite(after.nearest.distances[:, 0])
         nearest = thresholds(*(np.sort(read.nearest.distances[answered, 0].astype(float)) for read in (before, after)))
-    outside = None
-    if evidence.trained_on is not None and len(before.sample[0]):
-        outside = outside_share(before.sample[1], evidence.trained_on, metric)
-    return Spaces(before.space, after.space, _hubs(before), _hubs(after), pairs, nearest, remapped, outside)
+    return Spaces(before.space, after.space, _hubs(before), _hubs(after), pairs, nearest)
 
 
 def to_json(record: Any) -> bytes:

@@ -22,7 +22,7 @@ Chunks = Iterable[tuple[Ids, AnyVectors]]
 NO_ID = -1
 _ROWS, _QUERIES, _GROUP = 1024, 512, 64  # a block of float32 fits the cache of a core
 _FEW = 4  # groups per query that have a candidate: with more, the block's own k nearest are the better limit
-_EXACT_AT_ONCE = 8192
+_EXACT_AT_ONCE = 2048
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -54,6 +54,7 @@ class NearestItems:
         factor = _unit(queries) if metric == "cosine" else queries
         self._factor = torch.from_numpy(np.ascontiguousarray(factor, np.float32))
         self._squares: NDArray[np.float64] = np.square(factor, dtype=np.float64).sum(axis=1)
+        self._limits = torch.full((len(queries),), _LARGEST)  # up to which bound an item can be nearer than the kth
         self._ids = np.full((len(queries), k), NO_ID, np.int64)
         self._distances = np.full((len(queries), k), np.inf, np.float32)
 
@@ -72,11 +73,16 @@ class NearestItems:
         def compare(blocks: list[Ids]) -> None:
             room = torch.empty(_ROWS * _QUERIES)
             for queries in blocks:
+                asked, near = [], []  # what may be among the nearest, and is yet to be compared exactly
                 for start in range(0, len(ids), _ROWS):
                     part = slice(start, start + _ROWS)
-                    self._compare(
-                        queries, ids[part], kept[part], self._bounds(factor[part], offsets[part], queries, room)
-                    )
+                    bounds = self._bounds(factor[part], offsets[part], queries, room)
+                    columns, found = self._candidates(queries, bounds, kept[part])
+                    asked.append(queries[columns])
+                    near.append(start + found)
+                    if sum(map(len, near)) >= _EXACT_AT_ONCE or part.stop >= len(ids):
+                        self._take(np.concatenate(asked), ids, kept, np.concatenate(near))
+                        asked, near = [], []
 
         spread(compare, blocks, "cpu")
 
@@ -101,34 +107,37 @@ class NearestItems:
         torch.addmm(offsets, items, factor.T, alpha=scale, out=bounds)
         return bounds
 
-    def _limits(self, queries: Ids) -> NDArray[np.float64]:
-        """(q,) -> (q,) up to which bound an item can still be nearer than the kth."""
+    def _limits_of(self, queries: Ids) -> Tensor:
+        """(q,) -> (q,) float32, up to which bound an item can still be nearer than the kth."""
         furthest = self._distances[queries, -1].astype(np.float64)
         squares = self._squares[queries]
         scores = {"l2": np.square(furthest) * (1 + 2.0**-22) - squares, "cosine": furthest - 1, "ip": furthest}
-        limits: NDArray[np.float64] = np.minimum(scores[self._metric] + self._error * squares, _LARGEST)
-        return limits
+        return _float32_above(np.minimum(scores[self._metric] + self._error * squares, _LARGEST))
 
-    def _compare(self, queries: Ids, ids: Ids, vectors: Vectors, bounds: Tensor) -> None:
-        limits = self._limits(queries)
-        least = bounds[: len(ids) // _GROUP * _GROUP].view(-1, _GROUP, len(queries)).amin(dim=1)
-        if len(ids) > self._k + 1 and _count(least, limits) > _FEW * len(queries):
-            limits = np.minimum(limits, self._limits_of_block(queries, bounds, vectors))
-        columns, rows = _at_most(bounds, least, _float32_above(limits))
-        other = ids[rows] != self._leave_out[queries[columns]]
-        columns, rows = columns[other], rows[other]
-        for start in range(0, len(rows), _EXACT_AT_ONCE):
-            part = slice(start, start + _EXACT_AT_ONCE)
-            nearer = queries[columns[part]]
-            distances = exact_distances(self._queries[nearer], vectors[rows[part]], self._metric)
-            self._insert(nearer, ids[rows[part]], distances)
+    def _candidates(self, queries: Ids, bounds: Tensor, vectors: Vectors) -> tuple[Ids, Ids]:
+        """(q,), (R, q), (R, D) -> (P,) columns and (P,) rows of the pairs that may be nearer than what was found."""
+        limits = self._limits[queries[0] : queries[-1] + 1]
+        least = bounds[: len(bounds) // _GROUP * _GROUP].view(-1, _GROUP, len(queries)).amin(dim=1)
+        near = least <= limits
+        if len(bounds) > self._k + 1 and int(near.count_nonzero()) > _FEW * len(queries):
+            limits = limits.minimum(self._limits_of_block(queries, bounds, vectors))
+            near = least <= limits
+        return _at_most(bounds, near, limits)
 
-    def _limits_of_block(self, queries: Ids, bounds: Tensor, vectors: Vectors) -> NDArray[np.float64]:
-        """(q,) up to which bound an item can be among the k nearest of the block, one item left out."""
+    def _limits_of_block(self, queries: Ids, bounds: Tensor, vectors: Vectors) -> Tensor:
+        """(q,) float32, up to which bound an item can be among the k nearest of the block, one item left out."""
         kth: NDArray[np.float64] = bounds.topk(self._k + 1, dim=0, largest=False).values[-1].numpy().astype(np.float64)
         largest = 1.0 if self._metric == "cosine" else float(np.square(vectors, dtype=np.float64).sum(axis=1).max())
-        limits: NDArray[np.float64] = kth + 4 * self._error * (self._squares[queries] + largest)
-        return limits
+        return _float32_above(kth + 4 * self._error * (self._squares[queries] + largest))
+
+    def _take(self, queries: Ids, ids: Ids, vectors: Vectors, rows: Ids) -> None:
+        """Compare (P,) queries with (P,) rows of (N,) ids and (N, D) vectors, and keep what is nearer."""
+        other = ids[rows] != self._leave_out[queries]
+        queries, rows = queries[other], rows[other]
+        for start in range(0, len(rows), _EXACT_AT_ONCE):
+            part = slice(start, start + _EXACT_AT_ONCE)
+            distances = exact_distances(self._queries[queries[part]], vectors[rows[part]], self._metric)
+            self._insert(queries[part], ids[rows[part]], distances)
 
     def _insert(self, queries: Ids, ids: Ids, distances: Vectors) -> None:
         """Take (P,) items into the answers of the queries that they were compared with."""
@@ -141,6 +150,7 @@ class NearestItems:
         starts = np.searchsorted(groups, np.arange(len(asked)))
         best = order[starts[:, None] + np.arange(self._k)]  # (asked, k): each has its k old ones at least
         self._ids[asked], self._distances[asked] = all_ids[best], all_distances[best]
+        self._limits[asked] = self._limits_of(asked)
 
 
 def nearest_items(queries: Vectors, chunks: Chunks, k: int, metric: Metric, leave_out: Ids | None = None) -> Neighbours:
@@ -199,20 +209,16 @@ def _float32_above(limits: NDArray[np.float64]) -> Tensor:
     return torch.from_numpy(limits.astype(np.float32)).nextafter(torch.tensor(_LARGEST))
 
 
-def _count(least: Tensor, limits: NDArray[np.float64]) -> int:
-    return int((least <= _float32_above(limits)).sum())
-
-
-def _at_most(bounds: Tensor, least: Tensor, limits: Tensor) -> tuple[Ids, Ids]:
+def _at_most(bounds: Tensor, near: Tensor, limits: Tensor) -> tuple[Ids, Ids]:
     """Return the (P,) columns and (P,) rows of (R, q) bounds that are at most their column's (q,) limit.
 
-    least: (G, q) the least of each group of rows. Most groups have none, and a column's rows are gathered only where
-    its group has one.
+    near: (G, q) whether a group of rows has one. Most groups have none, and a column's rows are gathered only where its
+    group has one.
     """
     columns = bounds.shape[1]
-    whole = len(least) * _GROUP
+    whole = len(near) * _GROUP
     grouped = bounds[:whole].view(-1, _GROUP, columns)
-    group, column = (least <= limits).nonzero(as_tuple=True)
+    group, column = near.nonzero(as_tuple=True)
     hit, place = (grouped[group, :, column] <= limits[column, None]).nonzero(as_tuple=True)
     rest_row, rest_column = (bounds[whole:] <= limits).nonzero(as_tuple=True)
     found_columns = torch.cat([column[hit], rest_column])

@@ -1,18 +1,16 @@
 """What a space of embeddings looks like: rows that are broken, norms and means beside a target's, and how a threshold
 on distances carries over from one space to another."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.judging.search import AnyVectors, Ids, fingerprints, nearest_items
+from models.judging.search import AnyVectors, Ids, fingerprints
 from models.metrics import Metric, Vectors
 from models.normalize import l2_normalize
 
 Distances = NDArray[np.float64]
-_USUAL = 0.99
 _SHARES = (1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 
@@ -136,27 +134,6 @@ def thresholds(before: Distances, after: Distances) -> tuple[Threshold, ...]:
     shares = [share for share in _SHARES if share * len(before) >= 1]
     quantiles = [np.quantile(distances, shares) for distances in (before, after)]
     return tuple(Threshold(float(old), share, float(new)) for share, old, new in zip(shares, *quantiles, strict=True))
-
-
-def remap(wanted: Sequence[float], before: Distances, after: Distances) -> tuple[Threshold, ...]:
-    """Return for each distance before the largest one after that lets no more of the pairs pass; -inf for a distance
-    that lets none. (P,) ascending each, of the same pairs."""
-    passed = np.searchsorted(before, wanted, side="right")
-    found = np.where(passed == 0, -np.inf, after[np.maximum(passed - 1, 0)])
-    return tuple(
-        Threshold(float(old), float(count) / len(before), float(new))
-        for old, count, new in zip(wanted, passed, found, strict=True)
-    )
-
-
-def outside_share(items: Vectors, known: Vectors, metric: Metric) -> float:
-    """Return the share of (N, D) items whose nearest of (T, D) known vectors is farther than that of 99 % of these
-    among themselves. 0.01 is what items of the same kind have."""
-    ids = np.arange(len(known))
-    chunk = [(ids, known)]
-    among = nearest_items(known, chunk, 1, metric, ids).distances[:, 0]
-    found = nearest_items(items, chunk, 1, metric).distances[:, 0]
-    return float((found > np.quantile(among, _USUAL)).mean())
 
 
 def _scrambled(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

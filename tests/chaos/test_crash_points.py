@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from service.app import create_app
 from service.domain.guardrails import Bake
@@ -22,6 +22,7 @@ from service.domain.upgrade_state import State
 from service.embedded.processes import spawn
 from service.embedded.supervisor import worker_command
 from service.settings import Settings
+from service.tables import Report
 from service.vectors.rows import EmbeddingRows
 from tests.chaos import dying, test_backfill_deaths
 from tests.chaos.small_gallery import SmallGallery, SweptWorker
@@ -30,6 +31,7 @@ from tests.chaos.test_ingest_deaths import INGEST_POINTS
 from tests.conftest import Servers, fresh_database, small_settings
 from tests.external_upgrades import LATER_POINTS, SWITCH_POINTS, WORKER_POINTS
 from tests.integration.test_audit import AUDIT_POINT
+from tests.networks import image_bytes
 from tests.rows import all_rows
 from tests.scenario import register_transformation, register_version, start_upgrade, state_of
 from tests.served import free_port, wait_for
@@ -97,6 +99,7 @@ STEPS: dict[str, tuple[State, dying.Step]] = {
     "cancel": (State.READY, dying.cancel),
 }
 SMOOTHING_POINTS = ("batch.smoothed",)
+OVERRIDE = "we want it so"
 DEAD = 137
 LEASE_SECONDS = 0.3
 
@@ -147,7 +150,27 @@ def bring_to(gallery: SmallGallery, state: State) -> None:
 
 def ask_for_cutover(gallery: SmallGallery) -> None:
     with gallery.worker.parts.database.session_scope() as session:
-        request_cutover(session, gallery.upgrade_id)
+        request_cutover(session, gallery.upgrade_id, OVERRIDE)
+
+
+def give_reference(gallery: SmallGallery) -> None:
+    """Give the image again of an item that is not written later."""
+    files = [("files", ("image-2.png", image_bytes(2), "image/png"))]
+    assert gallery.client.post(f"/v1/upgrades/{gallery.upgrade_id}/references", files=files).is_success
+
+
+def check_judgement(gallery: SmallGallery, step: str) -> None:
+    """The reference is there, one report was made of it, and a decision past it says why."""
+    with gallery.worker.parts.database.session_scope() as session:
+        upgrade = get_upgrade(session, gallery.upgrade_id)
+        count = text("SELECT count(*) FROM reference_pairs WHERE gallery_id = :id")
+        assert session.scalar(count, {"id": upgrade.gallery_id}) == 1
+        (report,) = session.scalars(select(Report).where(Report.upgrade_id == upgrade.id))
+        assert report.number == 1
+        assert report.evidence >= 2  # an image has come since the upgrade began, and more may have before it was judged
+        if step in ("switch", "rollback", "guard", "finalize"):
+            assert upgrade.decision is not None
+            assert (upgrade.decision["report"], upgrade.decision["reason"]) == (1, OVERRIDE)
 
 
 def break_guardrail(gallery: SmallGallery) -> None:
@@ -196,6 +219,7 @@ def die(gallery: SmallGallery, settings: Settings, step: str, point: str) -> Non
 def test_a_death_at_any_point_costs_nothing(
     gallery: SmallGallery, settings: Settings, step: str, point: str, left: str, ends: str
 ) -> None:
+    give_reference(gallery)
     die(gallery, settings, step, point)
 
     assert gallery.state is State(left)
@@ -210,6 +234,7 @@ def test_a_death_at_any_point_costs_nothing(
     elif step != "advance":
         assert gallery.post("cutover" if step == "switch" else step) == (200, ends)
         gallery.check(State(ends))
+    check_judgement(gallery, step)
 
 
 @pytest.mark.chaos

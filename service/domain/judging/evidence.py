@@ -168,6 +168,7 @@ def judged_items(
     attributes: dict[str, NDArray[np.str_]] = {
         **_metadata(session, ids),
         "evidence": np.where(is_reference, _REFERENCE, _INGESTED),
+        "origin": np.array([Origin(origin).label for origin in rows.origin]),
         "hops": given.hops.astype(np.str_),
         "uncertainty decile": _deciles(given.uncertainty),
     }
@@ -215,7 +216,8 @@ def _read_common(
     gallery: GalleryRows,
     rows_at_once: int,
 ) -> Iterator[EmbeddingRows]:
-    common = " AND ".join(has_current(stored.table) for stored in (gallery.before, gallery.after))
+    others = [stored for stored in (gallery.before, gallery.after) if stored.id != generation.id]
+    common = " AND ".join(has_current(stored.table) for stored in others)
     query = current_rows_query(generation, vector_format, common)
     return read_rows(driver_connection(session), query, (), vector_format, rows_at_once)
 

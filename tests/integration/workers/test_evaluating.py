@@ -1,6 +1,8 @@
 """An upgrade goes live by itself on a pass alone, and past a failed gate by a recorded override alone."""
 
 import json
+from dataclasses import replace
+from typing import Any
 from unittest.mock import ANY
 
 import numpy as np
@@ -13,7 +15,7 @@ from sqlalchemy import text
 from models.artifacts import save_network
 from models.transformation import Transformation
 from service.domain.upgrade.cutover import request_cutover
-from service.domain.upgrade.upgrades import ask_for_report
+from service.domain.upgrade.upgrades import ask_for_report, get_upgrade
 from tests.judged import (
     DIM,
     ITEMS,
@@ -31,7 +33,10 @@ from tests.judged import (
 from tests.registrations import post_transformation
 from tests.scenario import start_upgrade, state_of
 from tests.working import run_until
+from workers import evaluating
 from workers.app import WorkerParts
+from workers.evaluating import evaluate
+from workers.judging import Report, judge
 from workers.upgrading import advance_upgrade
 
 UNREACHABLE = {"metric": "cmc_at_1", "limit": 0.0, "slice": "label=nobody"}
@@ -207,6 +212,41 @@ def test_a_person_may_cut_over_what_was_not_judged_and_that_is_recorded(
     live = cut_over(client, worker, upgrade_id)
 
     assert live["decision"] == decision("not_judged", 1)
+
+
+def test_a_report_is_the_same_however_many_rows_are_read_at_once(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = judged(client, worker, turn)
+    with worker.database.session_scope() as session:
+        upgrade = get_upgrade(session, upgrade_id)
+
+    whole = evaluate(worker, upgrade, seed=3)
+    monkeypatch.setattr(evaluating, "_ROWS_AT_ONCE", 7)
+    in_parts = evaluate(worker, upgrade, seed=3)
+
+    assert in_parts.content == whole.content
+
+
+def test_judging_has_all_cores_of_the_worker(
+    client: TestClient, worker: WorkerParts, turn: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade_id = judged(client, worker, turn)
+    with worker.database.session_scope() as session:
+        upgrade = get_upgrade(session, upgrade_id)
+    threads = []
+
+    def judge_with_threads(*arguments: Any) -> Report:
+        threads.append(torch.get_num_threads())
+        return judge(*arguments)
+
+    monkeypatch.setattr(evaluating, "judge", judge_with_threads)
+    settings = worker.settings.model_copy(update={"batches_at_once": 6})  # three of them compute at a time
+    of_a_batch = torch.get_num_threads()
+    evaluate(replace(worker, settings=settings), upgrade, seed=0)
+
+    assert threads == [3 * of_a_batch]
+    assert torch.get_num_threads() == of_a_batch
 
 
 def age(worker: WorkerParts, seconds: int) -> None:

@@ -23,7 +23,7 @@ from workers.judging import Known, Report
 
 HOSTILE = "<script>alert('x')</script>\"&amp;{{ 1 }}"
 SPACE = SpaceReport(10, 1, 0, 0, 1.0, 0.0, None, None)
-MEASURED = Measurements(None, None, None, None, None, None, Spaces(SPACE, SPACE, None, None, (), (), (), None))
+MEASURED = Measurements(None, None, None, None, None, Spaces(SPACE, SPACE, None, None, (), ()))
 NOTHING_SHOWN: Examples = {kind: [] for kind in ExampleKind}
 
 
@@ -133,9 +133,9 @@ def test_gates_without_a_measurement_have_dashes_and_no_bar() -> None:
 
 
 def test_a_threshold_that_lets_nothing_pass_is_a_dash() -> None:
-    spaces = Spaces(SPACE, SPACE, None, None, (), (), (Threshold(0.1, 0.0, float("-inf")),), None)
+    spaces = Spaces(SPACE, SPACE, None, None, (Threshold(0.1, 0.0, float("-inf")),), ())
 
-    found = page(measured=Measurements(None, None, None, None, None, None, spaces))
+    found = page(measured=Measurements(None, None, None, None, None, spaces))
 
     assert '<th scope="row">0.1</th><td>0 %</td><td>–</td>' in found
 

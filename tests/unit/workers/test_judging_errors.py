@@ -18,7 +18,7 @@ from service.domain.verdict import Verdict
 from workers.judging import Known, measured
 
 SPACE = SpaceReport(10_000, 0, 0, 0, 1.0, 0.0, None, None)
-SPACES = Spaces(SPACE, SPACE, None, None, (), (), (), None)
+SPACES = Spaces(SPACE, SPACE, None, None, (), ())
 
 
 def hits(
@@ -39,7 +39,7 @@ def verdict_of(before: Hits, after: Hits, labels: Labels, attributes: Attributes
     slices = named_slices(attributes, before, after, labels, draws)
     found = flips(before, after, labels, draws)
     served = ServedReport(len(before), "query sets", found, found, None, slices, (), ())
-    measurements = Measurements(None, None, served, None, None, None, SPACES, Examples())
+    measurements = Measurements(None, None, served, None, None, SPACES, Examples())
     gates = judge_gates(DEFAULT_RULES, measured(measurements, Known(10_000, 0, 0, None, 0, "")))
     return verdict(gates), next(gate.outcome for gate in gates if gate.metric is GateMetric.CMC_AT_1)
 

@@ -87,15 +87,34 @@ def test_vectors_that_were_imported_are_no_evidence(client: TestClient, worker: 
     post_class_images(client, range(3))
     upgrade_id = start_upgrade(client, "v2")
     run_until(worker, client, upgrade_id, "ready")
-    rows = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
-    table, stream = pa.table({"id": list("abcd"), "embedding": list(rows)}), pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, table.schema) as writer:
-        writer.write_table(table)
-    assert client.post("/v1/galleries/g/embeddings", content=stream.getvalue().to_pybytes()).is_success
+    import_vectors(client, list("abcd"), np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32))
 
     assert judged(worker, upgrade_id) is None
     with worker.database.session_scope() as session:
         assert count_evidence(session, get_upgrade(session, upgrade_id)) == 0
+
+
+def import_vectors(client: TestClient, ids: list[str], vectors: np.ndarray) -> None:
+    table, stream = pa.table({"id": ids, "embedding": list(vectors)}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    assert client.post("/v1/galleries/g/embeddings", content=stream.getvalue().to_pybytes()).is_success
+
+
+def test_how_the_embeddings_that_h_read_came_about_is_an_attribute(
+    client: TestClient, worker: WorkerParts, turn: np.ndarray
+) -> None:
+    register_h(client, turn)
+    post_class_images(client, range(2))
+    import_vectors(client, ["10.png"], encoded_outside(np.eye(DIM, dtype=np.float32), [10]))
+    upgrade_id = start_upgrade(client, "v2")
+    run_until(worker, client, upgrade_id, "ready")
+    assert post_references(client, upgrade_id, [1, 10]).is_success
+
+    found = judged(worker, upgrade_id)
+
+    assert found is not None
+    assert found.attributes["origin"].tolist() == ["encoded", "imported"]
 
 
 def test_metadata_that_tells_items_apart_is_an_attribute_and_no_other(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.judging.search import AnyVectors, exact_distances
-from models.judging.spaces import ItemSample, SpaceCheck, outside_share, pair_distances, remap, thresholds
+from models.judging.spaces import ItemSample, SpaceCheck, pair_distances, thresholds
 from models.metrics import Metric
 
 
@@ -75,25 +75,10 @@ def test_pairs_have_the_searchs_distances(metric: Metric) -> None:
     np.testing.assert_allclose(found, np.sort(expected), atol=1e-6)
 
 
-def test_items_of_another_kind_are_outside_what_was_known() -> None:
-    generator = np.random.default_rng(0)
-    known = generator.standard_normal((2000, 4), np.float32)
-    alike, other = generator.standard_normal((2, 1000, 4), np.float32)
-    other[:400] += 9
-
-    assert outside_share(alike, known, "l2") == pytest.approx(0.01, abs=0.01)
-    assert outside_share(other, known, "l2") == pytest.approx(0.406, abs=0.01)
-
-
 def test_a_threshold_lets_as_many_pairs_pass_after_as_before() -> None:
     generator = np.random.default_rng(0)
     before, after = np.sort(generator.random(10_000)), np.sort(7 + 3 * generator.random(10_000) ** 2)
 
-    found = remap([0.2, 0.9, -1], before, after)
-
-    for threshold in found[:2]:
-        assert (before <= threshold.before).sum() == (after <= threshold.after).sum() == threshold.share * 10_000
-    assert (found[2].share, found[2].after) == (0, -np.inf)
     for row in thresholds(before, after):
         assert row.before == pytest.approx(np.quantile(before, row.share))
         assert row.after == pytest.approx(np.quantile(after, row.share))
