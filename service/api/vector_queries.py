@@ -116,15 +116,13 @@ def _ask(search: _Together, batch: Sequence[_Asked]) -> None:
         answers = search([asked.vectors for asked in batch])
         for asked, answer in zip(batch, answers, strict=True):
             asked.outcome = asked.context.run(asked.write, answer)
-    except GalleryError as error:
-        if len(batch) == 1:
-            batch[0].outcome = error
-            return
-        for asked in batch:
-            asked.context.copy().run(_ask, search, [asked])
     except Exception as error:  # noqa: BLE001 - raised to those who wait for it
-        for asked in batch:
-            asked.outcome = error
+        if len(batch) > 1 and isinstance(error, GalleryError) and error.status_code < 500:
+            for asked in batch:
+                asked.context.copy().run(_ask, search, [asked])
+        else:
+            for asked in batch:
+                asked.outcome = error
 
 
 def _may_wait(vectors: _Vectors, query: Query) -> bool:
