@@ -1,20 +1,24 @@
 """Where the time of a query by one vector goes: the same queries asked of each layer, each of which holds the ones
-before it.
+before it; and how many queries a second one process answers to some clients at the same time.
 
     python -m benchmarks.querying --items 100000 --items 1000000
 
 Vectors are random, 128 dimensions, 10 neighbours; an item has a label and some metadata. Queries come one after the
-other, the layers in turns, and a figure is the median of all queries of a layer. The index is the service's own, as it
-chooses it for so many items, in this process; over HTTP it is another one's.
+other, the layers in turns, and a figure is the median of all queries of a layer. The index is the service's own graph,
+in this process; over HTTP it is another one's. The clients are a process of their own on the same cores, each with one
+connection, and what the API process takes of a processor for an answer is read from the system.
 """
 
 import asyncio
 import http.client
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import faiss
@@ -26,6 +30,7 @@ from rich.table import Table
 from sqlalchemy import text
 from starlette.types import Message
 
+from benchmarks.closed_loop import Load, ask, load_process
 from benchmarks.processes import api_process
 from benchmarks.setting import fill_gallery, machine, register_versions, vacuum, worker_with_servers
 from service.api.json_bodies import parse_json
@@ -51,16 +56,21 @@ Layers = dict[str, Callable[[bytes], object]]
 def run(
     items: Annotated[list[int], typer.Option(help="Sizes of the gallery.")] = [100_000],  # noqa: B006 - typer's way
     queries: Annotated[int, typer.Option(help="How many are asked of each layer.")] = 2_000,
+    clients: Annotated[list[int], typer.Option(help="How many ask at the same time.")] = [1, 8, 64],  # noqa: B006 - typer's way
+    seconds: Annotated[float, typer.Option(help="How long so many clients ask.")] = 5.0,
 ) -> None:
     """Print, of each size, what a query takes at each layer, and what the layer adds to the one before."""
     faiss.omp_set_num_threads(1)
     for size in items:
-        with worker_with_servers(trust_torchscript=False) as parts:
+        with worker_with_servers(trust_torchscript=False, flat_below_rows=min(50_000, size)) as parts:
             _fill(parts, size)
             with _layers(parts) as layers, api_process(parts, _PORT):
                 layers["over HTTP"] = _over_http()
                 milliseconds = _in_turns(layers, queries)
+            with api_process(parts, _PORT) as api:
+                answered = {count: _asked_by(api.pid, count, seconds) for count in clients}
         _print(size, queries, milliseconds)
+        _print_rates(answered)
 
 
 def _fill(parts: WorkerParts, size: int) -> None:
@@ -104,15 +114,15 @@ def _layers(worker: WorkerParts) -> Iterator[Layers]:
             return parts.search.by_vectors("g", json.loads(body)["vectors"], Query(_K))
 
         def endpoint(body: bytes) -> object:
-            return search_by_vectors("g", VectorsQuery.model_validate(parse_json(body)), parts)
+            return runner.run(search_by_vectors("g", VectorsQuery.model_validate(parse_json(body)), parts))
 
         try:
             yield {
                 "index in process": index,
                 "with the look-up of the serving pair": look_up,
                 "search: with what is said of items": searched,
-                "endpoint: with JSON read, checked and written": endpoint,
-                "application: with its middleware and a thread": lambda body: runner.run(_through(app, body)),
+                "endpoint: with a thread, and JSON read, checked and written": endpoint,
+                "application: with its middleware and routes": lambda body: runner.run(_through(app, body)),
             }
         finally:
             runner.run(lifespan.__aexit__(None, None, None))
@@ -152,8 +162,7 @@ def _over_http() -> Callable[[bytes], object]:
 
 def _in_turns(layers: Layers, queries: int) -> dict[str, list[float]]:
     """Return the milliseconds of each query of each layer; the first turn does not count."""
-    vectors = np.random.default_rng(7).standard_normal((_AT_ONCE, 1, _DIM), np.float32)
-    bodies = [json.dumps({"vectors": vector.tolist(), "k": _K}).encode() for vector in vectors]
+    bodies = _bodies()
     milliseconds: dict[str, list[float]] = {name: [] for name in layers}
     for turn in range(1 + queries // _AT_ONCE):
         for name, layer in layers.items():
@@ -163,6 +172,38 @@ def _in_turns(layers: Layers, queries: int) -> dict[str, list[float]]:
                 if turn > 0:
                     milliseconds[name].append((time.perf_counter() - began) * 1_000)
     return milliseconds
+
+
+def _bodies() -> list[bytes]:
+    vectors = np.random.default_rng(7).standard_normal((_AT_ONCE, 1, _DIM), np.float32)
+    return [json.dumps({"vectors": vector.tolist(), "k": _K}).encode() for vector in vectors]
+
+
+def _asked_by(pid: int, clients: int, seconds: float) -> tuple[float, float, float]:
+    """Return answers a second, their median in milliseconds, and milliseconds of the API's processor for each."""
+    load = Load(_PORT, _PATH, clients, 0.2 * seconds, seconds, "application/json")
+    with load_process(_bodies()) as process:
+        process.submit(ask, replace(load, seconds=0.5)).result()  # items are described, connections are there
+        before = _processor_milliseconds(pid)
+        answered = process.submit(ask, load).result()
+    if answered.failures or not answered.milliseconds:
+        raise RuntimeError(f"{answered.failures} of {len(answered.milliseconds)} queries failed")
+    rate = len(answered.milliseconds) / seconds
+    busy = (_processor_milliseconds(pid) - before) / (1.2 * seconds)
+    return rate, statistics.median(answered.milliseconds), busy / rate
+
+
+def _processor_milliseconds(pid: int) -> float:
+    """Return what a process has taken of the processors so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1_000 / os.sysconf("SC_CLK_TCK")
+
+
+def _print_rates(answered: dict[int, tuple[float, float, float]]) -> None:
+    table = Table("clients", "queries/s", "p50 ms", "processor ms of a query", title="one API process, over HTTP")
+    for clients, (rate, p50, busy) in answered.items():
+        table.add_row(str(clients), f"{rate:,.0f}", f"{p50:.2f}", f"{busy:.2f}")
+    Console(width=120).print(table)
 
 
 def _print(size: int, queries: int, milliseconds: dict[str, list[float]]) -> None:

@@ -59,15 +59,23 @@ class JsonRoute(APIRoute):
         answer = super().get_route_handler()
 
         async def read_and_answer(request: Request) -> Response:
-            if self.body_field is not None and is_json(request.headers) and (body := await request.body()):
-                is_large = len(body) > _LARGE_BYTES
-                # Where Starlette keeps what it read, for `Request.json`.
-                request._json = await run_in_threadpool(parse_json, body) if is_large else parse_json(body)
-                if b"\\u0000" in body:
-                    _refuse_nul(request._json)
+            if self.body_field is not None and is_json(request.headers) and await request.body():
+                await read_json(request)
             return await answer(request)
 
         return read_and_answer
+
+
+async def read_json(request: Request) -> Any:
+    """Return the value of the body, which Starlette keeps for `Request.json`. Raises `NotJson` (422) and
+    `TooManyValues` (413)."""
+    if not hasattr(request, "_json"):
+        body = await request.body()
+        is_large = len(body) > _LARGE_BYTES
+        request._json = await run_in_threadpool(parse_json, body) if is_large else parse_json(body)
+        if b"\\u0000" in body:
+            _refuse_nul(request._json)
+    return request._json
 
 
 def _refuse_nul(value: Any) -> None:

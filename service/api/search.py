@@ -1,15 +1,13 @@
 """`POST /v1/galleries/{g}/search`: by an image, by vectors, or by items of the gallery."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import orjson
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
@@ -17,17 +15,18 @@ from starlette.requests import ClientDisconnect
 from service import identity
 from service.api.admission import TooManyQueries
 from service.api.bodies import FILE, body_of, form_of
-from service.api.dependencies import NAME_PATTERN, NamePath, PartsDependency
+from service.api.dependencies import NAME_PATTERN, Name, NamePath, PartsDependency
 from service.api.images import OF_IMAGES
-from service.api.items import thumbnail_url
-from service.api.json_bodies import Body, JsonRoute, parse_json
+from service.api.json_bodies import Body, JsonRoute, is_json, parse_json, read_json
 from service.api.refusals import refusals
+from service.api.request_logs import name_subject
+from service.api.search_answers import BatchAnswer, ImageAnswer, written_of_each, written_of_one
 from service.api.uploads import is_form, read_upload_form, texts_of
 from service.domain.gallery.galleries import UnknownGallery
 from service.domain.gallery.generations import NoNextGeneration, NoSuchGeneration
 from service.domain.gallery.items import UnknownItem
 from service.domain.gallery.new_items import InvalidItem
-from service.domain.search.answers import MAX_K, Answer, InvalidQuery, Neighbor, Query
+from service.domain.search.answers import MAX_K, InvalidQuery, Query
 from service.domain.search.cursors import MAX_TEXT, CursorOutdated, InvalidCursor, TooDeep
 from service.domain.search.filters import MAX_PATH, InvalidFilter
 from service.domain.search.groups import InvalidGrouping, check_grouping
@@ -56,54 +55,6 @@ _PAGES = (InvalidCursor, TooDeep, CursorOutdated)
 
 class InvalidSearch(Unprocessable):
     """The search request is not one image with its options."""
-
-
-class NeighborView(BaseModel):
-    """`hops` counts the transformations since the item's pixels, or its import. `uncertainty` is the squared error (l2)
-    that h expects of its embedding, null where no h made it or h does not say. `thumbnail_url` is null for an item
-    without one: it was imported, or the gallery keeps none. `group` comes with `group_by`: the value of which it is the
-    best neighbour, null where it has none and is a group by itself."""
-
-    id: str
-    distance: float
-    origin: str
-    hops: int
-    uncertainty: float | None
-    label: str | None
-    metadata: dict[str, Any]
-    image_uri: str | None
-    thumbnail_url: str | None
-    group: str | bool | float | None = None
-
-
-class ImageAnswer(BaseModel):
-    """Neighbours of the image, nearest first, and the one generation that they all come from.
-
-    `exact` is true when all vectors that pass the filter were compared with the query, as the index holds them (float16
-    in a graph), and false when a graph was walked, which may miss a few of the nearest. `next_cursor` comes with
-    `cursor`, null on the last page. `complete` comes with `group_by`: false where fewer groups than k were found among
-    as many neighbours as are looked at.
-    """
-
-    model_version: str
-    generation: int
-    revision: int
-    exact: bool
-    neighbors: list[NeighborView]
-    next_cursor: str | None = None
-    complete: bool | None = None
-
-
-class BatchAnswer(BaseModel):
-    """The same, with one list of neighbours, and one `complete`, per query; `exact` when it is so of all of them."""
-
-    model_version: str
-    generation: int
-    revision: int
-    exact: bool
-    neighbors: list[list[NeighborView]]
-    next_cursor: str | None = None
-    complete: list[bool] | None = None
 
 
 class VectorsQuery(Body):
@@ -164,6 +115,7 @@ class ImageQuery:
     options: Query
 
 
+_NAME = TypeAdapter(Name)
 _K = TypeAdapter(K)
 _MAX_DISTANCE = TypeAdapter(MaxDistance)
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -319,25 +271,9 @@ def search_by_image(
     candidate answers the share that the upgrade's canary says."""
     query = replace(image.options, generation=generation)
     answer = parts.search.by_image(name, image.data, query)
-    complete = answer.complete and answer.complete[0]
-    return _written(answer, query, _views(name, answer.neighbors[0], query), complete)
+    return written_of_one(name, query, answer)
 
 
-@router.post(
-    "/{name}/search/vectors",
-    response_model=BatchAnswer,
-    responses=refusals(
-        UnknownGallery,
-        NoNextGeneration,
-        NoSuchGeneration,
-        WrongSpace,
-        InvalidItem,
-        InvalidFilter,
-        InvalidGrouping,
-        InvalidQuery,
-        *_PAGES,
-    ),
-)
 async def search_by_vectors(
     name: NamePath, body: VectorsQuery, parts: PartsDependency, generation: Which = "active"
 ) -> Response:
@@ -354,8 +290,49 @@ async def search_by_vectors(
         cursor=body.cursor,
         group_by=_grouping(body.group_by),
     )
-    write = partial(_written_of_each, name, query)
+    write = partial(written_of_each, name, query)
     return await parts.vector_queries.answer(parts.search, name, body.vectors, query, write)
+
+
+class PlainCalls(JsonRoute):
+    """The route of `search_by_vectors`: calls without parameters are checked and made here, since to have FastAPI do it
+    takes a tenth of a query's time. It makes the others, and refuses those that are not valid."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+
+        async def call_or_answer(request: Request) -> Response:
+            if request.scope["query_string"] or not is_json(request.headers) or not await request.body():
+                return await answer(request)
+            try:
+                name = _NAME.validate_python(request.path_params["name"])
+                body = VectorsQuery.model_validate(await read_json(request))
+            except ValidationError:
+                return await answer(request)
+            name_subject(request)
+            return await search_by_vectors(name, body, request.app.state.parts)
+
+        return call_or_answer
+
+
+router.add_api_route(
+    "/{name}/search/vectors",
+    search_by_vectors,
+    methods=["POST"],
+    route_class_override=PlainCalls,
+    response_model=BatchAnswer,
+    responses=refusals(
+        UnknownGallery,
+        NoNextGeneration,
+        NoSuchGeneration,
+        WrongSpace,
+        InvalidItem,
+        InvalidFilter,
+        InvalidGrouping,
+        InvalidQuery,
+        *_PAGES,
+    ),
+)
 
 
 @router.post(
@@ -387,49 +364,4 @@ def search_by_items(name: NamePath, body: ItemsQuery, parts: PartsDependency, ge
         group_by=_grouping(body.group_by),
     )
     answer = parts.search.by_items(name, body.ids, query, exclude_self=body.exclude_self)
-    return _written_of_each(name, query, answer)
-
-
-def _written_of_each(gallery: str, query: Query, answer: Answer) -> Response:
-    return _written(answer, query, [_views(gallery, own, query) for own in answer.neighbors], answer.complete)
-
-
-def _written(answer: Answer, query: Query, neighbors: list[Any], complete: bool | list[bool] | None) -> Response:
-    """Return an `ImageAnswer` or a `BatchAnswer` as JSON, written in the thread that made it and from what there is:
-    models would be made of it, and checked, only to be written."""
-    view = {
-        "model_version": answer.model_version,
-        "generation": answer.generation,
-        "revision": answer.revision,
-        "exact": answer.is_exact,
-        "neighbors": neighbors,
-    }
-    if query.cursor is not None:
-        view["next_cursor"] = answer.next_cursor
-    if query.group_by is not None:
-        view["complete"] = complete
-    return Response(orjson.dumps(view), media_type="application/json")
-
-
-def _views(gallery: str, neighbors: list[Neighbor], query: Query) -> list[dict[str, Any]]:
-    """Return what is written of each `NeighborView`."""
-    views = [
-        {
-            "id": item.id,
-            "distance": neighbor.distance,
-            "origin": item.origin,
-            "hops": item.hops,
-            "uncertainty": item.uncertainty,
-            "label": item.label,
-            "metadata": orjson.Fragment(item.metadata),
-            "image_uri": item.image_uri,
-            "thumbnail_url": thumbnail_url(gallery, item.id) if item.has_thumbnail else None,
-        }
-        for neighbor in neighbors
-        for item in [neighbor.item]
-    ]
-    if query.group_by is not None:
-        for view, neighbor in zip(views, neighbors, strict=True):
-            value = neighbor.group
-            view["group"] = orjson.Fragment(str(value)) if isinstance(value, Decimal) else value
-    return views
+    return written_of_each(name, query, answer)

@@ -92,8 +92,13 @@ class VectorQueries:
         """Ask for those who wait, in a thread; when they are answered, for those who came meanwhile."""
         batch = [line.waiting.popleft() for _ in range(min(len(line.waiting), _MOST_TOGETHER))]
         line.running += 1
+        loop = asyncio.get_running_loop()
 
-        def end(_: object) -> None:
+        def ask() -> None:
+            _ask(search, batch)
+            loop.call_soon_threadsafe(end)
+
+        def end() -> None:
             line.running -= 1
             if line.waiting:
                 self._ask_waiting(search, alike, line)
@@ -102,8 +107,7 @@ class VectorQueries:
             for asked in batch:
                 _hand_over(asked)
 
-        run = batch[0].context.copy().run
-        asyncio.get_running_loop().run_in_executor(self._threads, run, _ask, search, batch).add_done_callback(end)
+        self._threads.submit(batch[0].context.copy().run, ask)
 
 
 def _ask(search: _Together, batch: Sequence[_Asked]) -> None:
@@ -112,15 +116,13 @@ def _ask(search: _Together, batch: Sequence[_Asked]) -> None:
         answers = search([asked.vectors for asked in batch])
         for asked, answer in zip(batch, answers, strict=True):
             asked.outcome = asked.context.run(asked.write, answer)
-    except GalleryError as error:
-        if len(batch) == 1:
-            batch[0].outcome = error
-            return
-        for asked in batch:
-            asked.context.copy().run(_ask, search, [asked])
     except Exception as error:  # noqa: BLE001 - raised to those who wait for it
-        for asked in batch:
-            asked.outcome = error
+        if len(batch) > 1 and isinstance(error, GalleryError) and error.status_code < 500:
+            for asked in batch:
+                asked.context.copy().run(_ask, search, [asked])
+        else:
+            for asked in batch:
+                asked.outcome = error
 
 
 def _may_wait(vectors: _Vectors, query: Query) -> bool:

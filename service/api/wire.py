@@ -8,7 +8,6 @@ the answer would be lost with it.
 import asyncio
 import json
 import resource
-from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -125,8 +124,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         size = sum(len(name) + len(value) for name, value in self.headers)
         if size > _MOST_HEADER_BYTES or len(self.headers) > _MOST_HEADERS:
             raise _too_many_headers()
-        given = Counter(name for name, _ in self.headers)
-        if given[b"host"] > 1 or (not given[b"host"] and self.parser.get_http_version() == "1.1"):
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             raise _Refused(400, "A request has one Host header.")
 
     def _expect_headers(self) -> None:

@@ -136,6 +136,38 @@ def test_a_bad_vector_query_is_422(gallery: TestClient, name: str) -> None:
     check_problem(gallery.post("/v1/galleries/g/search/vectors", json=BAD_VECTORS[name]), 422)
 
 
+@pytest.mark.parametrize(
+    ("gallery_name", "content", "content_type"),
+    [
+        ("g", b'{"vectors": [[1, 1, 1, 1, 1, 1], [2, 1, 1, 1, 1, 1]], "k": 3.0}', "application/json"),
+        ("g", b'{"vectors": [[1, 1, 1, 1, 1, 1]], "k": 3}', "application/problem+json; charset=utf-8"),
+        ("g", b'{"vectors": [[1, 1, 1, 1, 1, 1]], "k": 3}', "text/plain"),
+        ("g", b'{"vectors": [[1, 1, 1, 1, 1, 1]], "k": "3", "top": 1}', "application/json"),
+        ("g", b"[]", "application/json"),
+        ("g", b"{", "application/json"),
+        ("g", b"", "application/json"),
+        ("g", b'{"vectors": [[1, 1, 1, 1, 1, 1]], "model_version": "v2"}', "application/json"),
+        ("other", b'{"vectors": [[1, 1, 1, 1, 1, 1]], "k": 3}', "application/json"),
+        ("-g", b'{"vectors": [[1, 1, 1, 1, 1, 1]], "k": 3}', "application/json"),
+    ],
+)
+def test_a_call_with_and_one_without_parameters_are_answered_and_refused_alike(
+    gallery: TestClient, gallery_name: str, content: bytes, content_type: str
+) -> None:
+    plain, with_parameters = (
+        gallery.post(
+            f"/v1/galleries/{gallery_name}/search/vectors",
+            params=parameters,
+            content=content,
+            headers={"content-type": content_type, "x-request-id": "same"},
+        )
+        for parameters in ({}, {"generation": "active"})
+    )
+
+    assert (plain.status_code, plain.json()) == (with_parameters.status_code, with_parameters.json())
+    assert plain.headers == with_parameters.headers
+
+
 def test_nan_in_a_query_is_422(gallery: TestClient) -> None:
     body = '{"vectors": [[NaN, 1, 1, 1, 1, 1]]}'
 

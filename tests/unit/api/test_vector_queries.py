@@ -14,7 +14,7 @@ from service import identity
 from service.api.vector_queries import VectorQueries
 from service.domain.search.answers import Answer, Neighbor, Query
 from service.domain.search.described_items import DescribedItem
-from service.errors import Unprocessable
+from service.errors import Unavailable, Unprocessable
 
 Vectors = Sequence[Sequence[float]]
 
@@ -23,7 +23,7 @@ PLAIN = Query(10, generation="active")
 prefix: ContextVar[str] = ContextVar("prefix", default="")
 
 
-class Fault(Exception):
+class Fault(Unavailable):
     """What is nobody's own."""
 
 
@@ -47,7 +47,7 @@ class HeldSearch:
         numbers = [vector[0] for vectors in asked for vector in vectors]
         self.asked.append((gallery, query, numbers))
         if FAULTY in numbers:
-            raise Fault
+            raise Fault("Nothing can be asked.")
         if REFUSED in numbers:
             raise Unprocessable("A vector is refused.")
         return [Answer("v1", 1, 1, True, [[found(vector[0])] for vector in vectors]) for vectors in asked]
@@ -212,7 +212,7 @@ def test_a_fault_is_raised_to_all_who_were_asked_for_together_and_to_nobody_else
         assert [each if isinstance(each, str) else type(each) for each in outcomes] == ["1", Fault, Fault]
         assert await ask(queries, search, 3) == "3"
 
-    run(scenario)
+    assert [numbers for _, _, numbers in run(scenario).asked] == [[1], [2, FAULTY], [3]]
 
 
 def test_an_answer_is_written_in_the_context_of_its_own_request() -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import event, text
 
 import service.domain.search.described_items as module
 import service.domain.search.queries as module_of_queries
-from service.api.search import BatchAnswer
+from service.api.search_answers import BatchAnswer
 from service.domain.gallery.galleries import find_serving
 from service.domain.gallery.generations import GenerationKey
 from service.domain.search.answers import Query
