@@ -170,7 +170,7 @@ def check_judgement(gallery: SmallGallery, step: str) -> None:
         assert report.evidence >= 2  # an image has come since the upgrade began, and more may have before it was judged
         if step in ("switch", "rollback", "guard", "finalize"):
             assert upgrade.decision is not None
-            assert (upgrade.decision["report"], upgrade.decision["reason"]) == (1, OVERRIDE)
+            assert (upgrade.decision.report, upgrade.decision.reason) == (1, OVERRIDE)
 
 
 def break_guardrail(gallery: SmallGallery) -> None:

@@ -60,9 +60,9 @@ class NearCopies(NamedTuple):
 
 @pytest.fixture
 def near_copies(gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> NearCopies:
-    """Lists of a gallery of near copies, searched as wide as is right for points between rows, with changes since, and
-    asked for other copies of the same meanwhile, for which less is enough."""
-    monkeypatch.setattr(kinds, "_FEWEST_LISTS_PROBED", 1)
+    """Lists of a gallery of near copies, searched wider than is right, with changes since, and asked for other copies of
+    the same meanwhile, for which less is enough."""
+    monkeypatch.setattr(kinds, "_FEWEST_LISTS_PROBED", 4)
     random = np.random.default_rng(0)
     copies = np.repeat(random.standard_normal((150, DIMS["v1"][0])).astype(np.float32), 21, axis=0)
     copies += 0.1 * random.standard_normal(copies.shape).astype(np.float32)
@@ -75,6 +75,7 @@ def near_copies(gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.Mo
     delete_image(gallery, 2)
     queries = others[: 3 * FEWEST_QUERIES].tolist()
     ask(gallery, queries)
+    monkeypatch.setattr(kinds, "_FEWEST_LISTS_PROBED", 1)
     return NearCopies(gallery, row(worker, 1), queries)
 
 
