@@ -60,8 +60,8 @@ class NearCopies(NamedTuple):
 
 @pytest.fixture
 def near_copies(gallery: TestClient, worker: WorkerParts, monkeypatch: pytest.MonkeyPatch) -> NearCopies:
-    """Lists of a gallery of near copies, searched wider than is right, with changes since, and asked for other copies of
-    the same meanwhile, for which less is enough."""
+    """Lists of a gallery of near copies, searched wider than is right, with changes since, and asked for other copies
+    of the same meanwhile, for which less is enough."""
     monkeypatch.setattr(kinds, "_FEWEST_LISTS_PROBED", 4)
     random = np.random.default_rng(0)
     copies = np.repeat(random.standard_normal((150, DIMS["v1"][0])).astype(np.float32), 21, axis=0)
