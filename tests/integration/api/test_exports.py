@@ -92,7 +92,7 @@ def test_pages_are_followed_by_the_header_until_it_is_missing(gallery: TestClien
 def test_what_cannot_come_out_is_refused_in_words(gallery: TestClient) -> None:
     check_problem(gallery.get("/v1/galleries/other/embeddings"), 404)
     check_problem(gallery.get(URL, params={"generation": "next"}), 409, "no next generation")
-    check_problem(gallery.get(URL, params={"generation": "99"}), 404, "keeps no generation 99")
+    check_problem(gallery.get(URL, params={"generation": "99"}), 410, "keeps no generation 99")
     wrong: list[dict[str, str]] = [
         {"generation": "0"},
         {"generation": "last"},
