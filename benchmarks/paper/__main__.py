@@ -56,7 +56,8 @@ Every table has old/old, new/h and h/h by each recipe, and new/new. *Own item fi
 which the gallery then keeps, is the nearest. *Negative flips* are queries whose nearest item has their label with
 old/old and not here, *positive* ones the reverse, in percent of the queries: those of new/new no h can avoid.
 Differences are paired over the queries, each by its mean over the seeds, with 95 % intervals over queries that are
-drawn by whole classes. Each section ends with the commit and the machine that it was made on.
+drawn by whole classes. Each section ends with the commit and the machine that it was made on; those of older commits
+have fewer rows and columns.
 
 """
 _SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n)+)", re.MULTILINE)
