@@ -24,10 +24,10 @@ demo: $(VENV)/.installed ## Train, ingest, upgrade and query real images over HT
 serve: $(VENV)/.installed ## Start everything embedded, data in ./data
 	$(BIN)/gallery-upgrade serve
 
-test: $(VENV)/.installed ## Run the tests of the rules, the API and the workers against embedded servers: 8 minutes
+test: $(VENV)/.installed ## Run the tests of the rules, the API and the workers against embedded servers: 8 to 14 minutes
 	$(PYTEST) tests/unit tests/integration $(PYTEST_OPTIONS)
 
-test-processes: $(VENV)/.installed ## Run those in which whole processes are served, killed and started again: 5 minutes
+test-processes: $(VENV)/.installed ## Run those in which whole processes are served, killed and started again: 5 to 7 minutes
 	$(PYTEST) tests/end_to_end tests/chaos $(PYTEST_OPTIONS)
 
 test-fast: $(VENV)/.installed ## Run the tests that need no server, and neither train, judge nor build an index: under a minute
